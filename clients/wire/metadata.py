@@ -1,0 +1,22 @@
+"""The header and metadata keys our services speak, and the limits all of them share. One place, no literals elsewhere."""
+
+from typing import Final
+
+REQUEST_ID: Final = "x-request-id"
+"""HTTP header and gRPC metadata: names one request through all hops."""
+
+REQUEST_TIMEOUT_MS: Final = "x-request-timeout-ms"
+"""HTTP header: the caller's whole patience, in milliseconds. gRPC carries its own deadline."""
+
+RETRY_AFTER: Final = "retry-after"
+"""HTTP header: seconds, a whole number (RFC 9110, 10.2.3)."""
+
+RETRY_AFTER_MS: Final = "retry-after-ms"
+"""HTTP header and gRPC trailing metadata: milliseconds."""
+
+EMBEDDING_SERVICE: Final = "trunkline.embedding.v1.EmbeddingService"
+PREDICTION_SERVICE: Final = "tensorflow.serving.PredictionService"
+MODEL_SERVICE: Final = "tensorflow.serving.ModelService"
+
+MAX_MESSAGE_BYTES: Final = 64 * 1024 * 1024
+"""Bound of one gRPC message in either direction; gRPC's own default of 4 MB is less than one bulk answer."""

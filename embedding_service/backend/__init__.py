@@ -1,0 +1,108 @@
+"""The seam between scheduling and arithmetic: every word that crosses it, and nothing heavy.
+
+A backend runs one trunk. It knows nothing of requests, queues, callers or time; the batcher knows nothing of graphs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+Pooling = Literal["mean", "cls", "max", "mean_max", "sep", "tokens"]
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way of reading a forward pass, fully resolved: *layer* is negative (-1 is the last), *dims* 0 means all."""
+
+    pooling: Pooling = "mean"
+    layer: int = -1
+    normalize: bool = True
+    dims: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One forward pass's input.
+
+    *token_ids* are rows of ids of any lengths, special tokens in place; the backend pads them as it likes.
+    *views[i]* are the views row i is to be read by.
+    """
+
+    token_ids: tuple[tuple[int, ...], ...]
+    views: tuple[tuple[View, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens without padding."""
+        return sum(len(ids) for ids in self.token_ids)
+
+
+BatchResult = list[list[FloatArray]]
+"""result[i][j] is row i read by its view j: float32 [width'] for a pooled view, [tokens, width'] for tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkSpec:
+    """What a trunk is, whatever engine runs it."""
+
+    name: str
+    fingerprint: str
+    width: int
+    num_layers: int
+    vocab_size: int
+    max_tokens: int
+    default_view: View
+    prompt: str
+    tokenizer_json: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What runs it: *label* such as "openvino bf16"; *agreement* is the mean cosine to float32 measured at preparation.
+
+    *is_padded* says whether a short row in a batch costs as much as the longest; *concurrency* how many threads may be
+    inside `Backend.embed` at once; *layers* the negative layer numbers a view may ask for.
+    """
+
+    label: str
+    agreement: float
+    is_padded: bool
+    concurrency: int
+    layers: tuple[int, ...]
+
+
+class BackendError(Exception):
+    """A forward pass failed. The batch it happened in is lost; the backend may be asked again."""
+
+
+class Backend(Protocol):
+    """Runs one trunk. Making one is expensive: weights are read and compiled; calling it is not."""
+
+    @property
+    def trunk(self) -> TrunkSpec:
+        """Constant for the backend's life."""
+        ...
+
+    @property
+    def engine(self) -> EngineSpec:
+        """Constant for the backend's life."""
+        ...
+
+    def embed(self, batch: Batch) -> BatchResult:
+        """Run one forward pass; every row of the answer is finite.
+
+        Called from worker threads, at most `engine.concurrency` at a time; never from the event loop.
+        IMPORTANT: the answer has exactly one entry a row and, in it, one array a view; the batcher treats anything else
+        as a fault of the whole batch.
+
+        Raises:
+            BackendError: the pass failed, or gave numbers that are not finite.
+        """
+        ...
+
+    def close(self) -> None:
+        """Give back memory and threads. Called once, when no `embed` is under way."""
+        ...
