@@ -1,0 +1,119 @@
+"""gRPC as the clients use it: bytes in, bytes out, errors of our tree, and the channel options in one place."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import grpc
+import grpc.aio
+
+from clients._deadline import retry_after_seconds
+from clients._errors import GRPC_ERRORS, Cancelled, InvalidRequest, ServerFault, TrunklineError
+from clients.wire.metadata import MAX_MESSAGE_BYTES, REQUEST_ID, RETRY_AFTER_MS
+
+ChannelOptions = Sequence[tuple[str, str | int]]
+Method = Callable[[bytes, float, str], bytes]
+"""(serialised request, timeout in seconds, request id or "") -> serialised response."""
+AsyncMethod = Callable[[bytes, float, str], Awaitable[bytes]]
+
+CHANNEL_OPTIONS: Final[ChannelOptions] = (
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A server that vanished without a word (power, network) is noticed within 15 s of an unanswered call.
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    # A killed server that is back is found within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    # Retrying is the caller's decision: only it knows what else waits, and how long there is.
+    ("grpc.enable_retries", 0),
+    ("grpc.service_config_disable_resolution", 1),
+)
+LOOPBACK_OPTIONS: Final[ChannelOptions] = (("grpc.enable_http_proxy", 0),)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether *address* (host, host:port or unix:path) is on this machine; no proxy has business there."""
+    if address.startswith(("unix:", "[::1]")) or address == "::1":
+        return True
+    host = address.partition(":")[0]
+    return host == "localhost" or host.startswith("127.")
+
+
+def channel_options(address: str, options: ChannelOptions = ()) -> list[tuple[str, str | int]]:
+    """The options for a channel to *address*; *options* win over ours, coming last."""
+    loopback = LOOPBACK_OPTIONS if is_loopback(address) else ()
+    return [*CHANNEL_OPTIONS, *loopback, *options]
+
+
+def error_for_status(
+    code: grpc.StatusCode, message: str, *, retry_after: float | None = None, request_id: str = ""
+) -> TrunklineError:
+    """The error of our tree for a gRPC status."""
+    return GRPC_ERRORS.get(code, ServerFault)(
+        message or f"the service answered {code.name}", retry_after=retry_after, request_id=request_id
+    )
+
+
+def error_for_rpc(error: grpc.RpcError, request_id: str = "") -> TrunklineError:
+    """The error of our tree for what grpc, sync or asyncio, raised: both kinds carry the outcome of the call."""
+    if not isinstance(error, grpc.aio.AioRpcError | grpc.Call):
+        return ServerFault(f"the call failed: {error!r}", request_id=request_id)
+    trailing = {key: value for key, value in error.trailing_metadata() or ()}  # noqa: C416 (aio's is not a mapping)
+    return error_for_status(
+        error.code(),
+        error.details() or "",
+        retry_after=retry_after_seconds(trailing.get(RETRY_AFTER_MS)),
+        request_id=request_id,
+    )
+
+
+def call_metadata(request_id: str) -> tuple[tuple[str, str], ...] | None:
+    """What a call carries beside its request.
+
+    Raises:
+        InvalidRequest: *request_id* has characters that cannot travel in a header.
+    """
+    if not request_id:
+        return None
+    if not (request_id.isascii() and request_id.isprintable()):
+        raise InvalidRequest("a request id is printable ASCII")
+    return ((REQUEST_ID, request_id),)
+
+
+def async_method(channel: grpc.aio.Channel, service: str, name: str) -> AsyncMethod:
+    """One RPC of *channel*, prepared once: making it anew for each call would cost more than the call's own Python."""
+    call = channel.unary_unary(f"/{service}/{name}")
+
+    async def invoke(request: bytes, timeout: float, request_id: str) -> bytes:
+        metadata = call_metadata(request_id)
+        try:
+            response: bytes = await call(request, timeout=timeout, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise error_for_rpc(error, request_id) from error
+        except asyncio.CancelledError:
+            # Closing the channel looks like a cancelled task from here; only a task that was told to end may end so.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise
+            raise Cancelled("the client was closed during the call", request_id=request_id) from None
+        return response
+
+    return invoke
+
+
+def sync_method(channel: grpc.Channel, service: str, name: str) -> Method:
+    """`async_method`'s twin over a blocking channel."""
+    call = channel.unary_unary(f"/{service}/{name}")
+
+    def invoke(request: bytes, timeout: float, request_id: str) -> bytes:
+        metadata = call_metadata(request_id)
+        try:
+            response: bytes = call(request, timeout=timeout, metadata=metadata)
+        except grpc.RpcError as error:
+            raise error_for_rpc(error, request_id) from error
+        return response
+
+    return invoke

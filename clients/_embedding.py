@@ -1,0 +1,205 @@
+"""Calling the embedding service. The twins differ in waiting only; what is sent and believed is in `_embedding_wire`."""
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+import grpc
+import grpc.aio
+
+from clients._channel import ChannelOptions, async_method, channel_options, sync_method
+from clients._config import EMBED_ALL_RETRY, EMBEDDING_TIMEOUT
+from clients._deadline import Deadline
+from clients._embedding_wire import (
+    DTypeName,
+    Durations,
+    Embeddings,
+    Input,
+    Priority,
+    Trunk,
+    Truncation,
+    View,
+    ViewArray,
+    build_embed,
+    build_trunk,
+    join,
+    parse_embed,
+    parse_trunk,
+)
+from clients._errors import InvalidRequest, Overloaded
+from clients.wire.metadata import EMBEDDING_SERVICE
+
+__all__ = ["AsyncEmbeddingClient", "Durations", "EmbeddingClient", "Embeddings", "Trunk", "View", "ViewArray"]
+
+
+class AsyncEmbeddingClient:
+    """The embedding service, from asyncio. One per process: calls share a connection, and may run at the same time.
+
+    IMPORTANT: make it where the event loop runs.
+
+    Usage:
+        async with AsyncEmbeddingClient("127.0.0.1:8101") as client:
+            vectors = (await client.embed(["a text"])).vectors
+
+    Args:
+        address: host:port, or unix:path.
+        timeout: seconds a call may take that is given no other.
+        options: gRPC channel options that win over ours.
+    """
+
+    def __init__(self, address: str, *, timeout: float = EMBEDDING_TIMEOUT, options: ChannelOptions = ()) -> None:
+        self._timeout = timeout
+        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address, options))
+        self._embed = async_method(self._channel, EMBEDDING_SERVICE, "Embed")
+        self._trunk = async_method(self._channel, EMBEDDING_SERVICE, "GetTrunk")
+
+    async def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        trunk: str = "",
+        views: Sequence[View] = (),
+        truncation: Truncation = "right",
+        priority: Priority = "interactive",
+        dtype: DTypeName = "float32",
+        trunk_fingerprint: str = "",
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> Embeddings:
+        """Embed texts, or token ids with their special tokens in place, in one call and one forward pass each.
+
+        Args:
+            inputs: at most the trunk's *max_request_inputs*; nothing is split here.
+            trunk: its name; "" is the service's default.
+            views: the ways to read each forward pass; none means one view, all of the trunk's own habits.
+            truncation: which end of a text that is too long is dropped, or "error": it is refused.
+            priority: "bulk" lets interactive work go first.
+            dtype: of the vectors, as they travel and as they are returned.
+            trunk_fingerprint: refuse (FailedPrecondition) any trunk but this one; "" takes any.
+            timeout: seconds; None is the client's.
+            request_id: names the call in the service's logs.
+
+        Returns:
+            One array a view, in the order of *views*.
+
+        Raises:
+            TrunklineError: see `clients` for the tree.
+        """
+        request = build_embed(inputs, trunk, views, truncation, priority, dtype, trunk_fingerprint)
+        response = await self._embed(request, self._timeout if timeout is None else timeout, request_id)
+        return parse_embed(response, len(inputs), views, dtype)
+
+    async def trunk(self, name: str = "", *, with_tokenizer: bool = False, timeout: float | None = None) -> Trunk:
+        """Describe trunk *name* ("": the default); *with_tokenizer* brings its tokenizer.json along."""
+        request = build_trunk(name, with_tokenizer)
+        return parse_trunk(await self._trunk(request, self._timeout if timeout is None else timeout, ""))
+
+    async def close(self) -> None:
+        """End the connection; calls under way raise Cancelled."""
+        await self._channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        await self.close()
+
+
+class EmbeddingClient:
+    """The embedding service, from threads: `AsyncEmbeddingClient`'s twin, with `embed_all` for lists of any length."""
+
+    def __init__(self, address: str, *, timeout: float = EMBEDDING_TIMEOUT, options: ChannelOptions = ()) -> None:
+        self._timeout = timeout
+        self._channel = grpc.insecure_channel(address, options=channel_options(address, options))
+        self._embed = sync_method(self._channel, EMBEDDING_SERVICE, "Embed")
+        self._trunk = sync_method(self._channel, EMBEDDING_SERVICE, "GetTrunk")
+
+    def embed(
+        self,
+        inputs: Sequence[Input],
+        *,
+        trunk: str = "",
+        views: Sequence[View] = (),
+        truncation: Truncation = "right",
+        priority: Priority = "interactive",
+        dtype: DTypeName = "float32",
+        trunk_fingerprint: str = "",
+        timeout: float | None = None,
+        request_id: str = "",
+    ) -> Embeddings:
+        """See `AsyncEmbeddingClient.embed`."""
+        request = build_embed(inputs, trunk, views, truncation, priority, dtype, trunk_fingerprint)
+        response = self._embed(request, self._timeout if timeout is None else timeout, request_id)
+        return parse_embed(response, len(inputs), views, dtype)
+
+    def trunk(self, name: str = "", *, with_tokenizer: bool = False, timeout: float | None = None) -> Trunk:
+        """See `AsyncEmbeddingClient.trunk`."""
+        request = build_trunk(name, with_tokenizer)
+        return parse_trunk(self._trunk(request, self._timeout if timeout is None else timeout, ""))
+
+    def embed_all(
+        self,
+        texts: Sequence[Input],
+        *,
+        trunk: str = "",
+        views: Sequence[View] = (),
+        truncation: Truncation = "right",
+        priority: Priority = "bulk",
+        dtype: DTypeName = "float32",
+        timeout: float | None = None,
+        progress: Callable[[int], None] | None = None,
+    ) -> Embeddings:
+        """Embed a list of any length, in parts of the trunk's *max_request_inputs*, all by the same trunk.
+
+        Where the service is full, a part waits as long as the service asks and is sent again.
+
+        Args:
+            texts: texts or token ids.
+            trunk: see `embed`, like *views*, *truncation*, *priority* and *dtype*.
+            views: see `embed`.
+            truncation: see `embed`.
+            priority: see `embed`.
+            dtype: see `embed`.
+            timeout: seconds each *part* may take, its waiting included; None is the client's.
+            progress: called after each part with the number of texts done so far.
+
+        Raises:
+            InvalidRequest: there are no texts, or one can never be served.
+            FailedPrecondition: the trunk was exchanged for another half-way.
+            TrunklineError: see `clients` for the tree.
+        """
+        if not texts:
+            raise InvalidRequest("there are no texts to embed")
+        found = self.trunk(trunk, timeout=timeout)
+        parts: list[Embeddings] = []
+        for start in range(0, len(texts), found.max_request_inputs):
+            part = texts[start : start + found.max_request_inputs]
+            request = build_embed(part, trunk, views, truncation, priority, dtype, found.fingerprint)
+            response = self._embed_patiently(request, Deadline.after(self._timeout if timeout is None else timeout))
+            parts.append(parse_embed(response, len(part), views, dtype))
+            if progress is not None:
+                progress(start + len(part))
+        return join(parts)
+
+    def _embed_patiently(self, request: bytes, deadline: Deadline) -> bytes:
+        attempt = 0
+        while True:
+            try:
+                return self._embed(request, deadline.remaining(), "")
+            except Overloaded as error:
+                delay = EMBED_ALL_RETRY.delay(attempt, error.retry_after)
+                if delay >= deadline.remaining():
+                    raise
+            time.sleep(delay)
+            attempt += 1
+
+    def close(self) -> None:
+        """End the connection; calls under way raise Cancelled."""
+        self._channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()

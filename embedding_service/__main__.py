@@ -1,0 +1,55 @@
+"""`python -m embedding_service`: prepares the trunk where needed, then serves it. Prints one line to stdout when ready."""
+
+import asyncio
+import logging
+import os
+import sys
+
+import uvloop
+from pydantic import ValidationError
+from pydantic_settings import CliApp
+
+from embedding_service.backend.load import load_backend
+from embedding_service.models.fetch import PreparationError
+from embedding_service.models.prepare import prepare
+from embedding_service.service import Addresses, ListenError, serve, warm_up
+from embedding_service.settings import Settings
+
+_log = logging.getLogger("embedding_service")
+
+
+def main() -> int:
+    """Exit status: 0 after a drain, 1 when it could not start (one sentence says why), 2 for settings that make no sense."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="embedding: %(message)s")
+    try:
+        settings = CliApp.run(Settings)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False, include_input=False):
+            _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
+        return 2
+    try:
+        prepared = prepare(
+            settings.model,
+            cache_dir=settings.cache_dir,
+            engine=settings.engine,
+            layers=settings.layers,
+            progress=_log.info,
+        )
+        backend = load_backend(prepared)
+        warm_up(backend)
+        uvloop.run(serve(backend, settings, _announce))
+    except (PreparationError, ListenError) as error:
+        _log.error("%s", error)
+        return 1
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        return 130
+    return 0
+
+
+def _announce(addresses: Addresses) -> None:
+    print(f"embedding grpc={addresses.grpc} http={addresses.http}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,187 @@
+"""The HTTP edge: OpenAI's embeddings, and what an operator asks a service. Pure Starlette routes; msgspec checks the types.
+
+Protocol facts: OpenAI's `POST /v1/embeddings` and `GET /v1/models`. Its Python client asks for base64 when its user says
+nothing, and base64 there is little-endian float32; optional fields may be null.
+"""
+
+import base64
+import logging
+import time
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import msgspec
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from clients.wire.metadata import RETRY_AFTER, RETRY_AFTER_MS
+from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
+from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, ViewChoice
+
+_log = logging.getLogger(__name__)
+
+Positive = Annotated[int, msgspec.Meta(ge=1, le=65_536)]
+
+
+class EmbeddingsBody(msgspec.Struct):
+    """The body of `POST /v1/embeddings`."""
+
+    input: str | list[str | int | list[int]]
+    model: str | None = None
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Positive | None = None
+    user: str | None = None
+
+
+class HttpEdge:
+    """The routes. *is_ready* says whether work may be sent here; *info* is what `/info` answers."""
+
+    def __init__(
+        self,
+        infer: Infer,
+        *,
+        registry: CollectorRegistry,
+        is_ready: Callable[[], bool],
+        info: Callable[[], dict[str, Any]],
+        max_body_bytes: int,
+        default_timeout: float,
+    ) -> None:
+        self._infer = infer
+        self._registry = registry
+        self._is_ready = is_ready
+        self._info = info
+        self._max_body_bytes = max_body_bytes
+        self._default_timeout = default_timeout
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        return Starlette(
+            routes=[
+                Route("/v1/embeddings", self.embeddings, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/healthz", self.healthz),
+                Route("/readyz", self.readyz),
+                Route("/metrics", self.metrics),
+                Route("/info", self.info),
+            ],
+            exception_handlers={EmbedError: _on_embed_error, HTTPException: _on_http_error, Exception: _on_fault},
+        )
+
+    async def embeddings(self, request: Request) -> Response:
+        """`POST /v1/embeddings`, OpenAI's shape."""
+        body = parse_embeddings(await self._body(request))
+        inputs = [body.input] if isinstance(body.input, str) else _inputs_of(body.input)
+        name = body.model if body.model in self._infer.trunks else ""
+        call = EmbedCall(
+            inputs=inputs,
+            deadline=time.monotonic() + self._default_timeout,
+            trunk=name or "",
+            views=[ViewChoice(normalize=True, dims=body.dimensions or 0)],
+        )
+        answer = await self._infer.embed(call)
+        return _json(openai_answer(answer, body.model or answer.trunk.name, body.encoding_format == "base64"))
+
+    async def models(self, _: Request) -> Response:
+        """`GET /v1/models`, OpenAI's shape."""
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "trunkline"} for name in self._infer.trunks]
+        return _json({"object": "list", "data": rows})
+
+    async def healthz(self, _: Request) -> Response:
+        """The process lives."""
+        return _json({"status": "live"})
+
+    async def readyz(self, _: Request) -> Response:
+        """Work may be sent here."""
+        ready = self._is_ready()
+        return _json({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+
+    async def metrics(self, _: Request) -> Response:
+        """Prometheus text."""
+        return Response(generate_latest(self._registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def info(self, _: Request) -> Response:
+        """The effective settings and trunks."""
+        return _json(self._info())
+
+    async def _body(self, request: Request) -> bytes:
+        """The body, refused as soon as it is seen to be too long, not once it has arrived."""
+        if request.headers.get("content-encoding", "identity") != "identity":
+            raise HTTPException(415, "compressed bodies are not accepted")
+        body = bytearray()
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > self._max_body_bytes:
+                raise HTTPException(413, f"the body is longer than {self._max_body_bytes} bytes")
+        return bytes(body)
+
+
+def parse_embeddings(body: bytes) -> EmbeddingsBody:
+    """The request in *body*.
+
+    Raises:
+        InvalidInput: it is not JSON or not of the right types; the message never echoes it.
+    """
+    try:
+        return msgspec.json.decode(body, type=EmbeddingsBody)
+    # msgspec bounds its recursion, also where it skips fields it does not know.
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"the body has the wrong shape: {str(error)[:200]}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidInput("the body is not valid JSON in UTF-8") from None
+
+
+def openai_answer(answer: EmbedAnswer, model: str, as_base64: bool) -> dict[str, Any]:
+    """*answer* in OpenAI's shape."""
+    rows = answer.views[0].array
+    data = [
+        {
+            "object": "embedding",
+            "index": index,
+            "embedding": base64.b64encode(row.astype("<f4").tobytes()).decode() if as_base64 else row.tolist(),
+        }
+        for index, row in enumerate(rows)
+    ]
+    used = sum(answer.num_tokens)
+    usage = {"prompt_tokens": used, "total_tokens": used}
+    return {"object": "list", "data": data, "model": model, "usage": usage}
+
+
+def _inputs_of(items: list[str | int | list[int]]) -> list[str | list[int]]:
+    """A list of texts, of token ids (one input), or of lists of token ids."""
+    if items and all(isinstance(item, int) for item in items):
+        return [[item for item in items if isinstance(item, int)]]
+    mixed = [item for item in items if isinstance(item, int)]
+    if mixed:
+        raise InvalidInput("input mixes token ids with texts or lists")
+    return [item for item in items if not isinstance(item, int)]
+
+
+def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+
+
+def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
+    kind = "invalid_request_error" if status < 500 else "server_error"
+    return _json({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
+
+
+async def _on_embed_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, EmbedError)
+    headers = {}
+    if error.retry_after is not None:
+        headers = {RETRY_AFTER: str(max(1, round(error.retry_after))), RETRY_AFTER_MS: str(round(error.retry_after * 1000))}
+    return _error(HTTP_STATUS[type(error)], error.code, str(error), headers)
+
+
+async def _on_http_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return _error(error.status_code, "invalid_request", error.detail)
+
+
+async def _on_fault(_: Request, error: Exception) -> Response:
+    _log.error("a request failed unexpectedly: %s", type(error).__name__)
+    return _error(500, "internal", "the embedding service failed in a way it should not")

@@ -1,0 +1,171 @@
+"""The gRPC edge: messages to calls, answers to bytes, errors to status codes. Nothing is decided here."""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Final, Literal, TypeVar, cast
+
+import grpc
+import grpc.aio
+import numpy as np
+
+from clients.wire import embedding_pb2 as pb
+from clients.wire.metadata import EMBEDDING_SERVICE, RETRY_AFTER_MS
+from clients.wire.text import NORMALIZER
+from embedding_service.backend import Pooling, View
+from embedding_service.errors import GRPC_STATUS, EmbedError
+from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, Truncation, ViewChoice, ViewVectors
+
+_log = logging.getLogger(__name__)
+
+POOLINGS: Final[dict[int, Pooling]] = {
+    pb.POOLING_MEAN: "mean",
+    pb.POOLING_CLS: "cls",
+    pb.POOLING_MAX: "max",
+    pb.POOLING_MEAN_MAX: "mean_max",
+    pb.POOLING_SEP: "sep",
+    pb.POOLING_TOKENS: "tokens",
+}
+_POOLING_NUMBERS: Final = {name: number for number, name in POOLINGS.items()}
+_TRUNCATIONS: Final[dict[int, Truncation]] = {
+    pb.TRUNCATION_UNSPECIFIED: "right",
+    pb.TRUNCATION_RIGHT: "right",
+    pb.TRUNCATION_LEFT: "left",
+    pb.TRUNCATION_ERROR: "error",
+}
+_DTYPES: Final[dict[int, Literal["<f4", "<f2"]]] = {
+    pb.DTYPE_UNSPECIFIED: "<f4",
+    pb.DTYPE_FLOAT32: "<f4",
+    pb.DTYPE_FLOAT16: "<f2",
+}
+
+Answer = TypeVar("Answer")
+Context = grpc.aio.ServicerContext[pb.EmbedRequest, pb.EmbedResponse]
+
+
+class EmbeddingServicer:
+    """Answers `trunkline.embedding.v1.EmbeddingService`. *default_timeout* seconds bound a call that brings no deadline."""
+
+    def __init__(self, infer: Infer, *, default_timeout: float) -> None:
+        self._infer = infer
+        self._default_timeout = default_timeout
+
+    def handler(self) -> grpc.GenericRpcHandler:
+        """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
+        return grpc.method_handlers_generic_handler(
+            EMBEDDING_SERVICE,
+            {
+                "Embed": grpc.unary_unary_rpc_method_handler(
+                    cast("Callable[..., pb.EmbedResponse]", self.embed),
+                    request_deserializer=pb.EmbedRequest.FromString,
+                    response_serializer=pb.EmbedResponse.SerializeToString,
+                ),
+                "GetTrunk": grpc.unary_unary_rpc_method_handler(
+                    cast("Callable[..., pb.Trunk]", self.get_trunk),
+                    request_deserializer=pb.GetTrunkRequest.FromString,
+                    response_serializer=pb.Trunk.SerializeToString,
+                ),
+            },
+        )
+
+    async def embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        """The RPC `Embed`."""
+        return await self._answered(context, lambda: self._embed(request, context))
+
+    async def get_trunk(self, request: pb.GetTrunkRequest, context: Context) -> pb.Trunk:
+        """The RPC `GetTrunk`."""
+        return await self._answered(context, lambda: self._describe(request))
+
+    async def _embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+        remaining = context.time_remaining()
+        timeout = self._default_timeout if remaining is None else min(remaining, self._default_timeout)
+        answer = await self._infer.embed(call_of(request, time.monotonic() + timeout))
+        return response_of(answer, request.dtype)
+
+    async def _describe(self, request: pb.GetTrunkRequest) -> pb.Trunk:
+        trunk = self._infer.trunk(request.trunk)
+        return trunk_message(trunk, self._infer.limits.max_request_inputs, with_tokenizer=request.with_tokenizer)
+
+    async def _answered(self, context: Context, work: Callable[[], Awaitable[Answer]]) -> Answer:
+        try:
+            return await work()
+        except EmbedError as error:
+            if error.__cause__ is not None:
+                _log.error("%s: %r", error, error.__cause__)
+            if error.retry_after is not None:
+                context.set_trailing_metadata(((RETRY_AFTER_MS, str(round(error.retry_after * 1000))),))
+            await context.abort(GRPC_STATUS[type(error)], str(error))
+
+
+def call_of(request: pb.EmbedRequest, deadline: float) -> EmbedCall:
+    """The call that *request* means. What an enum value unknown here means is its default."""
+    return EmbedCall(
+        inputs=[item.tokens.ids if item.WhichOneof("value") == "tokens" else item.text for item in request.inputs],
+        deadline=deadline,
+        trunk=request.trunk,
+        views=[_choice_of(view) for view in request.views],
+        truncation=_TRUNCATIONS.get(request.truncation, "right"),
+        is_bulk=request.priority == pb.PRIORITY_BULK,
+        trunk_fingerprint=request.trunk_fingerprint,
+    )
+
+
+def response_of(answer: EmbedAnswer, dtype: int) -> pb.EmbedResponse:
+    """*answer* as a message, its vectors as little-endian bytes of *dtype*."""
+    timings = answer.timings
+    return pb.EmbedResponse(
+        trunk=answer.trunk.name,
+        trunk_fingerprint=answer.trunk.fingerprint,
+        views=[_view_result(view, dtype) for view in answer.views],
+        inputs=[
+            pb.InputResult(num_tokens=count, truncated=truncated)
+            for count, truncated in zip(answer.num_tokens, answer.truncated, strict=True)
+        ],
+        durations=pb.Durations(
+            tokenization_ns=round(timings.tokenization * 1e9),
+            queue_ns=round(timings.queue * 1e9),
+            inference_ns=round(timings.inference * 1e9),
+            total_ns=round(timings.total * 1e9),
+        ),
+    )
+
+
+def trunk_message(trunk: HostedTrunk, max_request_inputs: int, *, with_tokenizer: bool) -> pb.Trunk:
+    """*trunk* as `GetTrunk` answers it."""
+    spec, engine = trunk.spec, trunk.engine
+    return pb.Trunk(
+        name=spec.name,
+        fingerprint=spec.fingerprint,
+        width=spec.width,
+        num_layers=spec.num_layers,
+        vocab_size=spec.vocab_size,
+        max_tokens=spec.max_tokens,
+        default_view=_view_message(spec.default_view),
+        layers=engine.layers,
+        normalizer=NORMALIZER,
+        prompt=spec.prompt,
+        engine=engine.label,
+        agreement=engine.agreement,
+        max_request_inputs=max_request_inputs,
+        tokenizer_json=spec.tokenizer_json if with_tokenizer else b"",
+    )
+
+
+def _choice_of(view: pb.View) -> ViewChoice:
+    return ViewChoice(
+        pooling=POOLINGS.get(view.pooling),
+        layer=view.layer if view.HasField("layer") else None,
+        normalize=view.normalize if view.HasField("normalize") else None,
+        dims=view.dims,
+    )
+
+
+def _view_message(view: View) -> pb.View:
+    number = cast("pb.Pooling.ValueType", _POOLING_NUMBERS[view.pooling])
+    return pb.View(pooling=number, layer=view.layer, normalize=view.normalize, dims=view.dims)
+
+
+def _view_result(view: ViewVectors, dtype: int) -> pb.ViewResult:
+    array = np.ascontiguousarray(view.array, dtype=_DTYPES.get(dtype, "<f4"))
+    number = pb.DTYPE_FLOAT16 if array.dtype.itemsize == 2 else pb.DTYPE_FLOAT32
+    return pb.ViewResult(tensor=pb.Tensor(dtype=number, shape=array.shape, data=array.tobytes()), row_tokens=view.row_tokens)

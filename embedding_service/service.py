@@ -1,0 +1,174 @@
+"""The composition root: prepare the trunk, warm it up, open both ports, serve until told to stop, drain.
+
+Order of a start: load, warm up, listen, report ready. Order of a stop: not ready, gRPC health NOT_SERVING, stop accepting,
+finish what is in flight within the grace, close the backend.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+import uvicorn
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio
+from prometheus_client import CollectorRegistry
+from starlette.applications import Starlette
+
+from clients.wire.metadata import EMBEDDING_SERVICE, MAX_MESSAGE_BYTES
+from embedding_service.backend import Backend, Batch
+from embedding_service.http import HttpEdge
+from embedding_service.infer import HostedTrunk, Infer, InferLimits
+from embedding_service.server import EmbeddingServicer
+from embedding_service.settings import Settings
+from embedding_service.telemetry import PrometheusTelemetry
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running service listens: *grpc* as HOST:PORT, *http* as a URL."""
+
+    grpc: str
+    http: str
+
+
+class ListenError(Exception):
+    """A port could not be had; the message says which and what to do."""
+
+
+def warm_up(backend: Backend) -> None:
+    """Run passes of a few lengths, so that the first caller does not pay for what an engine compiles lazily."""
+    spec = backend.trunk
+    for length in (8, 16, 32, 64):
+        ids = tuple(range(1, min(length, spec.max_tokens, spec.vocab_size - 1) + 1))
+        for rows in (1, 8):
+            backend.embed(Batch((ids,) * rows, ((spec.default_view,),) * rows))
+
+
+@contextlib.asynccontextmanager
+async def running(backend: Backend, settings: Settings) -> AsyncIterator[Addresses]:
+    """Serve *backend* on both ports for as long as the context lasts; leaving it drains and closes the backend."""
+    registry = CollectorRegistry()
+    telemetry = PrometheusTelemetry(registry)
+    trunk = HostedTrunk(backend, settings.queue_limits, telemetry)
+    infer = Infer([trunk], InferLimits(max_request_inputs=settings.max_request_inputs), telemetry)
+    health = health_aio.HealthServicer()
+    serving = _Readiness(health, [EMBEDDING_SERVICE, f"trunk/{trunk.spec.name}", ""])
+    edge = HttpEdge(
+        infer,
+        registry=registry,
+        is_ready=lambda: serving.is_ready and trunk.batcher.is_healthy,
+        info=lambda: _info(settings, trunk),
+        max_body_bytes=settings.max_body_bytes,
+        default_timeout=settings.default_timeout_seconds,
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        stack.callback(backend.close)
+        grpc_server, grpc_port = await _start_grpc(infer, health, settings)
+        stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
+        http_port = await stack.enter_async_context(_http_server(edge.app(), settings))
+        stack.push_async_callback(trunk.batcher.drain, settings.drain_seconds)
+        await serving.turn(on=True)
+        stack.push_async_callback(serving.turn, on=False)
+        yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}")
+
+
+async def serve(backend: Backend, settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
+    """Serve *backend* until SIGTERM or SIGINT; a second signal ends the process at once."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, _on_signal, stop, loop, number)
+    async with running(backend, settings) as addresses:
+        on_ready(addresses)
+        await stop.wait()
+        _log.info("draining")
+
+
+def _on_signal(stop: asyncio.Event, loop: asyncio.AbstractEventLoop, number: signal.Signals) -> None:
+    stop.set()
+    loop.remove_signal_handler(number)
+
+
+class _Readiness:
+    """Whether work may be sent here, and gRPC health telling the same."""
+
+    def __init__(self, health: health_aio.HealthServicer, names: list[str]) -> None:
+        self.is_ready = False
+        self._health = health
+        self._names = names
+
+    async def turn(self, *, on: bool) -> None:
+        self.is_ready = on
+        status = health_pb2.HealthCheckResponse.SERVING if on else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in self._names:
+            await self._health.set(name, status)
+
+
+async def _start_grpc(infer: Infer, health: health_aio.HealthServicer, settings: Settings) -> tuple[grpc.aio.Server, int]:
+    server = grpc.aio.server(
+        options=[
+            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+    )
+    servicer = EmbeddingServicer(infer, default_timeout=settings.default_timeout_seconds)
+    server.add_generic_rpc_handlers((servicer.handler(),))
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    try:
+        port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
+    except RuntimeError:
+        raise ListenError(_taken(settings.grpc_port, "--grpc-port")) from None
+    await server.start()
+    return server, port
+
+
+@contextlib.asynccontextmanager
+async def _http_server(app: Starlette, settings: Settings) -> AsyncIterator[int]:
+    try:
+        listener = socket.create_server((settings.host, settings.http_port))
+    except OSError:
+        raise ListenError(_taken(settings.http_port, "--http-port")) from None
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=max(1, round(settings.drain_seconds))
+    )
+    server = uvicorn.Server(config)
+    # Signals are this module's business, not uvicorn's.
+    task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+        listener.close()
+
+
+def _taken(port: int, flag: str) -> str:
+    return f"port {port} is taken; stop what listens there or choose another with {flag} (0: any free one)"
+
+
+def _info(settings: Settings, trunk: HostedTrunk) -> dict[str, Any]:
+    spec, engine = trunk.spec, trunk.engine
+    described = {
+        "name": spec.name,
+        "fingerprint": spec.fingerprint,
+        "width": spec.width,
+        "max_tokens": spec.max_tokens,
+        "engine": engine.label,
+        "agreement": engine.agreement,
+        "concurrency": engine.concurrency,
+        "layers": engine.layers,
+    }
+    effective = settings.model_dump(mode="json", exclude={"cache_dir", "model"})
+    return {"service": "embedding", "trunks": [described], "settings": effective}

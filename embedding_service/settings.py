@@ -1,0 +1,68 @@
+"""The service's settings: flags, or environment variables with the prefix TRUNKLINE_EMBEDDING_. What each one costs is said."""
+
+from pathlib import Path
+from typing import Literal, Self
+
+from platformdirs import user_cache_path
+from pydantic import Field, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from embedding_service.queue import QueueLimits
+
+Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32"]
+
+
+class Settings(BaseSettings):
+    """All that can be set. Unknown flags are refused."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="TRUNKLINE_EMBEDDING_",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_prog_name="python -m embedding_service",
+        cli_hide_none_type=True,
+        extra="forbid",
+    )
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback, anyone who reaches it may use it.")
+    grpc_port: int = Field(8101, ge=0, le=65_535, description="0: any free port.")
+    http_port: int = Field(8100, ge=0, le=65_535, description="0: any free port.")
+
+    model: str | None = Field(None, description="A local directory or a hub name; unset: all-MiniLM-L6-v2.")
+    engine: Engine = Field("auto", description="auto: bfloat16 where the processor computes with it, else float32.")
+    cache_dir: Path = Field(
+        default_factory=lambda: user_cache_path("trunkline"),
+        description="Downloads and prepared graphs; losing it costs a minute at the next start.",
+    )
+    layers: tuple[int, ...] = Field((-1,), description="Layers a view may ask for; each one more is computed and copied.")
+
+    max_batch_tokens: int = Field(
+        512, ge=1, description="Computed tokens of one forward pass; higher delays short texts behind full batches."
+    )
+    max_batch_requests: int = Field(32, ge=1, description="Rows of one forward pass.")
+    max_padding: float = Field(0.15, ge=0, lt=1, description="Share of a batch that may be padding; 0 groups equal lengths only.")
+    max_queued_tokens: int = Field(
+        65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."
+    )
+    max_request_inputs: int = Field(1_024, ge=1, description="Inputs of one call.")
+    max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, description="Of one HTTP body; longer ones are refused while read.")
+    default_timeout_seconds: float = Field(30.0, gt=0, description="For a call that brings no deadline, and the most it gets.")
+    drain_seconds: float = Field(5.0, ge=0, description="Given to work in flight when told to stop.")
+
+    @model_validator(mode="after")
+    def _make_sense_together(self) -> Self:
+        if self.max_queued_tokens < self.max_batch_tokens:
+            raise ValueError(
+                "max_queued_tokens is below max_batch_tokens: no full batch could ever gather; raise the one or lower the other"
+            )
+        return self
+
+    @property
+    def queue_limits(self) -> QueueLimits:
+        """The part that is the queue's."""
+        return QueueLimits(
+            max_batch_tokens=self.max_batch_tokens,
+            max_batch_requests=self.max_batch_requests,
+            max_padding=self.max_padding,
+            max_queued_tokens=self.max_queued_tokens,
+        )

@@ -1,0 +1,277 @@
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedding_service.backend import Batch, BatchResult, View
+from embedding_service.backend.fake import FakeBackend, checksum_vector
+from embedding_service.batching import Batcher, Row
+from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
+from embedding_service.queue import QueueLimits
+from embedding_service.telemetry import BatchFacts, Timings
+
+VIEW = View(normalize=False)
+
+
+class CountingTelemetry:
+    def __init__(self) -> None:
+        self.batches: list[BatchFacts] = []
+        self.dropped: dict[str, int] = {}
+
+    def request_ended(self, outcome: str, num_texts: int, timings: Timings | None) -> None:
+        pass
+
+    def batch_ended(self, facts: BatchFacts) -> None:
+        self.batches.append(facts)
+
+    def queue_changed(self, num_entries: int, num_tokens: int) -> None:
+        pass
+
+    def entries_dropped(self, reason: str, count: int) -> None:
+        self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+
+class Gate:
+    """Holds every forward pass until it is opened."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def __call__(self, _: Batch) -> None:
+        assert self._event.wait(10)
+
+    def open(self) -> None:
+        self._event.set()
+
+
+@asynccontextmanager
+async def batching(backend: FakeBackend, telemetry: CountingTelemetry | None = None, **limits: float) -> AsyncIterator[Batcher]:
+    batcher = Batcher(backend, QueueLimits(**limits), telemetry or CountingTelemetry())  # type: ignore[arg-type]
+    try:
+        yield batcher
+    finally:
+        await batcher.drain(5)
+
+
+def row(*ids: int) -> Row:
+    return Row(ids, (VIEW,))
+
+
+def soon(seconds: float = 10.0) -> float:
+    return time.monotonic() + seconds
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def test_each_row_gets_its_own_vector() -> None:
+    async with batching(FakeBackend()) as batcher:
+        outcome = await batcher.run([row(1, 2), row(3), row(4, 5, 6)], deadline=soon())
+
+    for ids, vectors in zip([(1, 2), (3,), (4, 5, 6)], outcome.vectors, strict=True):
+        np.testing.assert_array_equal(checksum_vector(ids), vectors[0])
+
+
+async def test_the_next_batch_gathers_while_the_current_one_runs() -> None:
+    gate = Gate()
+    backend = FakeBackend(fault=gate)
+    async with batching(backend) as batcher:
+        calls = [asyncio.create_task(batcher.run([row(n, n)], deadline=soon())) for n in range(5)]
+        await until(lambda: batcher.queue.num_entries == 4)
+        gate.open()
+        await asyncio.gather(*calls)
+
+    assert [1, 4] == [len(batch.token_ids) for batch in backend.batches]
+
+
+async def test_a_departed_caller_is_never_executed() -> None:
+    gate, telemetry = Gate(), CountingTelemetry()
+    backend = FakeBackend(fault=gate)
+    async with batching(backend, telemetry) as batcher:
+        first = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
+        leaver = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
+        await until(lambda: batcher.queue.num_entries == 1)
+        leaver.cancel()
+        await asyncio.wait([leaver])
+        gate.open()
+        await first
+
+    assert leaver.cancelled()
+    assert [((1,),)] == [batch.token_ids for batch in backend.batches]
+    assert {"departed": 1} == telemetry.dropped
+
+
+async def test_a_caller_that_leaves_mid_batch_does_not_disturb_its_mates() -> None:
+    gate = Gate()
+    async with batching(FakeBackend(fault=gate)) as batcher:
+        blocker = asyncio.create_task(batcher.run([row(9)], deadline=soon()))
+        leaver = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
+        stayer = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
+        await asyncio.sleep(0)
+        leaver.cancel()
+        gate.open()
+        await blocker
+        outcome = await stayer
+
+    np.testing.assert_array_equal(checksum_vector((2,)), outcome.vectors[0][0])
+
+
+async def test_a_passed_deadline_is_an_answer_and_no_work() -> None:
+    gate = Gate()
+    backend = FakeBackend(fault=gate)
+    async with batching(backend) as batcher:
+        blocker = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
+        await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceeded):
+            await batcher.run([row(2)], deadline=soon(0.02))
+        gate.open()
+        await blocker
+
+    assert 1 == len(backend.batches)
+
+
+async def test_a_deadline_that_had_passed_on_arrival_is_refused_at_once() -> None:
+    backend = FakeBackend()
+    async with batching(backend) as batcher:
+        with pytest.raises(DeadlineExceeded, match="on arrival"):
+            await batcher.run([row(1)], deadline=soon(-1))
+
+    assert [] == backend.batches
+
+
+async def test_a_full_queue_refuses_the_whole_list_and_says_when_to_come_back() -> None:
+    gate = Gate()
+    async with batching(FakeBackend(fault=gate), max_queued_tokens=4) as batcher:
+        running = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
+        queued = asyncio.create_task(batcher.run([row(2, 2, 2)], deadline=soon()))
+        await until(lambda: batcher.queue.num_entries == 1)
+        with pytest.raises(Overloaded) as refusal:
+            await batcher.run([row(3), row(4)], deadline=soon())
+        waiting = batcher.queue.num_entries
+        gate.open()
+        await asyncio.gather(running, queued)
+
+    assert 1 == waiting
+    assert refusal.value.retry_after is not None
+    assert 0 < refusal.value.retry_after <= 10
+
+
+class OddBackend(FakeBackend):
+    """Answers whatever it is told to, whatever was asked."""
+
+    def __init__(self, answer: BatchResult) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def embed(self, batch: Batch) -> BatchResult:
+        return self.answer
+
+
+@pytest.mark.parametrize("answer", [[], [[]], [[checksum_vector((1,))]] * 3])
+async def test_another_number_of_results_fails_the_batch_instead_of_swapping_answers(answer: BatchResult) -> None:
+    async with batching(OddBackend(answer)) as batcher:
+        with pytest.raises(Unavailable):
+            await batcher.run([row(1), row(2)], deadline=soon())
+
+    assert not batcher.is_healthy
+
+
+async def test_a_fault_fails_its_batch_only_and_the_next_one_runs() -> None:
+    faults = iter([RuntimeError("out of memory")])
+
+    def fault(_: Batch) -> None:
+        for error in faults:
+            raise error
+
+    async with batching(FakeBackend(fault=fault)) as batcher:
+        with pytest.raises(Unavailable):
+            await batcher.run([row(1)], deadline=soon())
+        sick = not batcher.is_healthy
+        await batcher.run([row(2)], deadline=soon())
+
+    assert sick
+    assert batcher.is_healthy
+
+
+async def test_draining_finishes_what_is_queued_and_refuses_what_comes() -> None:
+    gate = Gate()
+    async with batching(FakeBackend(fault=gate)) as batcher:
+        calls = [asyncio.create_task(batcher.run([row(n)], deadline=soon())) for n in (1, 2)]
+        await until(lambda: batcher.queue.num_entries == 1)
+        draining = asyncio.create_task(batcher.drain(5))
+        await asyncio.sleep(0)
+        with pytest.raises(Unavailable):
+            await batcher.run([row(3)], deadline=soon())
+        gate.open()
+        await asyncio.gather(draining, *calls)
+
+
+async def test_what_does_not_finish_within_the_grace_is_told_so() -> None:
+    gate = Gate()
+    async with batching(FakeBackend(fault=gate)) as batcher:
+        calls = [asyncio.create_task(batcher.run([row(n)], deadline=soon())) for n in (1, 2)]
+        await until(lambda: batcher.queue.num_entries == 1)
+        await batcher.drain(0.01)
+        with pytest.raises(Unavailable, match="stopping"):
+            await calls[1]
+        gate.open()
+        await calls[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    calls=st.lists(
+        st.tuples(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.sampled_from(["stay", "leave", "short"])), max_size=12
+    ),
+    failing=st.sets(st.integers(0, 8)),
+    wrong_count=st.sets(st.integers(0, 8)),
+    drain_early=st.booleans(),
+)
+def test_every_caller_is_answered_exactly_once_whatever_happens(
+    calls: list[tuple[list[int], str]], failing: set[int], wrong_count: set[int], drain_early: bool
+) -> None:
+    class Chaotic(FakeBackend):
+        def embed(self, batch: Batch) -> BatchResult:
+            number = len(self.batches)
+            if number in failing:
+                self.batches.append(batch)
+                raise RuntimeError("chaos")
+            result = super().embed(batch)
+            return result[:-1] if number in wrong_count else result
+
+    async def one(batcher: Batcher, number: int, sizes: list[int], manner: str) -> str:
+        rows = [row(*([number + 1] * size)) for size in sizes]
+        try:
+            outcome = await batcher.run(rows, deadline=soon(0.0005 if manner == "short" else 10))
+        except EmbedError:
+            return "error"
+        for item, vectors in zip(rows, outcome.vectors, strict=True):
+            np.testing.assert_array_equal(checksum_vector(item.token_ids), vectors[0])
+        return "ok"
+
+    async def scenario() -> None:
+        batcher = Batcher(Chaotic(concurrency=2), QueueLimits(max_queued_tokens=200), CountingTelemetry())
+        tasks = [asyncio.create_task(one(batcher, n, *call)) for n, call in enumerate(calls)]
+        await asyncio.sleep(0)
+        for task, (_, manner) in zip(tasks, calls, strict=True):
+            if manner == "leave":
+                task.cancel()
+        if drain_early:
+            await batcher.drain(5)
+        async with asyncio.timeout(10):
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        await batcher.drain(5)
+        for result, (_, manner) in zip(results, calls, strict=True):
+            assert result in ("ok", "error") or (manner == "leave" and isinstance(result, asyncio.CancelledError))
+        assert "<Batcher [0 running, 0 queued]>" == repr(batcher)
+
+    asyncio.run(scenario())

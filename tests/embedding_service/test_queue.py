@@ -1,0 +1,140 @@
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from embedding_service.queue import Entry, Queue, QueueLimits
+
+
+@dataclass
+class FakeTicket:
+    is_settled: bool = False
+
+
+def entry(
+    num_tokens: int, *, arrived: float = 0.0, deadline: float = 1e9, bulk: bool = False, ticket: FakeTicket | None = None
+) -> Entry:
+    return Entry((1,) * num_tokens, (), ticket or FakeTicket(), 0, arrived, deadline, bulk)
+
+
+def queue_of(*entries: Entry, **limits: float) -> Queue:
+    queue = Queue(QueueLimits(**limits))  # type: ignore[arg-type]
+    queue.append(list(entries))
+    return queue
+
+
+def lengths(batch: list[Entry]) -> list[int]:
+    return [item.num_tokens for item in batch]
+
+
+@pytest.mark.parametrize(
+    ("queued", "limits", "expected"),
+    [
+        pytest.param([7], {}, [7], id="one entry is a batch"),
+        pytest.param([9, 3, 3], {}, [3, 3], id="short ones go first and padding is not worth the long one"),
+        pytest.param([10, 10, 9], {}, [9, 10, 10], id="near lengths share a batch"),
+        pytest.param([10, 9], {"max_padding": 0.0}, [9], id="no padding allowed means equal lengths only"),
+        pytest.param([8] * 5, {"max_batch_tokens": 16}, [8, 8], id="the token budget bounds a batch"),
+        pytest.param([8] * 5, {"max_batch_requests": 3}, [8, 8, 8], id="so does the row bound"),
+        pytest.param([64], {"max_batch_tokens": 16}, [64], id="an entry above the budget runs alone"),
+        pytest.param([15, 16], {"max_batch_tokens": 31}, [15], id="the budget counts computed tokens, padding included"),
+    ],
+)
+def test_a_batch_is_cut_by_length(queued: list[int], limits: dict[str, float], expected: list[int]) -> None:
+    queue = queue_of(*(entry(tokens) for tokens in queued), **limits)
+
+    assert expected == lengths(queue.take(0.0).batch)
+
+
+def test_waiting_makes_a_long_entry_overtake_short_ones() -> None:
+    queue = queue_of(entry(500, arrived=0.0), entry(4, arrived=1.0), ageing=1_000)
+
+    assert [500] == lengths(queue.take(1.0).batch)
+
+
+def test_bulk_goes_after_interactive_but_ages_too() -> None:
+    queue = queue_of(entry(4, bulk=True), entry(40), bulk_penalty=1_000, ageing=100)
+    late = queue_of(entry(4, bulk=True), entry(40, arrived=20.0), bulk_penalty=1_000, ageing=100)
+
+    assert [40] == lengths(queue.take(0.0).batch)
+    assert [4] == lengths(late.take(20.0).batch)
+
+
+def test_free_slots_share_what_waits() -> None:
+    queue = queue_of(*(entry(8) for _ in range(8)))
+
+    assert 4 == len(queue.take(0.0, free_slots=2).batch)
+    assert 4 == len(queue.take(0.0, free_slots=1).batch)
+
+
+def test_departed_and_expired_entries_leave_without_being_run() -> None:
+    gone, late, well = entry(5, ticket=FakeTicket(is_settled=True)), entry(5, deadline=1.0), entry(5)
+    queue = queue_of(gone, late, well)
+
+    taken = queue.take(2.0)
+
+    assert [well] == taken.batch
+    assert [late] == taken.expired
+    assert 1 == taken.num_departed
+    assert "<Queue [0 entries, 0 tokens, 0 lanes]>" == repr(queue)
+
+
+def test_a_list_is_admitted_whole_or_refused_whole() -> None:
+    queue = queue_of(entry(10), max_queued_tokens=30)
+
+    assert queue.has_room([entry(10), entry(10)])
+    assert not queue.has_room([entry(10), entry(11)])
+
+
+def test_an_empty_queue_takes_even_a_list_above_its_bound() -> None:
+    assert Queue(QueueLimits(max_queued_tokens=10)).has_room([entry(50)])
+
+
+entries = st.builds(
+    entry,
+    st.integers(1, 80),
+    arrived=st.floats(0, 10),
+    deadline=st.floats(0, 30),
+    bulk=st.booleans(),
+    ticket=st.builds(FakeTicket, st.booleans()),
+)
+
+
+@given(st.lists(entries, max_size=60), st.integers(1, 4), st.floats(0, 0.9))
+def test_every_entry_leaves_exactly_once_and_every_batch_keeps_its_bounds(
+    queued: list[Entry], free_slots: int, max_padding: float
+) -> None:
+    queue = queue_of(*queued, max_batch_tokens=100, max_batch_requests=8, max_padding=max_padding)
+    left: list[int] = []
+    departed = 0
+    while queue.num_entries:
+        taken = queue.take(15.0, free_slots=free_slots)
+        departed += taken.num_departed
+        left += [id(item) for item in taken.batch + taken.expired]
+        real = sum(lengths(taken.batch))
+        assert len(taken.batch) <= 8
+        assert len(taken.batch) <= 1 or taken.padded_tokens <= 100
+        assert len(taken.batch) <= 1 or 1 - real / taken.padded_tokens <= max_padding + 1e-9
+        assert all(not item.ticket.is_settled and item.deadline > 15.0 for item in taken.batch)
+        assert taken.batch or taken.expired or taken.num_departed
+
+    assert sorted(left) == sorted(id(item) for item in queued if not item.ticket.is_settled)
+    assert departed == sum(item.ticket.is_settled for item in queued)
+    assert 0 == queue.num_tokens
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=30))
+def test_nothing_starves_under_a_stream_of_short_texts(others: list[int]) -> None:
+    long = entry(512)
+    queue = queue_of(long, ageing=1_000)
+    now = 0.0
+    for _ in range(2_000):
+        now += 0.01
+        queue.append([entry(tokens, arrived=now) for tokens in others[:2]])
+        if long in queue.take(now).batch:
+            break
+    else:
+        pytest.fail("the long entry starved")
+
+    assert now <= 0.6

@@ -1,0 +1,16 @@
+"""Where things are kept on this machine: TRUNKLINE_HOME for what must stay, TRUNKLINE_CACHE_DIR for what can be made again."""
+
+import os
+from pathlib import Path
+
+from platformdirs import user_cache_path, user_data_path
+
+
+def home() -> Path:
+    """Trained heads, the catalogue, logs and the record of the running stack."""
+    return Path(os.environ.get("TRUNKLINE_HOME") or user_data_path("trunkline"))
+
+
+def cache_dir() -> Path:
+    """Downloaded packages, prepared graphs, training embeddings."""
+    return Path(os.environ.get("TRUNKLINE_CACHE_DIR") or user_cache_path("trunkline"))

@@ -1,0 +1,203 @@
+"""The local stack: embedding service, head server and gateway as three processes, started, watched and stopped in order."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Final
+
+from head_service.catalogue import ensure_layout
+from trunkline.processes import Child, StackError
+
+START_TIMEOUT_SECONDS: Final = 600.0
+"""The first start downloads and prepares the encoder."""
+
+DRAIN_SECONDS: Final = 8.0
+RESTART_PAUSE_SECONDS: Final = 0.5
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class StackSettings:
+    """*ports* of 0 mean any free one. *repository* holds the head versions, the catalogue and models.config."""
+
+    repository: Path
+    cache_dir: Path
+    log_dir: Path
+    host: str = "127.0.0.1"
+    gateway_port: int = 8080
+    embedding_http_port: int = 8100
+    embedding_grpc_port: int = 8101
+    heads_grpc_port: int = 8500
+    heads_rest_port: int = 8501
+    model: str | None = None
+    engine: str = "auto"
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the stack listens: URLs for HTTP, HOST:PORT for gRPC."""
+
+    gateway: str
+    embedding: str
+    embedding_grpc: str
+    heads: str
+    heads_grpc: str
+
+
+@dataclass(slots=True)
+class Stack:
+    """The three services. One owner: whoever entered `start`."""
+
+    settings: StackSettings
+    say: Say = print
+    children: dict[str, Child] = field(default_factory=dict)
+    _watchers: list[asyncio.Task[None]] = field(default_factory=list)
+    _embedding: tuple[str, str] = ("", "")
+    _heads: tuple[str, str] = ("", "")
+
+    async def start_embedding(self) -> tuple[str, str]:
+        """Start the embedding service alone; its gRPC address and its HTTP URL."""
+        match = await self._start("embedding", self._embedding_command(), r"^embedding grpc=(\S+) http=(\S+)$")
+        self._embedding = (match[1], match[2])
+        return self._embedding
+
+    async def start_heads(self) -> tuple[str, str]:
+        """Start the head server: `tensorflow_model_server` when it is on PATH, ours otherwise. Its gRPC address and REST URL."""
+        ensure_layout(self.settings.repository)
+        real = shutil.which("tensorflow_model_server")
+        if real:
+            self._heads = await self._start_tensorflow_serving(real)
+        else:
+            match = await self._start("heads", self._embedded_command(), r"^serving grpc=(\S+) rest=(\S+)$")
+            self._heads = (match[1], f"http://{match[2]}")
+        return self._heads
+
+    async def start(self) -> Addresses:
+        """Start all three; every one of them is ready when this returns."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.start_embedding())
+            group.create_task(self.start_heads())
+        match = await self._start("gateway", self._gateway_command(), r"^gateway (http://\S+)$")
+        self._pin_ports(match[1])
+        self._watchers = [asyncio.create_task(self._watch(child)) for child in self.children.values()]
+        return Addresses(match[1], self._embedding[1], self._embedding[0], self._heads[1], self._heads[0])
+
+    async def stop(self) -> None:
+        """Stop what runs, the gateway first, so that nothing it still answers loses its backend."""
+        for watcher in self._watchers:
+            watcher.cancel()
+        if gateway := self.children.pop("gateway", None):
+            await gateway.stop(DRAIN_SECONDS)
+        await asyncio.gather(*(child.stop(DRAIN_SECONDS) for child in self.children.values()))
+        self.children.clear()
+
+    async def _start(self, name: str, command: list[str], ready: str) -> re.Match[str]:
+        env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        log = self.settings.log_dir / f"{name}.log"
+        child = Child(name, command, ready=re.compile(ready), log=log, env=env)
+        self.children[name] = child
+        try:
+            return await child.start(START_TIMEOUT_SECONDS, lambda line: self._progress(name, line))
+        except OSError as error:
+            raise StackError(f"{name} could not start: {error.strerror} ({error.filename})") from error
+
+    def _progress(self, name: str, line: str) -> None:
+        """Show what a service of ours says of its preparation; TensorFlow's own chatter stays in the log."""
+        if line.startswith(f"{name}: "):
+            self.say(line)
+
+    def _embedding_command(self) -> list[str]:
+        s = self.settings
+        command = [sys.executable, "-m", "embedding_service", "--host", s.host, "--cache-dir", str(s.cache_dir)]
+        command += ["--grpc-port", str(s.embedding_grpc_port), "--http-port", str(s.embedding_http_port), "--engine", s.engine]
+        return command + (["--model", s.model] if s.model else [])
+
+    def _serving_flags(self) -> list[str]:
+        return [
+            f"--model_config_file={self.settings.repository / 'models.config'}",
+            "--model_config_file_poll_wait_seconds=1",
+            "--file_system_poll_wait_seconds=1",
+            "--enable_grpc_healthcheck_service=true",
+        ]
+
+    def _embedded_command(self) -> list[str]:
+        s = self.settings
+        ports = [f"--host={s.host}", f"--port={s.heads_grpc_port}", f"--rest_api_port={s.heads_rest_port}"]
+        extra = ["--enable_serialization_as_tensor_content=true"]
+        return [sys.executable, "-m", "head_service.serving", *ports, *self._serving_flags(), *extra]
+
+    async def _start_tensorflow_serving(self, binary: str) -> tuple[str, str]:
+        s = self.settings
+        grpc_port, rest_port = s.heads_grpc_port or _free_port(), s.heads_rest_port or _free_port()
+        command = [binary, f"--port={grpc_port}", f"--rest_api_port={rest_port}", *self._serving_flags()]
+        await self._start("heads", command, r"Exporting HTTP/REST API at")
+        return f"{s.host}:{grpc_port}", f"http://{s.host}:{rest_port}"
+
+    def _gateway_command(self) -> list[str]:
+        s = self.settings
+        command = [sys.executable, "-m", "gateway", "--host", s.host, "--port", str(s.gateway_port)]
+        command += ["--embedding-address", self._embedding[0], "--heads-address", self._heads[0]]
+        return [*command, "--catalogue", str(s.repository / "catalogue.json")]
+
+    def _pin_ports(self, gateway_url: str) -> None:
+        """A service that is started again must be found where it was, also when its first port was any free one."""
+        found = {
+            "--port": gateway_url.rsplit(":", 1)[1],
+            "--grpc-port": self._embedding[0].rsplit(":", 1)[1],
+            "--http-port": self._embedding[1].rsplit(":", 1)[1],
+        }
+        for name in ("gateway", "embedding"):
+            command = self.children[name].command
+            for place, word in enumerate(command[:-1]):
+                if word in found:
+                    command[place + 1] = found[word]
+        heads = self.children["heads"].command
+        for place, word in enumerate(heads):
+            if word.startswith("--port="):
+                heads[place] = f"--port={self._heads[0].rsplit(':', 1)[1]}"
+            if word.startswith("--rest_api_port="):
+                heads[place] = f"--rest_api_port={self._heads[1].rsplit(':', 1)[1]}"
+
+    async def _watch(self, child: Child) -> None:
+        """Start *child* again whenever it ends by itself."""
+        while True:
+            status = await child.ended()
+            self.say(f"{child.name} ended unexpectedly (status {status}); starting it again")
+            await asyncio.sleep(RESTART_PAUSE_SECONDS)
+            try:
+                await child.start(START_TIMEOUT_SECONDS)
+                self.say(f"{child.name} is back")
+            except StackError as error:
+                self.say(str(error))
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def record(path: Path, addresses: Addresses) -> None:
+    """Write down where the stack listens, so that other commands find it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"pid": os.getpid(), **asdict(addresses)}))
+    temporary.replace(path)
+
+
+def recorded(path: Path) -> Addresses | None:
+    """Where the running stack listens; None when there is no record or its supervisor is gone."""
+    try:
+        fields = json.loads(path.read_text())
+        os.kill(fields.pop("pid"), 0)
+        return Addresses(**fields)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
