@@ -85,7 +85,7 @@ def call_metadata(request_id: str) -> tuple[tuple[str, str], ...] | None:
 
 def async_method(channel: grpc.aio.Channel, service: str, name: str) -> AsyncMethod:
     """One RPC of *channel*, prepared once: making it anew for each call would cost more than the call's own Python."""
-    call = channel.unary_unary(f"/{service}/{name}")
+    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{service}/{name}")
 
     async def invoke(request: bytes, timeout: float, request_id: str) -> bytes:
         metadata = call_metadata(request_id)
@@ -106,7 +106,7 @@ def async_method(channel: grpc.aio.Channel, service: str, name: str) -> AsyncMet
 
 def sync_method(channel: grpc.Channel, service: str, name: str) -> Method:
     """`async_method`'s twin over a blocking channel."""
-    call = channel.unary_unary(f"/{service}/{name}")
+    call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{service}/{name}")
 
     def invoke(request: bytes, timeout: float, request_id: str) -> bytes:
         metadata = call_metadata(request_id)

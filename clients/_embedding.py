@@ -17,8 +17,8 @@ from clients._embedding_wire import (
     Embeddings,
     Input,
     Priority,
-    Trunk,
     Truncation,
+    Trunk,
     View,
     ViewArray,
     build_embed,
@@ -86,7 +86,15 @@ class AsyncEmbeddingClient:
         Raises:
             TrunklineError: see `clients` for the tree.
         """
-        request = build_embed(inputs, trunk, views, truncation, priority, dtype, trunk_fingerprint)
+        request = build_embed(
+            inputs,
+            trunk=trunk,
+            views=views,
+            truncation=truncation,
+            priority=priority,
+            dtype=dtype,
+            trunk_fingerprint=trunk_fingerprint,
+        )
         response = await self._embed(request, self._timeout if timeout is None else timeout, request_id)
         return parse_embed(response, len(inputs), views, dtype)
 
@@ -129,7 +137,15 @@ class EmbeddingClient:
         request_id: str = "",
     ) -> Embeddings:
         """See `AsyncEmbeddingClient.embed`."""
-        request = build_embed(inputs, trunk, views, truncation, priority, dtype, trunk_fingerprint)
+        request = build_embed(
+            inputs,
+            trunk=trunk,
+            views=views,
+            truncation=truncation,
+            priority=priority,
+            dtype=dtype,
+            trunk_fingerprint=trunk_fingerprint,
+        )
         response = self._embed(request, self._timeout if timeout is None else timeout, request_id)
         return parse_embed(response, len(inputs), views, dtype)
 
@@ -171,12 +187,21 @@ class EmbeddingClient:
         """
         if not texts:
             raise InvalidRequest("there are no texts to embed")
-        found = self.trunk(trunk, timeout=timeout)
+        patience = self._timeout if timeout is None else timeout
+        found = self.trunk(trunk, timeout=patience)
         parts: list[Embeddings] = []
         for start in range(0, len(texts), found.max_request_inputs):
             part = texts[start : start + found.max_request_inputs]
-            request = build_embed(part, trunk, views, truncation, priority, dtype, found.fingerprint)
-            response = self._embed_patiently(request, Deadline.after(self._timeout if timeout is None else timeout))
+            request = build_embed(
+                part,
+                trunk=trunk,
+                views=views,
+                truncation=truncation,
+                priority=priority,
+                dtype=dtype,
+                trunk_fingerprint=found.fingerprint,
+            )
+            response = self._embed_patiently(request, Deadline.after(patience))
             parts.append(parse_embed(response, len(part), views, dtype))
             if progress is not None:
                 progress(start + len(part))

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -13,12 +13,13 @@ from clients._errors import FailedPrecondition, InvalidRequest, InvalidResponse
 from clients.wire import embedding_pb2 as pb
 
 Input = str | Sequence[int]
-FloatArray = NDArray[np.float32] | NDArray[np.float16]
+FloatArray = NDArray[np.floating[Any]]
+"""float32 or float16."""
 Truncation = Literal["right", "left", "error"]
 Priority = Literal["interactive", "bulk"]
 DTypeName = Literal["float32", "float16"]
 
-POOLINGS: Final[Mapping[str, pb.Pooling]] = {
+POOLINGS: Final["Mapping[str, pb.Pooling.ValueType]"] = {
     "mean": pb.POOLING_MEAN,
     "cls": pb.POOLING_CLS,
     "max": pb.POOLING_MAX,
@@ -26,17 +27,17 @@ POOLINGS: Final[Mapping[str, pb.Pooling]] = {
     "sep": pb.POOLING_SEP,
     "tokens": pb.POOLING_TOKENS,
 }
-TRUNCATIONS: Final[Mapping[str, pb.Truncation]] = {
+TRUNCATIONS: Final["Mapping[str, pb.Truncation.ValueType]"] = {
     "right": pb.TRUNCATION_RIGHT,
     "left": pb.TRUNCATION_LEFT,
     "error": pb.TRUNCATION_ERROR,
 }
-PRIORITIES: Final[Mapping[str, pb.Priority]] = {
+PRIORITIES: Final["Mapping[str, pb.Priority.ValueType]"] = {
     "interactive": pb.PRIORITY_INTERACTIVE,
     "bulk": pb.PRIORITY_BULK,
 }
-DTYPES: Final[Mapping[str, pb.DType]] = {"float32": pb.DTYPE_FLOAT32, "float16": pb.DTYPE_FLOAT16}
-_NUMPY: Final[Mapping[pb.DType, np.dtype[np.float32] | np.dtype[np.float16]]] = {
+DTYPES: Final["Mapping[str, pb.DType.ValueType]"] = {"float32": pb.DTYPE_FLOAT32, "float16": pb.DTYPE_FLOAT16}
+_NUMPY: Final["Mapping[pb.DType.ValueType, np.dtype[np.floating[Any]]]"] = {
     pb.DTYPE_UNSPECIFIED: np.dtype("<f4"),
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_FLOAT16: np.dtype("<f2"),
@@ -116,6 +117,7 @@ class Trunk:
 
 def build_embed(
     inputs: Sequence[Input],
+    *,
     trunk: str,
     views: Sequence[View],
     truncation: Truncation,
@@ -276,6 +278,4 @@ def join(parts: Sequence[Embeddings]) -> Embeddings:
 def _join_view(pieces: Sequence[ViewArray]) -> ViewArray:
     if len({piece.array.shape[1] for piece in pieces}) != 1:
         raise InvalidResponse("one view came in two widths")
-    arrays: list[FloatArray] = [piece.array for piece in pieces]
-    joined: FloatArray = np.concatenate(arrays)
-    return ViewArray(joined, tuple(n for piece in pieces for n in piece.row_tokens))
+    return ViewArray(np.concatenate([piece.array for piece in pieces]), tuple(n for piece in pieces for n in piece.row_tokens))

@@ -1,0 +1,1 @@
+"""What travels between the services: messages, keys, limits, and the data that several of them read."""

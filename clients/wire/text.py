@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Final, Literal
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tokenizers import Tokenizer
 
 NORMALIZER: Final = "trunkline-text/1"
 """NFC; control, format and surrogate characters dropped, but for white space and joiners; runs of white space to one space."""

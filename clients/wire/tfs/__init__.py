@@ -1,0 +1,1 @@
+"""TensorFlow Serving's messages under a package name of ours."""

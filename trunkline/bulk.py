@@ -1,0 +1,175 @@
+"""Classify a file: texts in, one JSON line a text out, in order, resumable after any interruption."""
+
+import asyncio
+import csv
+import hashlib
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from clients import AsyncClient, DeadlineExceeded, InvalidRequest, NotFound, Result, Unavailable
+
+TEXT_COLUMNS: Final = ("text", "sentence", "review", "content", "body", "message")
+TEXTS_A_REQUEST: Final = 64
+REQUESTS_IN_FLIGHT: Final = 4
+PATIENCE_SECONDS: Final = 120.0
+"""How long a gateway that is full or away is asked again."""
+
+
+class BulkError(Exception):
+    """The file cannot be classified; one sentence says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far it is: *done* of *total* texts, *failed* of them with an error of their own."""
+
+    done: int
+    total: int
+    failed: int
+
+
+def read_texts(path: Path, text_column: str | None = None) -> list[str]:
+    """The texts of a .txt (one a line), .csv, .tsv or .jsonl file.
+
+    Raises:
+        BulkError: no such file, another kind of file, or no text in it where one was looked for.
+    """
+    try:
+        content = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise BulkError(f"{path} is not UTF-8: line {line} has a byte that cannot be read") from None
+    except OSError as error:
+        raise BulkError(f"{path} cannot be read: {error.strerror}") from None
+    readers: dict[str, Callable[[str, str | None], Iterator[str]]] = {
+        ".txt": lambda text, _: iter(text.splitlines()),
+        ".csv": lambda text, column: _from_csv(text, column, ","),
+        ".tsv": lambda text, column: _from_csv(text, column, "\t"),
+        ".jsonl": _from_jsonl,
+    }
+    if path.suffix.lower() not in readers:
+        raise BulkError(f"{path} is of an unknown kind: texts are read from {', '.join(readers)}")
+    return list(readers[path.suffix.lower()](content, text_column))
+
+
+def _from_csv(content: str, column: str | None, delimiter: str) -> Iterator[str]:
+    rows = csv.DictReader(content.splitlines(keepends=True), delimiter=delimiter)
+    names = rows.fieldnames or []
+    found = column or next((name for name in TEXT_COLUMNS if name in names), None)
+    if found not in names:
+        raise BulkError(f"there is no column {column or 'text'!r}; the file has: {', '.join(names)}. Name one with --text-column")
+    return (row[found] or "" for row in rows)
+
+
+def _from_jsonl(content: str, column: str | None) -> Iterator[str]:
+    for number, line in enumerate(content.splitlines(), 1):
+        try:
+            value = json.loads(line)
+            text = value if isinstance(value, str) else value[column or "text"]
+        except (ValueError, KeyError, TypeError):
+            raise BulkError(f"line {number} is neither a JSON string nor an object with {column or 'text'!r}") from None
+        yield str(text)
+
+
+def digest(text: str) -> str:
+    """What a result line is recognised by: 16 hex digits of the text's SHA-256."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def resume(out: Path, texts: Sequence[str]) -> int:
+    """How many of *texts* have their line in *out*; a line cut short by an interruption is removed.
+
+    Raises:
+        BulkError: *out* holds the results of other texts.
+    """
+    if not out.exists():
+        return 0
+    lines = out.read_bytes().split(b"\n")
+    complete = lines[:-1]
+    for number, line in enumerate(complete, 1):
+        if number > len(texts) or _digest_of(line) != digest(texts[number - 1]):
+            raise BulkError(f"{out} holds results of other texts (line {number}); remove it or name another --out")
+    with out.open("r+b") as file:
+        file.truncate(sum(len(line) + 1 for line in complete))
+    return len(complete)
+
+
+def _digest_of(line: bytes) -> object:
+    try:
+        return json.loads(line)["digest"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+async def classify_file(
+    client: AsyncClient, texts: Sequence[str], out: Path, *, heads: Sequence[str] | None, on_progress: Callable[[Progress], None]
+) -> Progress:
+    """Classify what *out* does not hold yet, appending a line a text as soon as all before it are written."""
+    done = resume(out, texts)
+    failed = 0
+    with out.open("a", encoding="utf-8") as file:
+        async for first, results in _in_order(client, texts, done, heads):
+            for index, result in enumerate(results, first):
+                failed += "error" in result
+                file.write(json.dumps({"line": index + 1, "digest": digest(texts[index]), **result}, ensure_ascii=False) + "\n")
+            file.flush()
+            done = first + len(results)
+            on_progress(Progress(done, len(texts), failed))
+    return Progress(done, len(texts), failed)
+
+
+async def _in_order(
+    client: AsyncClient, texts: Sequence[str], start: int, heads: Sequence[str] | None
+) -> AsyncIterator[tuple[int, list[dict[str, Any]]]]:
+    """Blocks of results in the texts' order, a few requests ahead of the reader."""
+    ahead: list[tuple[int, asyncio.Task[list[dict[str, Any]]]]] = []
+    starts = iter(range(start, len(texts), TEXTS_A_REQUEST))
+    try:
+        while True:
+            while len(ahead) < REQUESTS_IN_FLIGHT and (first := next(starts, None)) is not None:
+                block = texts[first : first + TEXTS_A_REQUEST]
+                ahead.append((first, asyncio.create_task(_classify_block(client, block, heads))))
+            if not ahead:
+                return
+            first, task = ahead.pop(0)
+            yield first, await task
+    finally:
+        for _, task in ahead:
+            task.cancel()
+
+
+async def _classify_block(client: AsyncClient, block: Sequence[str], heads: Sequence[str] | None) -> list[dict[str, Any]]:
+    try:
+        return [as_json(result) for result in await _patiently(client, block, heads)]
+    except NotFound:
+        raise
+    except InvalidRequest as error:
+        if len(block) == 1:
+            return [{"error": {"code": error.code, "message": error.message}}]
+    # One text the gateway refuses must not cost the others theirs.
+    middle = len(block) // 2
+    left = await _classify_block(client, block[:middle], heads)
+    return left + await _classify_block(client, block[middle:], heads)
+
+
+async def _patiently(client: AsyncClient, block: Sequence[str], heads: Sequence[str] | None) -> list[Result]:
+    give_up = asyncio.get_running_loop().time() + PATIENCE_SECONDS
+    while True:
+        try:
+            return await client.classify(list(block), heads=heads, timeout=60.0)
+        except (Unavailable, DeadlineExceeded) as error:
+            pause = error.retry_after or 0.5
+            if asyncio.get_running_loop().time() + pause > give_up:
+                raise
+            await asyncio.sleep(pause)
+
+
+def as_json(result: Result) -> dict[str, Any]:
+    """*result* as the gateway said it."""
+    heads: dict[str, Any] = {}
+    for name, head in result.heads.items():
+        heads[name] = {key: getattr(head, key) for key in head.__dataclass_fields__ if getattr(head, key) is not None}
+    return {"heads": heads, "num_tokens": result.num_tokens, "truncated": result.truncated}
