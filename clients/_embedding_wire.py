@@ -147,7 +147,7 @@ def build_embed(
             if isinstance(value, str):
                 add(text=value)
             else:
-                add(tokens=pb.TokenIds(ids=value))
+                add(tokens=pb.TokenIds(ids=list(value)))
         except (TypeError, ValueError, OverflowError):
             raise InvalidRequest(f"input {index} is neither valid Unicode text nor a list of token ids") from None
     return request.SerializeToString()

@@ -5,11 +5,11 @@ import csv
 import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from clients import AsyncClient, DeadlineExceeded, InvalidRequest, NotFound, Result, Unavailable
+from clients import AsyncClient, DeadlineExceeded, HeadError, HeadResult, InvalidRequest, NotFound, Result, Unavailable
 
 TEXT_COLUMNS: Final = ("text", "sentence", "review", "content", "body", "message")
 TEXTS_A_REQUEST: Final = 64
@@ -169,7 +169,11 @@ async def _patiently(client: AsyncClient, block: Sequence[str], heads: Sequence[
 
 def as_json(result: Result) -> dict[str, Any]:
     """*result* as the gateway said it."""
-    heads: dict[str, Any] = {}
-    for name, head in result.heads.items():
-        heads[name] = {key: getattr(head, key) for key in head.__dataclass_fields__ if getattr(head, key) is not None}
+    heads = {name: _head_json(head) for name, head in result.heads.items()}
     return {"heads": heads, "num_tokens": result.num_tokens, "truncated": result.truncated}
+
+
+def _head_json(head: HeadResult | HeadError) -> dict[str, Any]:
+    if isinstance(head, HeadError):
+        return {"error": asdict(head)}
+    return {key: value for key, value in asdict(head).items() if value is not None}

@@ -49,6 +49,7 @@ class Child:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             env=self._env,
+            limit=1024 * 1024,
             # Ctrl-C is for the supervisor alone: it stops the services in order.
             start_new_session=True,
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
@@ -102,8 +103,8 @@ class Child:
 
         async def move() -> None:
             with self._log.open("ab") as log:
-                while line := await stdout.readline():
-                    log.write(line)
+                while piece := await stdout.read(65_536):
+                    log.write(piece)
                     log.flush()
 
         self._reader = asyncio.create_task(move())

@@ -1,0 +1,231 @@
+"""The command `trunkline`."""
+
+import asyncio
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Final, NoReturn
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
+from trunkline import bulk, paths
+
+app = typer.Typer(
+    help="One BERT forward pass, any number of classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+out: Final = Console(highlight=False, soft_wrap=True)
+err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
+
+Gateway = Annotated[str | None, typer.Option(help="URL of the gateway; the running local stack's when absent.")]
+Heads = Annotated[str | None, typer.Option(help="Names with commas between; the default heads when absent.")]
+
+
+def main() -> None:
+    """Run a command; whatever fails in a way that can be foreseen is told in one sentence, exit status 1."""
+    with _told():
+        app()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except TrunklineError as error:
+        _fail(error.message)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except OSError as error:
+        _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in _OURS or isinstance(error, AssertionError):
+            raise
+        _fail(str(error))
+
+
+_OURS: Final = frozenset({"trunkline", "head_service", "embedding_service"})
+
+
+def _fail(message: str) -> NoReturn:
+    err.print(f"trunkline: {escape(message)}")
+    sys.exit(1)
+
+
+def _say(line: str) -> None:
+    out.print(escape(line))
+
+
+@app.command()
+def up(
+    port: Annotated[int, typer.Option(help="Of the gateway; 0: any free one.")] = 8080,
+    any_port: Annotated[bool, typer.Option("--any-port", help="Take any free ports for all services.")] = False,
+    demo_heads: Annotated[bool, typer.Option("--demo-heads", help="Train the demo heads first where they are missing.")] = False,
+    model: Annotated[str | None, typer.Option(help="A local directory or hub name of the encoder.")] = None,
+    engine: Annotated[str, typer.Option(help="auto, onnx-fp32, onnx-int8, openvino-bf16 or openvino-fp32.")] = "auto",
+) -> None:
+    """Run the local stack until Ctrl-C; the last line printed says `ready` and where."""
+    from trunkline.up import run_up  # noqa: PLC0415 (the client commands do without the services' packages)
+
+    asyncio.run(_until_signalled(run_up(_stack(port, any_port, model, engine), demo_heads=demo_heads, say=_say)))
+
+
+@app.command()
+def demo() -> None:
+    """Train three heads on real data, ask the gateway, measure accuracy through it, stop everything."""
+    from trunkline.demo import run_demo  # noqa: PLC0415
+
+    asyncio.run(_until_signalled(run_demo(_stack(0, True, None, "auto"), out)))
+
+
+@app.command()
+def train(
+    file: Annotated[Path, typer.Argument(help="CSV, TSV or JSONL with a text and a label a row.")],
+    head: Annotated[str, typer.Option(help="The head's name.")],
+    text_column: Annotated[str | None, typer.Option(help="Guessed when absent.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Guessed when absent.")] = None,
+    test: Annotated[Path | None, typer.Option(help="Held-out rows; a fifth of FILE when absent.")] = None,
+) -> None:
+    """Train a head and make it live, without a restart when the stack runs."""
+    from trunkline.training import train_command  # noqa: PLC0415
+
+    asyncio.run(
+        train_command(
+            file,
+            head=head,
+            text_column=text_column,
+            label_column=label_column,
+            test_file=test,
+            stack=_stack(0, True, None, "auto"),
+            say=_say,
+        )
+    )
+
+
+@app.command()
+def heads(gateway: Gateway = None) -> None:
+    """List the live heads."""
+    with Client(_gateway(gateway)) as client:
+        rows = client.heads()
+    table = Table("head", "version", "task", "labels", "accuracy", "trunk", "state")
+    for row in rows:
+        metrics = row.get("metrics") or {}
+        accuracy = f"{metrics['accuracy']:.4f}" if "accuracy" in metrics else ""
+        state = row.get("refused") or ("default" if row.get("default") else "on request")
+        trunk = row.get("trunk") or {}
+        cells = (row["name"], row["version"], row["task"], len(row["labels"]), accuracy, trunk.get("name", ""), state)
+        table.add_row(*(escape(str(cell)) for cell in cells))
+    out.print(table)
+
+
+@app.command()
+def classify(
+    text: Annotated[str | None, typer.Argument(help="One text.")] = None,
+    heads: Heads = None,
+    file: Annotated[Path | None, typer.Option(help="A .txt, .csv, .tsv or .jsonl file of texts.")] = None,
+    out_file: Annotated[
+        Path | None, typer.Option("--out", help="JSON lines; an interrupted run goes on where it stopped.")
+    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Of --file.")] = None,
+    gateway: Gateway = None,
+) -> None:
+    """Label one text, or all texts of a file."""
+    names = heads.split(",") if heads else None
+    if (text is None) == (file is None):
+        _fail("give either a text or --file")
+    if text is not None:
+        _classify_one(_gateway(gateway), text, names)
+    elif file is not None:
+        _classify_file(_gateway(gateway), file, out_file or file.with_suffix(".results.jsonl"), names, text_column)
+
+
+def _classify_one(gateway: str, text: str, names: list[str] | None) -> None:
+    with Client(gateway) as client:
+        [result] = client.classify(text, heads=names)
+    for name, head in result.heads.items():
+        said = f"error: {head.message}" if isinstance(head, HeadError) else f"{head.label}  {head.score:.4f}"
+        _say(f"{name:<16} {said}")
+    if result.truncated:
+        err.print(f"the text was cut to {result.num_tokens} tokens")
+
+
+def _classify_file(gateway: str, file: Path, out_file: Path, names: list[str] | None, column: str | None) -> None:
+    texts = bulk.read_texts(file, column)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err) as progress:
+        task = progress.add_task("classifying", total=len(texts))
+
+        async def run() -> bulk.Progress:
+            async with AsyncClient(gateway, timeout=60.0) as client:
+                return await bulk.classify_file(
+                    client, texts, out_file, heads=names, on_progress=lambda now: progress.update(task, completed=now.done)
+                )
+
+        done = asyncio.run(run())
+    _say(f"{done.done} texts in {out_file}" + (f"; {done.failed} with an error of their own" if done.failed else ""))
+
+
+@app.command()
+def embed(
+    texts: Annotated[list[str], typer.Argument(help="Texts.")],
+    address: Annotated[str | None, typer.Option(help="HOST:PORT of the embedding service's gRPC.")] = None,
+) -> None:
+    """Print one JSON line a text with its embedding by the shared trunk."""
+    with EmbeddingClient(address or _running().embedding_grpc) as client:
+        answer = client.embed_all(texts)
+    for vector, count in zip(answer.vectors, answer.num_tokens, strict=True):
+        sys.stdout.write(json.dumps({"embedding": [round(float(x), 7) for x in vector], "num_tokens": count}) + "\n")
+
+
+def _gateway(url: str | None) -> str:
+    return url or _running().gateway
+
+
+def _running() -> Any:
+    from trunkline.stack import recorded  # noqa: PLC0415
+
+    found = recorded(paths.home() / "stack.json")
+    if found is None:
+        _fail("no local stack runs; start one with `trunkline up`, or name a service by its address")
+    return found
+
+
+def _stack(port: int, any_port: bool, model: str | None, engine: str) -> Any:
+    from trunkline.stack import Stack, StackSettings  # noqa: PLC0415
+
+    home = paths.home()
+    free = dict.fromkeys(("embedding_http_port", "embedding_grpc_port", "heads_grpc_port", "heads_rest_port"), 0)
+    settings = StackSettings(
+        repository=home / "repository",
+        cache_dir=paths.cache_dir(),
+        log_dir=home / "logs",
+        gateway_port=0 if any_port else port,
+        model=model,
+        engine=engine,
+        **(free if any_port else {}),
+    )
+    return Stack(settings, _say)
+
+
+async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
+    """Run *work*; SIGTERM and SIGINT cancel it once, so that it can stop what it started."""
+    task = asyncio.ensure_future(work)
+    loop = asyncio.get_running_loop()
+    cancel: Callable[[], object] = task.cancel
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, cancel)
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""`trunkline up`: the local stack in the foreground."""
+
+import asyncio
+from collections.abc import Callable
+
+from trunkline import paths
+from trunkline.demo import address_lines, ensure_heads
+from trunkline.demo_data import prepare_demo_data
+from trunkline.stack import Stack, record
+from trunkline.training import LiveStack
+
+
+async def run_up(stack: Stack, *, demo_heads: bool, say: Callable[[str], None]) -> None:
+    """Start, say where everything is, and serve until cancelled; then drain and stop."""
+    demo = prepare_demo_data(stack.settings.cache_dir, say) if demo_heads else []
+    where = paths.home() / "stack.json"
+    try:
+        addresses = await stack.start()
+        if demo:
+            live = LiveStack(addresses, stack.settings.repository, stack.settings.cache_dir)
+            await asyncio.to_thread(ensure_heads, demo, live, say)
+        record(where, addresses)
+        for line in address_lines(addresses)[:-1]:
+            say(line)
+        body = '{"text": "Oil prices rose as the central bank cut interest rates"}'
+        say(f"try: curl -s {addresses.gateway}/v1/classify -H 'content-type: application/json' -d '{body}'")
+        say(f"ready {addresses.gateway}")
+        await asyncio.Event().wait()
+    finally:
+        where.unlink(missing_ok=True)
+        say("stopping the services")
+        await asyncio.shield(stack.stop())
