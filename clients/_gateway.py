@@ -38,7 +38,7 @@ def _our_errors() -> Iterator[None]:
 
 def _trusts_environment(base_url: str) -> bool:
     """Whether proxies named by the environment may carry requests to *base_url*."""
-    return not is_loopback(base_url.partition("://")[2])
+    return not is_loopback(httpx.URL(base_url).host)
 
 
 class Client:

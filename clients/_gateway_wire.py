@@ -123,7 +123,13 @@ def build_classify(text: str | Sequence[str], heads: Sequence[str] | None) -> by
 
 
 def request_headers(timeout: float) -> dict[str, str]:
-    """The headers of a request whose caller waits *timeout* seconds and not longer."""
+    """The headers of a request whose caller waits *timeout* seconds and not longer.
+
+    Raises:
+        DeadlineExceeded: that is no time at all.
+    """
+    if timeout <= 0:
+        raise DeadlineExceeded("the timeout was spent before the call")
     return {"content-type": "application/json", REQUEST_TIMEOUT_MS: str(max(1, round(timeout * 1000)))}
 
 

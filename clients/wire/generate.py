@@ -18,6 +18,8 @@ def generate(out: Path) -> None:
             "-m",
             "grpc_tools.protoc",
             f"--proto_path={ROOT}",
+            # By path: the environment's programs are not on PATH unless it was activated.
+            f"--plugin=protoc-gen-mypy={Path(sys.executable).with_name('protoc-gen-mypy')}",
             f"--python_out={out}",
             f"--mypy_out=quiet:{out}",
             *PROTOS,

@@ -18,7 +18,7 @@ from clients import (
     View,
 )
 from clients.wire import embedding_pb2 as pb
-from tests.clients.fakes import EMBED, FINGERPRINT, WIDTH, FakeEmbeddingService, serving
+from tests.clients.fakes import EMBED, FINGERPRINT, WIDTH, FakeEmbeddingService, answer, serving
 
 
 @pytest.fixture
@@ -200,6 +200,26 @@ async def test_closing_the_client_ends_its_calls_with_an_error_of_ours():
             await task
 
 
+async def test_closing_the_blocking_twin_ends_its_calls_with_an_error_of_ours():
+    async def never(data, context):
+        started.set()
+        await asyncio.sleep(60)
+
+    started = asyncio.Event()
+    async with serving({EMBED: never}) as address:
+        client = EmbeddingClient(address)
+        call = asyncio.create_task(asyncio.to_thread(client.embed, ["a"]))
+        await started.wait()
+        client.close()
+        with pytest.raises(Cancelled):
+            await call
+
+
+async def test_numpy_integers_are_token_ids(client, service):
+    await client.embed([np.array([101, 102])])
+    assert list(service.requests[0].inputs[0].tokens.ids) == [101, 102]
+
+
 async def test_a_server_that_returns_is_found_within_the_backoff():
     service = FakeEmbeddingService()
     async with serving(service.handlers()) as address:
@@ -221,8 +241,6 @@ async def test_a_server_that_returns_is_found_within_the_backoff():
 
 def _broken(change):
     async def embed(data, context):
-        from tests.clients.fakes import answer
-
         response = answer(pb.EmbedRequest.FromString(data))
         change(response)
         return response.SerializeToString()
@@ -307,9 +325,7 @@ async def test_the_blocking_twin_raises_the_same(blocking, service):
 async def test_a_long_list_goes_in_parts_and_comes_back_whole(blocking, service):
     done: list[int] = []
     texts = ["x" * n for n in range(1, 21)]
-    found = await asyncio.to_thread(
-        blocking.embed_all, texts, views=[View("mean"), View("tokens")], progress=done.append
-    )
+    found = await asyncio.to_thread(blocking.embed_all, texts, views=[View("mean"), View("tokens")], progress=done.append)
     assert found.vectors[:, 0].tolist() == list(range(1, 21))
     assert found.views[1].row_tokens == (2,) * 20
     assert found.num_tokens == tuple(range(1, 21))

@@ -101,9 +101,7 @@ async def test_a_head_answers_all_its_outputs_and_says_which_version_it_was(clie
 
 
 async def test_a_version_a_signature_and_a_filter_travel_in_the_request(client, server):
-    found = await client.predict(
-        "double", {"embedding": EMBEDDING}, version=1, signature_name="other", output_filter=["scores"]
-    )
+    found = await client.predict("double", {"embedding": EMBEDDING}, version=1, signature_name="other", output_filter=["scores"])
     assert found.version == 1
     assert list(found.outputs) == ["scores"]
     assert server.predicts[0].model_spec.version.value == 1

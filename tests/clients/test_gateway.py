@@ -1,0 +1,267 @@
+import asyncio
+import json
+
+import httpx
+import pytest
+
+from clients import (
+    AsyncClient,
+    Client,
+    DeadlineExceeded,
+    HeadError,
+    HeadResult,
+    InvalidRequest,
+    InvalidResponse,
+    NotFound,
+    Overloaded,
+    Result,
+    ServerFault,
+    TrunklineError,
+    Unavailable,
+)
+from clients._gateway_wire import HTTPX_ERRORS, error_for_httpx
+
+ANSWER = {
+    "results": [
+        {
+            "heads": {
+                "spam": {"label": "ham", "score": 0.982, "version": 3, "scores": {"ham": 0.982, "spam": 0.018}},
+                "topic": {"error": {"code": "unavailable", "message": "head 'topic' did not answer in time"}},
+            },
+            "num_tokens": 12,
+            "truncated": False,
+            "cached": True,
+        }
+    ],
+    "trunk": {"name": "small", "fingerprint": "sha256:0"},
+    "timings": {"total_ms": 4.0},
+}
+RESULT = Result(
+    heads={
+        "spam": HeadResult("ham", 0.982, 3, {"ham": 0.982, "spam": 0.018}),
+        "topic": HeadError("unavailable", "head 'topic' did not answer in time"),
+    },
+    num_tokens=12,
+    truncated=False,
+    cached=True,
+)
+
+
+class FakeGateway:
+    """Answers every request with *response*, or raises *error*, and keeps the requests."""
+
+    def __init__(self, status: int = 200, body: object = None, headers: dict[str, str] | None = None) -> None:
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.requests: list[httpx.Request] = []
+        self._answer = (status, content, headers)
+        self.error: Exception | None = None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.requests.append(request)
+        if self.error is not None:
+            raise self.error
+        status, content, headers = self._answer
+        return httpx.Response(status, content=content, headers=headers)
+
+    def client(self) -> Client:
+        return Client(transport=httpx.MockTransport(self))
+
+    def async_client(self) -> AsyncClient:
+        return AsyncClient(transport=httpx.MockTransport(self))
+
+
+def test_a_text_is_classified_and_a_head_that_failed_fails_alone():
+    gateway = FakeGateway(body=ANSWER)
+    with gateway.client() as client:
+        assert client.classify("some text", heads=["spam", "topic"], timeout=2.5) == [RESULT]
+    [request] = gateway.requests
+    assert (request.method, request.url.path) == ("POST", "/v1/classify")
+    assert json.loads(request.content) == {"texts": ["some text"], "heads": ["spam", "topic"]}
+    assert request.headers["x-request-timeout-ms"] == "2500"
+
+
+def test_the_default_heads_are_the_gateways_choice():
+    gateway = FakeGateway(body=ANSWER)
+    with gateway.client() as client:
+        client.classify(["some text"])
+    assert json.loads(gateway.requests[0].content) == {"texts": ["some text"]}
+
+
+async def test_the_async_twin_answers_the_same():
+    gateway = FakeGateway(body=ANSWER)
+    async with gateway.async_client() as client:
+        assert await client.classify("some text") == [RESULT]
+
+
+def test_a_path_in_the_base_url_is_kept():
+    gateway = FakeGateway(body=ANSWER)
+    with Client("http://host/prefix", transport=httpx.MockTransport(gateway)) as client:
+        client.classify("some text")
+    assert gateway.requests[0].url.path == "/prefix/v1/classify"
+
+
+async def test_heads_are_told_as_the_gateway_describes_them():
+    gateway = FakeGateway(body={"heads": [{"name": "spam", "labels": ["ham", "spam"]}]})
+    with gateway.client() as client:
+        assert client.heads() == [{"name": "spam", "labels": ["ham", "spam"]}]
+    async with gateway.async_client() as twin:
+        assert await twin.heads() == [{"name": "spam", "labels": ["ham", "spam"]}]
+
+
+@pytest.mark.parametrize(("status", "ready"), [(200, True), (503, False), (404, False)])
+async def test_ready_is_what_the_gateway_says(status, ready):
+    gateway = FakeGateway(status)
+    with gateway.client() as client:
+        assert client.ready() is ready
+    async with gateway.async_client() as twin:
+        assert await twin.ready() is ready
+
+
+@pytest.mark.parametrize("error", [httpx.ConnectError("refused"), httpx.ReadTimeout("slow")])
+async def test_a_gateway_that_cannot_be_reached_is_not_ready(error):
+    gateway = FakeGateway()
+    gateway.error = error
+    with gateway.client() as client:
+        assert not client.ready()
+    async with gateway.async_client() as twin:
+        assert not await twin.ready()
+
+
+@pytest.mark.parametrize(
+    ("status", "kind"), [(400, InvalidRequest), (404, NotFound), (429, Overloaded), (500, ServerFault), (503, Unavailable)]
+)
+def test_an_error_keeps_its_kind_message_and_request_id(status, kind):
+    body = {"error": {"code": "x", "message": "what went wrong", "request_id": "r-1"}}
+    with FakeGateway(status, body).client() as client, pytest.raises(kind) as caught:
+        client.classify("some text")
+    assert type(caught.value) is kind
+    assert caught.value.message == "what went wrong"
+    assert caught.value.request_id == "r-1"
+    assert caught.value.retry_after is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({"retry-after": "2"}, 2.0),
+        ({"retry-after": "2", "retry-after-ms": "1200"}, 1.2),
+        ({"retry-after": "soon"}, None),
+        ({"retry-after-ms": "-5"}, None),
+    ],
+)
+def test_when_to_come_back_is_read_from_the_headers(headers, seconds):
+    with FakeGateway(429, {}, headers).client() as client, pytest.raises(Overloaded) as caught:
+        client.classify("some text")
+    assert caught.value.retry_after == seconds
+
+
+def test_an_error_page_of_something_between_us_is_still_an_error_of_ours():
+    gateway = FakeGateway(502, b"<html>Bad gateway</html>", {"x-request-id": "r-9"})
+    with gateway.client() as client, pytest.raises(InvalidResponse, match="502") as caught:
+        client.classify("some text")
+    assert caught.value.request_id == "r-9"
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (200, b"not json"),
+        (200, {"results": []}),
+        (200, {"results": [{"heads": {}}]}),
+        (200, {"results": [{"heads": {"a": {"score": "high"}}, "num_tokens": 1, "truncated": False}]}),
+        (204, b""),
+        (302, b""),
+    ],
+)
+def test_an_answer_that_is_not_the_contract_is_an_invalid_response(status, body):
+    with FakeGateway(status, body).client() as client, pytest.raises(InvalidResponse):
+        client.classify("some text")
+
+
+@pytest.mark.parametrize("text", ["lone \ud800 surrogate", [object()]])
+def test_a_text_that_cannot_travel_is_refused_here(text):
+    gateway = FakeGateway()
+    with gateway.client() as client, pytest.raises(InvalidRequest):
+        client.classify(text)
+    assert gateway.requests == []
+
+
+def test_a_url_that_is_none_is_an_invalid_request():
+    with pytest.raises(InvalidRequest):
+        Client("http://host:port")
+    with Client("gopher://host") as client, pytest.raises(InvalidRequest):
+        client.classify("some text")
+
+
+def _subclasses(kind: type[Exception]) -> set[type[Exception]]:
+    return {kind}.union(*(_subclasses(sub) for sub in kind.__subclasses__()))
+
+
+def test_every_error_of_httpx_is_in_the_table():
+    """But for misuse of a response's stream and of cookies, which no call of ours can cause."""
+    assert set(HTTPX_ERRORS) == _subclasses(httpx.HTTPError) | {httpx.InvalidURL}
+
+
+@pytest.mark.parametrize("kind", sorted(HTTPX_ERRORS, key=lambda kind: kind.__name__))
+async def test_what_httpx_raises_is_raised_as_ours(kind):
+    gateway = FakeGateway()
+    gateway.error = kind("why", request=None, response=None) if kind is httpx.HTTPStatusError else kind("why")
+    with gateway.client() as client, pytest.raises(TrunklineError, match="why") as caught:
+        client.heads()
+    assert type(caught.value) is HTTPX_ERRORS[kind]
+    async with gateway.async_client() as twin:
+        with pytest.raises(HTTPX_ERRORS[kind], match="why"):
+            await twin.heads()
+
+
+def test_the_most_specific_entry_of_the_table_wins():
+    class NewTimeout(httpx.ReadTimeout):
+        pass
+
+    assert type(error_for_httpx(NewTimeout(""))) is DeadlineExceeded
+    assert error_for_httpx(NewTimeout("")).message == "NewTimeout"
+
+
+async def test_an_async_call_ends_with_its_timeout_even_where_bytes_keep_trickling():
+    handlers: list[asyncio.Task[None]] = []
+
+    async def trickle(reader, writer):
+        handlers.append(asyncio.current_task())
+        writer.write(b"HTTP/1.1 200 OK\r\n")
+        try:
+            while True:
+                writer.write(b"x-more: 1\r\n")
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        except ConnectionError:
+            writer.close()
+
+    server = await asyncio.start_server(trickle, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server, AsyncClient(f"http://127.0.0.1:{port}") as client:
+        with pytest.raises(DeadlineExceeded):
+            await asyncio.wait_for(client.heads(timeout=0.2), 10)
+        await asyncio.wait_for(asyncio.gather(*handlers), 10)
+
+
+async def test_a_timeout_that_is_spent_already_sends_nothing():
+    gateway = FakeGateway(body=ANSWER)
+    with gateway.client() as client, pytest.raises(DeadlineExceeded):
+        client.classify("some text", timeout=-1.0)
+    async with gateway.async_client() as twin:
+        with pytest.raises(DeadlineExceeded):
+            await twin.classify("some text", timeout=0.0)
+    assert gateway.requests == []
+
+
+async def test_nobody_there_is_unavailable():
+    with Client("http://127.0.0.1:1") as client, pytest.raises(Unavailable):
+        client.classify("some text")
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    with Client("http://localhost:8080/x") as client:
+        assert not client._http.trust_env
+    with Client("http://gateway.example") as client:
+        assert client._http.trust_env
