@@ -103,4 +103,7 @@ def decode_catalogue(data: bytes) -> Catalogue:
 
 def encode(value: Manifest | Catalogue) -> bytes:
     """As JSON with sorted keys and two-space indentation, so that equal values are equal bytes."""
-    return msgspec.json.format(msgspec.json.encode(value, order="deterministic"), indent=2) + b"\n"
+    return (
+        msgspec.json.format(msgspec.json.encode(msgspec.to_builtins(value, str_keys=True), order="deterministic"), indent=2)
+        + b"\n"
+    )
