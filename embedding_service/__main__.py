@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from embedding_service.backend.load import load_backend
-from embedding_service.models.fetch import PreparationError
+from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
 from embedding_service.service import Addresses, ListenError, serve, warm_up
 from embedding_service.settings import Settings

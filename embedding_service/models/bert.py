@@ -1,108 +1,124 @@
-"""A BERT checkpoint as numbers: its shape from config.json, its weights from safetensors. No code of a model is ever run."""
+"""What a BERT directory says: its configuration, checked, and its weights as numpy arrays."""
 
-import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from embedding_service.backend import View
-from embedding_service.models.errors import PreparationError
+from embedding_service.backend import FloatArray
+from embedding_service.models.fetch import PreparationError, read_json
 
-Weights = Mapping[str, NDArray[np.float32]]
+Weights = dict[str, FloatArray]
+
+_ONLY: Final = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
+_DECLARED: Final = {"model_type": "", "hidden_act": "gelu", "position_embedding_type": "absolute"}
 
 
 @dataclass(frozen=True, slots=True)
-class BertShape:
-    """The numbers of config.json that the forward pass depends on."""
+class BertConfig:
+    """The numbers of a BERT encoder."""
 
+    vocab_size: int
     width: int
     num_layers: int
     num_heads: int
-    vocab_size: int
+    inner_width: int
     max_positions: int
     epsilon: float
 
 
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A trunk as it was published: float32 *weights* by their Hugging Face names, without the prefix "bert."."""
-
-    shape: BertShape
-    weights: Weights
-    default_view: View
-    max_tokens: int
-    tokenizer_json: bytes
-
-
-def read_checkpoint(directory: Path) -> Checkpoint:
-    """Read *directory*.
+def read_config(directory: Path) -> BertConfig:
+    """Read config.json; keys that do not shape the arithmetic are not looked at.
 
     Raises:
-        PreparationError: it is not a BERT encoder this service can run; the message says why.
+        PreparationError: it is not a BERT of the kind we build.
     """
-    shape = _shape(_json(directory / "config.json"))
-    return Checkpoint(
-        shape,
-        _weights(directory / "model.safetensors"),
-        _default_view(directory),
-        _max_tokens(directory, shape),
-        (directory / "tokenizer.json").read_bytes(),
+    raw = read_json(directory / "config.json")
+    for key, only in _ONLY.items():
+        value = raw.get(key, _DECLARED[key])
+        if value != only:
+            raise PreparationError(
+                f"this model has {key} {value!r}, not {only!r}; choose a BERT with absolute positions and gelu"
+            )
+    if raw.get("is_decoder"):
+        raise PreparationError("this model is a decoder; choose a BERT encoder")
+    config = BertConfig(
+        vocab_size=_positive(raw, "vocab_size"),
+        width=_positive(raw, "hidden_size"),
+        num_layers=_positive(raw, "num_hidden_layers"),
+        num_heads=_positive(raw, "num_attention_heads"),
+        inner_width=_positive(raw, "intermediate_size"),
+        max_positions=_positive(raw, "max_position_embeddings"),
+        epsilon=_epsilon(raw),
     )
+    if config.width % config.num_heads:
+        raise PreparationError("hidden_size is not a multiple of num_attention_heads in config.json; choose another model")
+    return config
 
 
-def _shape(config: dict[str, Any]) -> BertShape:
-    """Only what is named here is read, and a value that would mean another computation is refused."""
-    expected = {"model_type": "bert", "hidden_act": "gelu", "position_embedding_type": "absolute"}
-    for key, value in expected.items():
-        if config.get(key, value) != value or (key == "model_type" and key not in config):
-            raise PreparationError(f"this is not a BERT encoder that can be run here: its {key} is not {value!r}")
+def _positive(raw: dict[str, object], key: str) -> int:
+    value = raw.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise PreparationError(f"config.json has no usable {key}; choose a complete BERT directory")
+    return value
+
+
+def _epsilon(raw: dict[str, object]) -> float:
+    value = raw.get("layer_norm_eps", 1e-12)
+    if not isinstance(value, float) or not 0 < value < 1:
+        raise PreparationError("config.json has no usable layer_norm_eps; choose a complete BERT directory")
+    return value
+
+
+def read_weights(directory: Path, config: BertConfig) -> Weights:
+    """Read the encoder's arrays from model.safetensors as float32, by their names without "bert.".
+
+    Linear weights are [out, in], as they are stored.
+
+    Raises:
+        PreparationError: one is missing or has another shape than *config* says.
+    """
     try:
-        return BertShape(
-            width=int(config["hidden_size"]),
-            num_layers=int(config["num_hidden_layers"]),
-            num_heads=int(config["num_attention_heads"]),
-            vocab_size=int(config["vocab_size"]),
-            max_positions=int(config["max_position_embeddings"]),
-            epsilon=float(config.get("layer_norm_eps", 1e-12)),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise PreparationError(f"config.json lacks or garbles {error}") from None
+        stored = load_file(directory / "model.safetensors")
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise PreparationError(f"{directory / 'model.safetensors'} cannot be read: {error}; fetch the model again") from error
+    by_name = {name.removeprefix("bert."): array for name, array in stored.items()}
+    return {name: _weight(by_name, name, shape) for name, shape in expected_shapes(config).items()}
 
 
-def _weights(path: Path) -> Weights:
-    try:
-        loaded = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise PreparationError(f"{path.name} cannot be read: {error}") from None
-    floats = {name: value for name, value in loaded.items() if np.issubdtype(value.dtype, np.floating)}
-    return {name.removeprefix("bert."): value.astype(np.float32) for name, value in floats.items()}
+def _weight(stored: dict[str, np.ndarray], name: str, shape: tuple[int, ...]) -> FloatArray:
+    array = stored.get(name)
+    if array is None:
+        raise PreparationError(f"the weights lack {name}: this is not a BERT; choose another model")
+    if array.shape != shape:
+        raise PreparationError(f"{name} is {array.shape}, not {shape} as config.json says; fetch the model again")
+    return np.ascontiguousarray(array, dtype=np.float32)
 
 
-def _default_view(directory: Path) -> View:
-    """sentence-transformers' own pooling where the directory states it, mean otherwise."""
-    pooling = _json(directory / "1_Pooling" / "config.json")
-    if pooling.get("pooling_mode_cls_token"):
-        return View("cls")
-    return View("max") if pooling.get("pooling_mode_max_tokens") else View("mean")
+def expected_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+    """Every array of the encoder, the pooler left out, by name."""
+    width = config.width
+    shapes: dict[str, tuple[int, ...]] = {
+        "embeddings.word_embeddings.weight": (config.vocab_size, width),
+        "embeddings.position_embeddings.weight": (config.max_positions, width),
+        "embeddings.LayerNorm.weight": (width,),
+        "embeddings.LayerNorm.bias": (width,),
+    }
+    shapes["embeddings.token_type_embeddings.weight"] = (2, width)
+    for layer in range(config.num_layers):
+        shapes |= {f"encoder.layer.{layer}.{name}": shape for name, shape in _layer_shapes(config).items()}
+    return shapes
 
 
-def _max_tokens(directory: Path, shape: BertShape) -> int:
-    stated = _json(directory / "sentence_bert_config.json").get("max_seq_length")
-    return min(int(stated), shape.max_positions) if stated else shape.max_positions
-
-
-def _json(path: Path) -> dict[str, Any]:
-    """The object in *path*; empty when there is no such file."""
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except ValueError:
-        raise PreparationError(f"{path.name} is not JSON") from None
-    return content if isinstance(content, dict) else {}
+def _layer_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
+    width, inner = config.width, config.inner_width
+    linear = {f"attention.self.{part}": (width, width) for part in ("query", "key", "value")}
+    linear |= {"attention.output.dense": (width, width), "intermediate.dense": (inner, width), "output.dense": (width, inner)}
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": shape for name, shape in linear.items()}
+    shapes |= {f"{name}.bias": shape[:1] for name, shape in linear.items()}
+    for norm in ("attention.output.LayerNorm", "output.LayerNorm"):
+        shapes |= {f"{norm}.weight": (width,), f"{norm}.bias": (width,)}
+    return shapes

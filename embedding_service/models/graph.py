@@ -1,148 +1,192 @@
-"""A BERT encoder as an ONNX graph, built from its weights. No torch, no tracing: the layers are written down here.
+"""From weights to an ONNX graph, in one of two dialects: plain operators, or those ONNX Runtime has fused kernels for.
 
-Source of the computation: Devlin et al. 2018 (BERT), post-layer-norm transformer encoder; weight names as in Hugging Face's
-BertModel. Operators are those of the ONNX standard, which ONNX Runtime fuses and OpenVINO reads.
+Inputs: input_ids and attention_mask, both int64 [batch, seq]. Outputs: hidden_<k>, float32 [batch, seq, width], where k
+counts from 0, the embedding layer.
 """
 
-import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from embedding_service.models.bert import BertShape, Checkpoint, Weights
-from embedding_service.models.errors import PreparationError
+from embedding_service.backend import FloatArray
+from embedding_service.models.bert import BertConfig, Weights
 
-OPSET: Final = 20
-"""The first with Gelu; LayerNormalization is older."""
+Dialect = Literal["plain", "onnxruntime"]
 
-MASKED: Final = -10_000.0
-"""Added to attention scores of padding; its softmax is zero in float32 and in bfloat16."""
+GRAPH_VERSION: Final = 1
+"""Part of the name a graph is kept under: raise it with every change of this file that changes the graph."""
+
+_OPSET: Final = 17
+_MASKED: Final = -1e9
+_FUSED: Final = "com.microsoft"
 
 
-def build_graph(checkpoint: Checkpoint, layers: Sequence[int]) -> onnx.ModelProto:
-    """The encoder as a model.
+def output_name(layer: int, num_layers: int) -> str:
+    """The graph output of *layer*, a negative number."""
+    return f"hidden_{num_layers + 1 + layer}"
 
-    Inputs: `input_ids` and `attention_mask`, int64 [batch, tokens]. Outputs, one for each of the negative *layers*:
-    `hidden_<n>`, float32 [batch, tokens, width], where n counts from 0, the embedding layer.
 
-    Raises:
-        PreparationError: a weight is missing or of another shape than the configuration says.
-    """
-    builder = _Builder(checkpoint.shape, checkpoint.weights)
+def build_graph(config: BertConfig, weights: Weights, layers: Sequence[int], dialect: Dialect) -> onnx.ModelProto:
+    """A model that computes *layers* (negative numbers) and nothing beyond the highest of them."""
+    builder = _Builder(config, weights, dialect)
+    wanted = sorted(config.num_layers + 1 + layer for layer in layers)
     hidden = builder.embeddings()
-    states = [hidden]
-    builder.mask()
-    for number in range(checkpoint.shape.num_layers):
-        hidden = builder.layer(number, hidden)
-        states.append(hidden)
-    return builder.model({output_name(layer, checkpoint.shape): states[layer] for layer in layers})
+    if 0 in wanted:
+        builder.output(hidden, 0)
+    for number in range(wanted[-1]):
+        hidden = builder.layer(hidden, number)
+        if number + 1 in wanted:
+            builder.output(hidden, number + 1)
+    return builder.model()
 
 
-def output_name(layer: int, shape: BertShape) -> str:
-    """The graph's output for a negative *layer*."""
-    return f"hidden_{layer + shape.num_layers + 1}"
+def quantize_int8(source: str, target: str) -> None:
+    """Write *source* with int8 weights, one scale a channel; activations are scaled anew in each pass."""
+    quantize_dynamic(
+        source,
+        target,
+        op_types_to_quantize=["MatMul"],
+        per_channel=True,
+        reduce_range=False,
+        weight_type=QuantType.QInt8,
+        extra_options={"MatMulConstBOnly": True},
+    )
 
 
 class _Builder:
-    """Collects nodes and weights of one graph."""
+    """Owns the lists a graph is made of while it grows. Values are referred to by name."""
 
-    def __init__(self, shape: BertShape, weights: Weights) -> None:
-        self._shape = shape
+    def __init__(self, config: BertConfig, weights: Weights, dialect: Dialect) -> None:
+        self._config = config
         self._weights = weights
+        self._is_fused = dialect == "onnxruntime"
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
+        self._outputs: list[onnx.ValueInfoProto] = []
+        self._mask = ""
 
     def embeddings(self) -> str:
-        s = self._shape
-        words = self._node("Gather", self._weight("embeddings.word_embeddings.weight", s.vocab_size, s.width), "input_ids")
-        length = self._node("Shape", "input_ids", start=1, end=2)
-        positions = self._node(
-            "Slice",
-            self._weight("embeddings.position_embeddings.weight", s.max_positions, s.width),
-            self._constant("zero", np.array([0], np.int64)),
-            length,
-            self._constant("zero", np.array([0], np.int64)),
-        )
-        # Every token is of segment 0, so its row is a constant, folded into the positions by any engine.
-        segment = self._weights["embeddings.token_type_embeddings.weight"][0]
-        placed = self._node("Add", positions, self._constant("segment", segment))
-        return self._norm(self._node("Add", words, placed), "embeddings.LayerNorm")
+        """Add word, position and (always the first) segment embeddings, normalised."""
+        tables = self._weights
+        positions = tables["embeddings.position_embeddings.weight"] + tables["embeddings.token_type_embeddings.weight"][0]
+        words = self._node("Gather", [self._weight("embeddings.word_embeddings.weight"), "input_ids"])
+        length = self._node("Shape", ["input_ids"], start=1, end=2)
+        start, axis = self._integers("zero", [0]), self._integers("axis", [0])
+        here = self._node("Slice", [self._constant("positions", positions), start, length, axis])
+        self._mask = self._make_mask()
+        return self._normalized(self._node("Add", [words, here]), "embeddings.LayerNorm")
 
-    def mask(self) -> None:
-        """`mask_bias`: float32 [batch, 1, 1, tokens], 0 for tokens and `MASKED` for padding."""
-        floats = self._node("Cast", "attention_mask", to=TensorProto.FLOAT)
-        padding = self._node("Sub", self._constant("one", np.array(1, np.float32)), floats)
-        scaled = self._node("Mul", padding, self._constant("masked", np.array(MASKED, np.float32)))
-        self._node("Unsqueeze", scaled, self._constant("axes", np.array([1, 2], np.int64)), output="mask_bias")
-
-    def layer(self, number: int, hidden: str) -> str:
+    def layer(self, hidden: str, number: int) -> str:
+        """Add one transformer layer."""
         prefix = f"encoder.layer.{number}."
-        attended = self._attention(prefix + "attention.", hidden)
-        middle = self._norm(self._node("Add", attended, hidden), prefix + "attention.output.LayerNorm")
-        grown = self._node("Gelu", self._dense(middle, prefix + "intermediate.dense"))
-        shrunk = self._dense(grown, prefix + "output.dense")
-        return self._norm(self._node("Add", shrunk, middle), prefix + "output.LayerNorm")
+        context = self._fused_attention(hidden, prefix) if self._is_fused else self._attention(hidden, prefix)
+        attended = self._residual(context, hidden, prefix + "attention.output.")
+        inner = self._gelu(attended, prefix + "intermediate.dense")
+        return self._residual(inner, attended, prefix + "output.")
 
-    def _attention(self, prefix: str, hidden: str) -> str:
-        """softmax(Q K^T / sqrt(head width) + mask) V, head by head; the scale is folded into the query's weights."""
-        scale = 1 / math.sqrt(self._shape.width // self._shape.num_heads)
-        query = self._heads(self._dense(hidden, prefix + "self.query", scale), [0, 2, 1, 3])
-        key = self._heads(self._dense(hidden, prefix + "self.key"), [0, 2, 3, 1])
-        value = self._heads(self._dense(hidden, prefix + "self.value"), [0, 2, 1, 3])
-        scores = self._node("Add", self._node("MatMul", query, key), "mask_bias")
-        context = self._node("MatMul", self._node("Softmax", scores, axis=-1), value)
-        joined = self._node("Transpose", context, perm=[0, 2, 1, 3])
-        shape = self._constant("joined", np.array([0, 0, self._shape.width], np.int64))
-        return self._dense(self._node("Reshape", joined, shape), prefix + "output.dense")
+    def output(self, value: str, number: int) -> None:
+        """Make *value* the output hidden_<number>."""
+        name = f"hidden_{number}"
+        self._nodes.append(helper.make_node("Identity", [value], [name]))
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "seq", self._config.width]))
 
-    def _heads(self, projected: str, order: list[int]) -> str:
-        heads = self._shape.num_heads
-        shape = self._constant("heads", np.array([0, 0, heads, self._shape.width // heads], np.int64))
-        return self._node("Transpose", self._node("Reshape", projected, shape), perm=order)
+    def model(self) -> onnx.ModelProto:
+        """The finished model."""
+        names = ("input_ids", "attention_mask")
+        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in names]
+        graph = helper.make_graph(self._nodes, "trunk", inputs, self._outputs, list(self._constants.values()))
+        opsets = [helper.make_opsetid("", _OPSET)] + ([helper.make_opsetid(_FUSED, 1)] if self._is_fused else [])
+        return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="trunkline")
 
-    def _dense(self, hidden: str, name: str, scale: float = 1.0) -> str:
-        weight = self._weights_of(f"{name}.weight").T * np.float32(scale)
-        bias = self._weights_of(f"{name}.bias") * np.float32(scale)
-        product = self._node("MatMul", hidden, self._constant(f"{name}.weight", np.ascontiguousarray(weight)))
-        return self._node("Add", product, self._constant(f"{name}.bias", bias))
+    def _make_mask(self) -> str:
+        if self._is_fused:
+            return self._node("Cast", ["attention_mask"], to=TensorProto.INT32)
+        mask = self._node("Cast", ["attention_mask"], to=TensorProto.FLOAT)
+        absent = self._node("Sub", [self._scalar("one", 1.0), mask])
+        wide = self._node("Unsqueeze", [absent, self._integers("mask_axes", [1, 2])])
+        return self._node("Mul", [wide, self._scalar("masked", _MASKED)])
 
-    def _norm(self, hidden: str, name: str) -> str:
-        width = self._shape.width
-        weight, bias = self._weight(f"{name}.weight", width), self._weight(f"{name}.bias", width)
-        return self._node("LayerNormalization", hidden, weight, bias, axis=-1, epsilon=self._shape.epsilon)
+    def _fused_attention(self, hidden: str, prefix: str) -> str:
+        parts = [prefix + f"attention.self.{part}" for part in ("query", "key", "value")]
+        packed = np.concatenate([self._weights[f"{part}.weight"] for part in parts]).T
+        bias = np.concatenate([self._weights[f"{part}.bias"] for part in parts])
+        product = self._node("MatMul", [hidden, self._constant(prefix + "qkv.weight", packed)])
+        query, key, value = self._split(product)
+        inputs = [query, key, value, self._constant(prefix + "qkv.bias", bias), self._mask]
+        return self._node(
+            "MultiHeadAttention", inputs, domain=_FUSED, num_heads=self._config.num_heads, mask_filter_value=_MASKED
+        )
 
-    def _node(self, operator: str, *inputs: str, output: str = "", **attributes: object) -> str:
-        name = output or f"{operator}_{len(self._nodes)}"
-        self._nodes.append(helper.make_node(operator, list(inputs), [name], name=name, **attributes))
+    def _split(self, value: str) -> tuple[str, str, str]:
+        stem = f"value_{len(self._nodes)}"
+        names = (f"{stem}_query", f"{stem}_key", f"{stem}_value")
+        self._nodes.append(helper.make_node("Split", [value], names, axis=-1))
+        return names
+
+    def _attention(self, hidden: str, prefix: str) -> str:
+        size = self._config.width // self._config.num_heads
+        # The scale of the scores goes into the query's weights.
+        query = self._heads(hidden, prefix + "attention.self.query", [0, 2, 1, 3], size**-0.5)
+        key = self._heads(hidden, prefix + "attention.self.key", [0, 2, 3, 1])
+        value = self._heads(hidden, prefix + "attention.self.value", [0, 2, 1, 3])
+        scores = self._node("Add", [self._node("MatMul", [query, key]), self._mask])
+        mixed = self._node("MatMul", [self._node("Softmax", [scores], axis=-1), value])
+        shape = self._integers("joined_shape", [0, 0, self._config.width])
+        return self._node("Reshape", [self._node("Transpose", [mixed], perm=[0, 2, 1, 3]), shape])
+
+    def _heads(self, hidden: str, name: str, order: list[int], scale: float = 1.0) -> str:
+        heads = self._config.num_heads
+        shape = self._integers("heads_shape", [0, 0, heads, self._config.width // heads])
+        return self._node("Transpose", [self._node("Reshape", [self._linear(hidden, name, scale), shape])], perm=order)
+
+    def _linear(self, value: str, name: str, scale: float = 1.0) -> str:
+        bias = self._constant(f"{name}.bias", self._weights[f"{name}.bias"] * np.float32(scale))
+        return self._node("Add", [self._product(value, name, scale), bias])
+
+    def _product(self, value: str, name: str, scale: float = 1.0) -> str:
+        weight = self._weights[f"{name}.weight"].T * np.float32(scale)
+        return self._node("MatMul", [value, self._constant(f"{name}.weight", weight)])
+
+    def _gelu(self, value: str, name: str) -> str:
+        if self._is_fused:
+            return self._node("BiasGelu", [self._product(value, name), self._weight(f"{name}.bias")], domain=_FUSED)
+        raw = self._linear(value, name)
+        erf = self._node("Erf", [self._node("Div", [raw, self._scalar("sqrt2", float(np.sqrt(2)))])])
+        gate = self._node("Mul", [raw, self._node("Add", [erf, self._scalar("one", 1.0)])])
+        return self._node("Mul", [gate, self._scalar("half", 0.5)])
+
+    def _residual(self, value: str, skipped: str, prefix: str) -> str:
+        if not self._is_fused:
+            return self._normalized(self._node("Add", [self._linear(value, prefix + "dense"), skipped]), prefix + "LayerNorm")
+        norm = [self._weight(prefix + "LayerNorm.weight"), self._weight(prefix + "LayerNorm.bias")]
+        inputs = [self._product(value, prefix + "dense"), skipped, *norm, self._weight(prefix + "dense.bias")]
+        return self._node("SkipLayerNormalization", inputs, domain=_FUSED, epsilon=self._config.epsilon)
+
+    def _normalized(self, value: str, name: str) -> str:
+        inputs = [value, self._weight(f"{name}.weight"), self._weight(f"{name}.bias")]
+        return self._node("LayerNormalization", inputs, axis=-1, epsilon=self._config.epsilon)
+
+    def _node(self, kind: str, inputs: list[str], *, domain: str = "", **attributes: Any) -> str:
+        name = f"value_{len(self._nodes)}"
+        self._nodes.append(helper.make_node(kind, inputs, [name], domain=domain, **attributes))
         return name
 
-    def _weights_of(self, name: str) -> NDArray[np.float32]:
-        try:
-            return self._weights[name]
-        except KeyError:
-            raise PreparationError(f"the weights lack {name}") from None
+    def _weight(self, name: str) -> str:
+        return self._constant(name, self._weights[name])
 
-    def _weight(self, name: str, *shape: int) -> str:
-        value = self._weights_of(name)
-        if value.shape != shape:
-            raise PreparationError(f"the weight {name} has the shape {value.shape}, and config.json means {shape}")
-        return self._constant(name, value)
+    def _scalar(self, name: str, value: float) -> str:
+        return self._constant(name, np.array(value, dtype=np.float32))
 
-    def _constant(self, name: str, value: NDArray[np.float32] | NDArray[np.int64]) -> str:
-        self._constants.setdefault(name, numpy_helper.from_array(value, name))
+    def _constant(self, name: str, value: FloatArray) -> str:
+        if name not in self._constants:
+            array = np.ascontiguousarray(value, dtype=np.float32).reshape(value.shape)
+            self._constants[name] = numpy_helper.from_array(array, name)
         return name
 
-    def model(self, outputs: dict[str, str]) -> onnx.ModelProto:
-        for name, state in outputs.items():
-            self._node("Identity", state, output=name)
-        tokens = ["batch", "tokens"]
-        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, tokens) for name in ("input_ids", "attention_mask")]
-        states = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [*tokens, self._shape.width]) for name in outputs]
-        graph = helper.make_graph(self._nodes, "bert", inputs, states, list(self._constants.values()))
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="trunkline")
-        model.ir_version = 10
-        return model
+    def _integers(self, name: str, values: list[int]) -> str:
+        self._constants[name] = numpy_helper.from_array(np.array(values, dtype=np.int64), name)
+        return name

