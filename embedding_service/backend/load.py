@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from embedding_service.backend import Backend, EngineSpec, TrunkSpec
-from embedding_service.models.fetch import PreparationError
+from embedding_service.models.errors import PreparationError
 
 EngineName = Literal["onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32"]
 

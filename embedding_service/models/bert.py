@@ -9,7 +9,8 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from embedding_service.backend import FloatArray
-from embedding_service.models.fetch import PreparationError, read_json
+from embedding_service.models.errors import PreparationError
+from embedding_service.models.fetch import read_json
 
 Weights = dict[str, FloatArray]
 

@@ -16,6 +16,8 @@ from typing import Final
 
 from filelock import FileLock, Timeout
 
+from embedding_service.models.errors import PreparationError
+
 Progress = Callable[[str], None]
 
 LOCK_TIMEOUT_SECONDS: Final = 900.0
@@ -30,10 +32,6 @@ _OPTIONAL_FILES: Final = (
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
 )
-
-
-class PreparationError(Exception):
-    """A trunk could not be made ready. The message is one sentence that says what to do."""
 
 
 @dataclass(frozen=True, slots=True)

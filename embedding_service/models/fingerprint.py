@@ -8,7 +8,7 @@ from embedding_service.backend import View
 
 
 def fingerprint(*, weights_sha256: str, tokenizer_json: bytes, view: View, prompt: str, max_tokens: int) -> str:
-    """ "sha256:<64 hex digits>" over weights, tokenizer, normaliser, the default view, prompt and maximum length."""
+    """Return "sha256:<64 hex digits>" over weights, tokenizer, normaliser, the default view, prompt and maximum length."""
     facts = {
         "weights": weights_sha256,
         "tokenizer": hashlib.sha256(tokenizer_json).hexdigest(),

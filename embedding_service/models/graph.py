@@ -53,7 +53,7 @@ def quantize_int8(source: str, target: str) -> None:
         per_channel=True,
         reduce_range=False,
         weight_type=QuantType.QInt8,
-        extra_options={"MatMulConstBOnly": True},
+        extra_options={"MatMulConstBOnly": True, "DefaultTensorType": TensorProto.FLOAT},
     )
 
 

@@ -14,8 +14,8 @@ from clients.wire.text import TextEncoder
 from embedding_service.backend import Backend, Batch, EngineSpec, FloatArray, Pooling, TrunkSpec, View
 from embedding_service.backend.load import EngineName, PreparedTrunk, load_backend, num_cores
 from embedding_service.models.bert import BertConfig, read_config, read_weights
+from embedding_service.models.errors import PreparationError
 from embedding_service.models.fetch import (
-    PreparationError,
     Progress,
     TrunkFiles,
     fetch,

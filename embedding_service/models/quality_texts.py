@@ -90,4 +90,4 @@ The the the the the the the the.
 One, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen, fourteen.
 """
 
-QUALITY_TEXTS: Final = tuple("".join((_SHORT, _MIDDLE, _LONG, _ODD)).splitlines())
+QUALITY_TEXTS: Final = tuple(f"{_SHORT}{_MIDDLE}{_LONG}{_ODD}".splitlines())

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+
+from embedding_service.backend import BackendError, Batch, View
+from embedding_service.backend.pooling import padded, read_views
+
+IDS = ((2, 5, 3), (2, 9, 8, 7, 3), (2, 3))
+
+
+def _by_hand(row, pooling):
+    readings = {"mean": row.mean(0), "cls": row[0], "max": row.max(0), "sep": row[-1], "tokens": row}
+    return np.concatenate([row.mean(0), row.max(0)]) if pooling == "mean_max" else readings[pooling]
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max", "mean_max", "sep", "tokens"])
+@pytest.mark.parametrize("normalize", [True, False])
+@pytest.mark.parametrize("dims", [0, 3])
+def test_a_view_reads_each_row_without_its_padding(pooling, normalize, dims):
+    hidden = np.random.default_rng(1).normal(size=(3, 5, 8)).astype(np.float32)
+    _, mask, lengths = padded(IDS)
+    hidden[mask == 0] = 1e6
+    view = View(pooling, -1, normalize, dims)
+    mixed = ((view,), (View("cls"), view), (view,))
+    for views in (((view,),) * 3, mixed):
+        result = read_views({-1: hidden}, lengths, Batch(IDS, views))
+        for row, ids, arrays in zip(hidden, IDS, result, strict=True):
+            expected = _by_hand(row[: len(ids)], pooling)[..., : dims or None]
+            if normalize:
+                expected = expected / np.linalg.norm(expected, axis=-1, keepdims=True)
+            np.testing.assert_allclose(arrays[-1], expected, atol=1e-5)
+
+
+def test_numbers_that_are_not_finite_fail_the_pass():
+    hidden = np.full((1, 2, 4), np.nan, dtype=np.float32)
+    with pytest.raises(BackendError, match="not finite"):
+        read_views({-1: hidden}, np.array([2]), Batch(((2, 3),), ((View(),),)))

@@ -1,0 +1,63 @@
+import json
+
+import numpy as np
+import pytest
+
+from embedding_service.backend import Batch, View
+from embedding_service.backend.load import load_backend
+from embedding_service.models.bert import read_config, read_weights
+from embedding_service.models.errors import PreparationError
+from embedding_service.models.fetch import check_files, fetch
+from embedding_service.models.prepare import prepare
+from tests.embedding_service.models.reference_bert import hidden_states
+from tests.tiny_trunk import make_tiny_trunk
+
+ROWS = ((2, 5, 3), (2, 9, 8, 7, 6, 11, 3), (2, 3))
+
+
+@pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_ragged_rows_agree_with_a_plain_bert_at_every_layer(tmp_path, engine, prefix):
+    trunk = make_tiny_trunk(tmp_path / "tiny", prefix=prefix)
+    backend = load_backend(prepare(str(trunk), cache_dir=tmp_path / "cache", engine=engine, layers=(-1, -2, -3)))
+    config = read_config(trunk)
+    weights = read_weights(trunk, config)
+    views = tuple(View("tokens", layer, normalize=False) for layer in (-1, -2, -3))
+
+    result = backend.embed(Batch(ROWS, (views,) * len(ROWS)))
+    backend.close()
+
+    for ids, arrays in zip(ROWS, result, strict=True):
+        for layer, array in zip((-1, -2, -3), arrays, strict=True):
+            np.testing.assert_allclose(array, hidden_states(config, weights, ids)[layer], atol=1e-4)
+
+
+def test_a_second_preparation_finds_the_first(tmp_path):
+    trunk = str(make_tiny_trunk(tmp_path / "tiny"))
+    first = prepare(trunk, cache_dir=tmp_path / "cache", engine="onnx-fp32")
+    written = first.graph.stat().st_mtime_ns
+    said = []
+
+    second = prepare(trunk, cache_dir=tmp_path / "cache", engine="onnx-fp32", progress=said.append)
+
+    assert first == second
+    assert [] == said
+    assert written == second.graph.stat().st_mtime_ns
+
+
+def test_what_is_not_a_bert_is_refused_in_words(tmp_path):
+    trunk = make_tiny_trunk(tmp_path / "tiny")
+    (trunk / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
+    with pytest.raises(PreparationError, match="model_type 'mpnet'"):
+        prepare(str(trunk), cache_dir=tmp_path / "cache", engine="onnx-fp32")
+
+
+def test_a_file_that_is_not_the_pinned_one_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(PreparationError, match="not the file that was pinned"):
+        check_files(tmp_path, {"config.json": "0" * 64})
+
+
+def test_a_directory_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(PreparationError, match="there is no directory"):
+        fetch(str(tmp_path / "absent"), cache_dir=tmp_path, progress=lambda _: None)
