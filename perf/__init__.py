@@ -1,0 +1,1 @@
+"""Measuring: load, workloads, the bare loop. Later: topologies and peers."""

@@ -203,16 +203,16 @@ def _stack(port: int, any_port: bool, model: str | None, engine: str) -> Any:
     from trunkline.stack import Stack, StackSettings  # noqa: PLC0415
 
     home = paths.home()
-    free = dict.fromkeys(("embedding_http_port", "embedding_grpc_port", "heads_grpc_port", "heads_rest_port"), 0)
     settings = StackSettings(
         repository=home / "repository",
         cache_dir=paths.cache_dir(),
         log_dir=home / "logs",
-        gateway_port=0 if any_port else port,
+        gateway_port=port,
         model=model,
         engine=engine,
-        **(free if any_port else {}),
     )
+    if any_port:
+        settings = settings.on_any_ports()
     return Stack(settings, _say)
 
 

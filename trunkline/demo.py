@@ -122,7 +122,7 @@ async def run_demo(stack: Stack, console: Console) -> None:
         addresses = await stack.start()
         for line in address_lines(addresses):
             say(line)
-        live = LiveStack(addresses, stack.settings.repository, stack.settings.cache_dir)
+        live = LiveStack.of(addresses, stack.settings.repository, stack.settings.cache_dir)
         console.rule("Training the heads through the embedding service")
         await asyncio.to_thread(ensure_heads, heads, live, say)
         async with AsyncClient(addresses.gateway, timeout=60.0) as client:

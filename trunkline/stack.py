@@ -8,7 +8,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -39,6 +39,10 @@ class StackSettings:
     heads_rest_port: int = 8501
     model: str | None = None
     engine: str = "auto"
+
+    def on_any_ports(self) -> "StackSettings":
+        """The same, every port any free one."""
+        return replace(self, gateway_port=0, embedding_http_port=0, embedding_grpc_port=0, heads_grpc_port=0, heads_rest_port=0)
 
 
 @dataclass(frozen=True, slots=True)

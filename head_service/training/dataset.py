@@ -54,8 +54,12 @@ class Dataset:
         return whole.hexdigest()
 
 
-def read_dataset(path: Path, text_column: str | None = None, label_column: str | None = None) -> Dataset:
+def read_dataset(
+    path: Path, text_column: str | None = None, label_column: str | None = None, *, for_training: bool = True
+) -> Dataset:
     """The examples of a .csv, .tsv or .jsonl file.
+
+    Not *for_training*, held-out rows are taken as they are: repetitions, rare and contradicting labels included.
 
     Raises:
         DataError: with every problem found, each with its lines.
@@ -70,7 +74,8 @@ def read_dataset(path: Path, text_column: str | None = None, label_column: str |
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     text = _column(names, text_column, TEXT_COLUMNS, "text")
     label = _column(names, label_column, LABEL_COLUMNS, "label")
-    return _checked([Example(row.get(text) or "", (row.get(label) or "").strip(), line) for line, row in rows])
+    examples = [Example(row.get(text) or "", (row.get(label) or "").strip(), line) for line, row in rows]
+    return _checked(examples) if for_training else _complete(examples)
 
 
 def split(dataset: Dataset, share: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
@@ -140,15 +145,22 @@ def _column(names: Sequence[str], asked: str | None, usual: Iterable[str], what:
 
 
 def _checked(examples: list[Example]) -> Dataset:
-    complaints = _empty(examples)
     usable = [example for example in examples if normalize_text(example.text) and example.label]
     kept, conflicts, repeated = _without_repetitions(usable)
-    complaints += conflicts + _labels(kept)
+    _complain(_empty(examples) + conflicts + _labels(kept))
+    return Dataset(tuple(kept), repeated)
+
+
+def _complete(examples: list[Example]) -> Dataset:
+    _complain(_empty(examples))
+    return Dataset(tuple(examples))
+
+
+def _complain(complaints: list[str]) -> None:
     if complaints:
         more = len(complaints) - MAX_COMPLAINTS
         shown = complaints[:MAX_COMPLAINTS] + ([f"and {more} more"] if more > 0 else [])
-        raise DataError("the training data cannot be used:\n" + "\n".join(f"  - {line}" for line in shown))
-    return Dataset(tuple(kept), repeated)
+        raise DataError("the data cannot be used:\n" + "\n".join(f"  - {line}" for line in shown))
 
 
 def _empty(examples: list[Example]) -> list[str]:
