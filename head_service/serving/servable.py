@@ -1,0 +1,152 @@
+"""One loaded SavedModel: signatures, and running them. With the exporter, the only place that imports TensorFlow."""
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import numpy as np
+from numpy.typing import NDArray
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import tensorflow as tf
+from tensorflow.core.protobuf import config_pb2
+
+from clients.wire.catalogue import MANIFEST_PATH
+from clients.wire.tensors import from_tensor
+from clients.wire.tfs import serving_pb2 as pb
+from head_service.manifest import verify
+from head_service.serving.errors import ServingError, invalid
+
+WARMUP_PATH: Final = "assets.extra/tf_serving_warmup_requests"
+MAX_WARMUP_RECORDS: Final = 1_000
+DEFAULT_SIGNATURE: Final = "serving_default"
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class LoadError(Exception):
+    """A version that cannot be served; the message goes into its status."""
+
+
+@dataclass(frozen=True, slots=True)
+class _TensorInfo:
+    name: str
+    dtype: np.dtype[Any]
+
+
+class _Signature:
+    """One signature, ready to call: inputs and outputs by alias, and a callable a set of aliases asked for."""
+
+    def __init__(self, session: Any, definition: Any) -> None:
+        self.definition = definition
+        self.inputs = {alias: _info(info) for alias, info in sorted(definition.inputs.items())}
+        self.outputs = {alias: _info(info) for alias, info in sorted(definition.outputs.items())}
+        self._session = session
+        self._callables: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
+
+    def run(self, inputs: Arrays, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        given = tuple(inputs)
+        call = self._callables.get((given, wanted))
+        if call is None:
+            call = self._callables[given, wanted] = self._make(given, wanted)
+        try:
+            results = call(*inputs.values())
+        except tf.errors.OpError as error:
+            raise ServingError(_code(error), str(error.message)[:1024]) from None
+        # What the conversion to a TensorFlow tensor refuses is the caller's doing.
+        except (TypeError, ValueError) as error:
+            raise invalid(str(error)[:1024]) from None
+        return dict(zip(wanted, results, strict=True))
+
+    def _make(self, given: tuple[str, ...], wanted: tuple[str, ...]) -> Any:
+        """A callable made from options skips the shape checks that the reference server does not make either."""
+        options = config_pb2.CallableOptions()
+        options.feed.extend(self.inputs[alias].name for alias in given)
+        options.fetch.extend(self.outputs[alias].name for alias in wanted)
+        return self._session._make_callable_from_options(options)  # noqa: SLF001 (no public name for it)
+
+
+class Servable:
+    """A version in memory. `run` is thread-safe; `close` is called once nobody runs it any more."""
+
+    def __init__(self, name: str, version: int, directory: Path, *, intra_threads: int = 1, inter_threads: int = 1) -> None:
+        self.name = name
+        self.version = version
+        _check(directory)
+        config = tf.compat.v1.ConfigProto(intra_op_parallelism_threads=intra_threads, inter_op_parallelism_threads=inter_threads)
+        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        try:
+            with self._session.graph.as_default():
+                meta = tf.compat.v1.saved_model.load(self._session, [tf.saved_model.SERVING], str(directory))
+        # TensorFlow raises many kinds here, and each of them is this version's status.
+        except Exception as error:
+            self._session.close()
+            raise LoadError(f"{type(error).__name__}: {str(error)[:500]}") from error
+        self.signatures = {
+            key: _Signature(self._session, definition)
+            for key, definition in meta.signature_def.items()
+            if key != "__saved_model_init_op"
+        }
+        self._warm_up(directory)
+
+    def signature_bytes(self) -> dict[str, bytes]:
+        """Each signature's serialised tensorflow.SignatureDef, by name."""
+        return {key: signature.definition.SerializeToString() for key, signature in self.signatures.items()}
+
+    def run(self, signature_name: str, inputs: Arrays, output_filter: tuple[str, ...]) -> dict[str, NDArray[Any]]:
+        """Run a signature that `check` has passed."""
+        signature = self.signatures[signature_name or DEFAULT_SIGNATURE]
+        return signature.run(inputs, output_filter or tuple(signature.outputs))
+
+    def close(self) -> None:
+        """Free the session."""
+        self._session.close()
+
+    def _warm_up(self, directory: Path) -> None:
+        try:
+            for request in _warmup_requests(directory / WARMUP_PATH):
+                arrays = {alias: from_tensor(tensor) for alias, tensor in request.inputs.items()}
+                self.run(request.model_spec.signature_name, arrays, tuple(request.output_filter))
+        except (ServingError, KeyError, ValueError) as error:
+            self.close()
+            raise LoadError(f"the warm-up failed: {error}") from error
+
+
+def _check(directory: Path) -> None:
+    if not (directory / "saved_model.pb").is_file():
+        raise LoadError("there is no saved_model.pb in it")
+    if (directory / MANIFEST_PATH).exists():
+        try:
+            verify(directory)
+        except Exception as error:
+            raise LoadError(str(error)) from error
+
+
+def _info(info: Any) -> _TensorInfo:
+    return _TensorInfo(info.name, np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype))
+
+
+def _code(error: Any) -> grpc.StatusCode:
+    """TensorFlow's error codes are gRPC's."""
+    by_number = {code.value[0]: code for code in grpc.StatusCode}
+    return by_number.get(error.error_code, grpc.StatusCode.UNKNOWN)
+
+
+def _warmup_requests(path: Path) -> Iterator[pb.PredictRequest]:
+    """The predict requests of a TFRecord file: length, its checksum, PredictionLog, its checksum, little-endian."""
+    if not path.is_file():
+        return
+    content, offset = path.read_bytes(), 0
+    for _ in range(MAX_WARMUP_RECORDS):
+        if offset + 12 > len(content):
+            return
+        (length,) = struct.unpack_from("<Q", content, offset)
+        record = content[offset + 12 : offset + 12 + length]
+        yield pb.PredictionLog.FromString(record).predict_log.request
+        offset += 12 + length + 4
