@@ -167,7 +167,8 @@ class VersionManager:
             if known is None or number not in known.available:
                 raise ServingError(
                     grpc.StatusCode.FAILED_PRECONDITION,
-                    f"Request to assign label {label} to version {number} of model {model.name}, which is not currently available for inference",
+                    f"Request to assign label {label} to version {number} of model {model.name}, "
+                    "which is not currently available for inference",
                 )
 
     def _find(self, spec: pb.ModelSpec) -> Version:

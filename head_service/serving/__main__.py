@@ -1,0 +1,34 @@
+"""`python -m head_service.serving`: stands where tensorflow_model_server would. Prints one line to stdout when ready."""
+
+import asyncio
+import logging
+import sys
+
+from head_service.serving.errors import ServingError
+from head_service.serving.flags import FlagError, parse_flags
+
+_log = logging.getLogger("head_service.serving")
+
+
+def main() -> int:
+    """Exit status: 0 after a drain, 1 when it could not start (one sentence says why), 2 for flags that make no sense."""
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="heads: %(message)s")
+    flags = parse_flags(sys.argv[1:])
+    from head_service.serving.server import ListenError, serve  # noqa: PLC0415 (TensorFlow: a bad flag is told at once)
+
+    try:
+        asyncio.run(serve(flags, _announce))
+    except (FlagError, ListenError, ServingError) as error:
+        _log.error("%s", error)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _announce(rpc: str, rest: str) -> None:
+    print(f"serving grpc={rpc} rest={rest}", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
