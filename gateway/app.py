@@ -1,0 +1,97 @@
+"""The application: what lives as long as it does, its routes, its errors."""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, TypedDict
+
+from fastapi import FastAPI, Request
+from fastapi_offline import FastAPIOffline
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from clients import AsyncEmbeddingClient, AsyncHeadClient
+from gateway.adapters import ClientEmbedder, ClientPredictor, ClientTrunks
+from gateway.admission import Admission
+from gateway.catalogue import CataloguePoller, source_of
+from gateway.coalesce import CallLimits
+from gateway.errors import error_response
+from gateway.pipeline import Pipeline
+from gateway.routes import State, request_id_of, router
+from gateway.schemas import openapi_parts
+from gateway.settings import Settings
+from gateway.telemetry import Telemetry
+
+_log = logging.getLogger(__name__)
+
+
+class Lifespan(TypedDict):
+    """What `request.state` holds."""
+
+    gateway: State
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The gateway's ASGI application."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[Lifespan]:
+        async with started(settings) as state:
+            yield Lifespan(gateway=state)
+
+    app: FastAPI = FastAPIOffline(title="Trunkline gateway", version="1", lifespan=lifespan)
+    app.include_router(router)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_fault)
+    original = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = original()
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(openapi_parts())
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way of extending the schema
+    return app
+
+
+@contextlib.asynccontextmanager
+async def started(settings: Settings) -> AsyncIterator[State]:
+    """Connections, pollers and pools, closed in the reverse order."""
+    async with contextlib.AsyncExitStack() as stack:
+        embedding = await stack.enter_async_context(AsyncEmbeddingClient(settings.embedding_address))
+        head_client = await stack.enter_async_context(AsyncHeadClient(settings.heads_address))
+        trunks = ClientTrunks(embedding)
+        embedder = ClientEmbedder(embedding, _limits(settings, settings.max_embed_calls))
+        predictor = ClientPredictor(head_client, _limits(settings, settings.max_predict_calls))
+        stack.push_async_callback(embedder.close)
+        stack.push_async_callback(predictor.close)
+        catalogue = CataloguePoller(source_of(settings.catalogue), poll_seconds=settings.catalogue_poll_seconds)
+        await catalogue.refresh()
+        polling = asyncio.create_task(catalogue.run())
+        stack.push_async_callback(_cancel, polling)
+        pipeline = Pipeline(trunks, embedder, predictor, catalogue, head_timeout=settings.head_timeout_seconds)
+        yield State(settings, pipeline, trunks, catalogue, Admission(settings.max_concurrent_texts), Telemetry())
+
+
+def _limits(settings: Settings, max_calls: int) -> CallLimits:
+    return CallLimits(max_calls=max_calls, max_rows=settings.max_call_rows, max_pending=2 * settings.max_concurrent_texts)
+
+
+async def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    codes = {404: "not_found", 405: "method_not_allowed"}
+    return error_response(
+        error.status_code, codes.get(error.status_code, "invalid_argument"), error.detail, request_id_of(request)
+    )
+
+
+async def _on_fault(request: Request, error: Exception) -> Response:
+    _log.error("request %s failed unexpectedly", request_id_of(request), exc_info=error)
+    return error_response(500, "internal", "the gateway failed in a way it should not", request_id_of(request))

@@ -1,0 +1,77 @@
+"""From what went wrong to what the caller is told: one table, one shape."""
+
+from typing import Final
+
+import msgspec
+from starlette.responses import Response
+
+from clients import (
+    Cancelled,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidRequest,
+    InvalidResponse,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    Refused,
+    ServerFault,
+    TrunklineError,
+    Unauthenticated,
+    Unavailable,
+)
+from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
+
+STATUS: Final[dict[type[TrunklineError], int]] = {
+    TrunklineError: 500,
+    InvalidRequest: 400,
+    NotFound: 404,
+    Refused: 403,
+    Unauthenticated: 401,
+    PermissionDenied: 403,
+    FailedPrecondition: 503,
+    Unavailable: 503,
+    Overloaded: 429,
+    DeadlineExceeded: 504,
+    Cancelled: 499,
+    ServerFault: 502,
+    InvalidResponse: 502,
+}
+
+DEFAULT_RETRY_AFTER: Final = 0.5
+"""Seconds, for a refusal that may pass and came without a time of its own."""
+
+MAX_MESSAGE_CHARACTERS: Final = 1_000
+
+
+class TooLarge(InvalidRequest):
+    """The body is longer than this gateway reads."""
+
+
+class WrongMediaType(InvalidRequest):
+    """The body is compressed, or not JSON by its own account."""
+
+
+HTTP_ONLY: Final[dict[type[TrunklineError], int]] = {TooLarge: 413, WrongMediaType: 415}
+
+
+def status_of(error: TrunklineError) -> int:
+    """The HTTP status of *error*."""
+    table = STATUS | HTTP_ONLY
+    return next(table[kind] for kind in type(error).__mro__ if kind in table)
+
+
+def response_of(error: TrunklineError, request_id: str) -> Response:
+    """`{"error": {"code", "message", "request_id"}}`, below 2 KB, with Retry-After where trying again may help."""
+    status = status_of(error)
+    headers = {REQUEST_ID: request_id}
+    if status in {429, 503}:
+        seconds = DEFAULT_RETRY_AFTER if error.retry_after is None else error.retry_after
+        headers |= {RETRY_AFTER: str(max(1, round(seconds))), RETRY_AFTER_MS: str(round(seconds * 1000))}
+    return error_response(status, error.code, error.message, request_id, headers)
+
+
+def error_response(status: int, code: str, message: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
+    """An error in the one shape."""
+    body = {"error": {"code": code, "message": message[:MAX_MESSAGE_CHARACTERS], "request_id": request_id}}
+    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")

@@ -1,0 +1,55 @@
+"""What is counted, in Prometheus' terms; metric names stand here alone."""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from gateway.pipeline import Answer
+
+_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+
+
+class Telemetry:
+    """A registry of its own. Labels are bounded: route and status are ours, heads are those of the catalogue."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = Counter(
+            "trunkline_gateway_requests_total", "Classify requests by status.", ["status"], registry=self._registry
+        )
+        self._texts = Counter("trunkline_gateway_texts_total", "Texts answered.", registry=self._registry)
+        self._heads = Counter(
+            "trunkline_gateway_head_results_total", "Texts by head and outcome.", ["head", "outcome"], registry=self._registry
+        )
+        self._stages = Histogram(
+            "trunkline_gateway_stage_seconds",
+            "Stages of answered requests.",
+            ["stage"],
+            buckets=_SECONDS,
+            registry=self._registry,
+        )
+        self._inside = Gauge("trunkline_gateway_texts_in_flight", "Texts inside.", registry=self._registry)
+        self._age = Gauge(
+            "trunkline_gateway_catalogue_age_seconds", "Since the catalogue was last seen in order.", registry=self._registry
+        )
+        stages = ("preprocess", "embed", "heads", "total")
+        self._observe = {stage: self._stages.labels(stage).observe for stage in stages}
+        self._ok = self._requests.labels("200").inc
+
+    def answered(self, answer: Answer) -> None:
+        """A request was answered."""
+        self._ok()
+        self._texts.inc(len(answer.encoded))
+        for stage, observe in self._observe.items():
+            observe(getattr(answer.timings, stage))
+        for name, outcome in answer.outcomes.items():
+            said = "ok" if isinstance(outcome, list) else outcome.code
+            self._heads.labels(name, said).inc(len(answer.encoded))
+
+    def refused(self, status: int) -> None:
+        """A request ended with an error's *status*."""
+        self._requests.labels(str(status)).inc()
+
+    def render(self, *, inside: int, catalogue_age: float) -> bytes:
+        """Prometheus text."""
+        self._inside.set(inside)
+        self._age.set(catalogue_age)
+        return generate_latest(self._registry)
