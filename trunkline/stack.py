@@ -86,9 +86,12 @@ class Stack:
 
     async def start(self) -> Addresses:
         """Start all three; every one of them is ready when this returns."""
-        async with asyncio.TaskGroup() as group:
-            group.create_task(self.start_embedding())
-            group.create_task(self.start_heads())
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self.start_embedding())
+                group.create_task(self.start_heads())
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
         match = await self._start("gateway", self._gateway_command(), r"^gateway (http://\S+)$")
         self._pin_ports(match[1])
         self._watchers = [asyncio.create_task(self._watch(child)) for child in self.children.values()]

@@ -134,7 +134,7 @@ async def _answered(context: Context, work: Awaitable[Answer]) -> Answer:
         await context.abort(error.code, error.message)
 
 
-def _method(function: Callable[..., Any], request: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _method(function: Callable[..., Any], request: Any) -> "grpc.RpcMethodHandler[Any, Any]":
     return grpc.unary_unary_rpc_method_handler(
         function, request_deserializer=request.FromString, response_serializer=lambda message: message.SerializeToString()
     )
