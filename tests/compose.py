@@ -8,7 +8,13 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def main() -> int:
-    command = [str(Path(sys.executable).parent / "docker-compose"), "--file", str(ROOT / "docker-compose.yml"), "--profile", "cache"]
+    command = [
+        str(Path(sys.executable).parent / "docker-compose"),
+        "--file",
+        str(ROOT / "docker-compose.yml"),
+        "--profile",
+        "cache",
+    ]
     ended = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, timeout=60, check=False)
     if ended.returncode:
         print(f"docker-compose.yml: {ended.stderr.strip()}")
