@@ -21,7 +21,8 @@ _log = logging.getLogger("embedding_service")
 def main() -> int:
     """Exit status: 0 after a drain, 1 when it could not start (one sentence says why), 2 for settings that make no sense."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="embedding: %(message)s")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="embedding: %(message)s")
+    logging.getLogger("embedding_service").setLevel(logging.INFO)
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:

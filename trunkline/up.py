@@ -23,7 +23,8 @@ async def run_up(stack: Stack, *, demo_heads: bool, say: Callable[[str], None]) 
         for line in address_lines(addresses)[:-1]:
             say(line)
         body = '{"text": "Oil prices rose as the central bank cut interest rates"}'
-        say(f"try: curl -s {addresses.gateway}/v1/classify -H 'content-type: application/json' -d '{body}'")
+        say("ask it, from another terminal:")
+        say(f"curl -s {addresses.gateway}/v1/classify -H 'content-type: application/json' -d '{body}'")
         say(f"ready {addresses.gateway}")
         await asyncio.Event().wait()
     finally:

@@ -12,7 +12,10 @@ _log = logging.getLogger("head_service.serving")
 
 def main() -> int:
     """Exit status: 0 after a drain, 1 when it could not start (one sentence says why), 2 for flags that make no sense."""
-    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="heads: %(message)s")
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="heads: %(message)s")
+    logging.getLogger("head_service").setLevel(logging.INFO)
+    # Its warnings are about the API this server has to use.
+    logging.getLogger("tensorflow").setLevel(logging.ERROR)
     flags = parse_flags(sys.argv[1:])
     from head_service.serving.server import ListenError, serve  # noqa: PLC0415 (TensorFlow: a bad flag is told at once)
 

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+# Results that do not depend on the order of a fused computation; its absence is also quiet.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2

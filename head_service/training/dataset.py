@@ -105,26 +105,29 @@ def _read(path: Path) -> str:
 
 
 def _csv_rows(content: str, delimiter: str) -> list[tuple[int, dict[str, str]]]:
-    reader = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True, restkey="")
-    rows: list[tuple[int, dict[str, str]]] = []
-    start = 2
+    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
+    filled: list[tuple[int, list[str]]] = []
+    start = 1
     try:
-        for row in reader:
-            rows.append((start, row))
+        for cells in reader:
+            if cells:
+                filled.append((start, cells))
             start = reader.line_num + 1
     except csv.Error as error:
         raise DataError(f"line {start} is not a row: {error}") from None
-    if not rows:
+    if len(filled) < 2:
         raise DataError("there are no rows")
-    return rows
+    names = filled[0][1]
+    return [(line, dict.fromkeys(names, "") | dict(zip(names, cells, strict=False))) for line, cells in filled[1:]]
 
 
 def _jsonl_rows(content: str) -> list[tuple[int, dict[str, str]]]:
     rows = []
-    for number, line in enumerate(content.splitlines(), 1):
+    # Not splitlines: a JSON string may hold the other separators of Unicode as they are.
+    for number, line in enumerate(content.removesuffix("\n").split("\n") if content else (), 1):
         try:
             row = {str(name): "" if value is None else str(value) for name, value in json.loads(line).items()}
-        except (ValueError, AttributeError):
+        except (ValueError, AttributeError, RecursionError):
             raise DataError(f"line {number} is not a JSON object") from None
         rows.append((number, row))
     if not rows:

@@ -16,6 +16,7 @@ from clients.wire.text import normalize_text
 
 FloatArray = NDArray[np.float32]
 _CHECKSUM_BYTES = 8
+_BROKEN = (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT)
 
 
 class Embedder(Protocol):
@@ -33,15 +34,15 @@ class Embedder(Protocol):
 
 
 class EmbeddingCache:
-    """Vectors in one SQLite file. What cannot be read, or fails its checksum, is a miss."""
+    """Vectors in one SQLite file. What cannot be read, or fails its checksum, is a miss; what cannot be kept is not kept."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, FloatArray]:
         """The vectors, float32 [width], of those *keys* that are kept."""
-        found = {}
-        with self._open() as database:
+        found: dict[bytes, FloatArray] = {}
+        with self._forgiven(), self._open() as database:
             for key in set(keys):
                 row = database.execute("SELECT vector FROM embedding WHERE key = ?", (key,)).fetchone()
                 if row and (vector := _unseal(row[0])) is not None:
@@ -50,9 +51,18 @@ class EmbeddingCache:
 
     def put(self, vectors: dict[bytes, FloatArray]) -> None:
         """Keep *vectors*."""
-        with self._open() as database, database:
+        with self._forgiven(), self._open() as database, database:
             rows = [(key, _seal(vector)) for key, vector in vectors.items()]
             database.executemany("INSERT OR REPLACE INTO embedding VALUES (?, ?)", rows)
+
+    @contextmanager
+    def _forgiven(self) -> Iterator[None]:
+        """A file that is broken for good makes room for a new one."""
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            if error.sqlite_errorcode in _BROKEN:
+                self._path.unlink(missing_ok=True)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+from google.protobuf import text_format
+
+from clients.wire.catalogue import Catalogue, CatalogueHead, encode
+from clients.wire.tfs import serving_pb2 as pb
+from head_service.catalogue import (
+    CATALOGUE,
+    MODELS_CONFIG,
+    VERSIONS_LOADED,
+    ensure_layout,
+    promote,
+    read_catalogue,
+    write_models_config,
+)
+from head_service.errors import ManifestError, RepositoryError
+from head_service.repository import Repository, replace_file
+from tests.head_service.versions_on_disk import FINGERPRINT, exporter
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    made = Repository(tmp_path)
+    for name in ("spam", "spam", "topic"):
+        made.publish(name, exporter(name), fingerprint=FINGERPRINT)
+    return made
+
+
+def models(root: Path) -> list[pb.ModelConfig]:
+    config = text_format.Parse((root / MODELS_CONFIG).read_text(), pb.ModelServerConfig())
+    assert config.WhichOneof("config") == "model_config_list"
+    return list(config.model_config_list.config)
+
+
+def test_an_empty_repository_has_an_empty_catalogue_and_configuration(tmp_path: Path) -> None:
+    ensure_layout(tmp_path / "new")
+
+    assert Catalogue() == read_catalogue(tmp_path / "new")
+    assert [] == models(tmp_path / "new")
+
+
+def test_the_layout_is_made_once(repository: Repository) -> None:
+    promote(repository, "spam", 1)
+
+    ensure_layout(repository.root)
+
+    assert {"spam"} == read_catalogue(repository.root).heads.keys()
+
+
+def test_promoting_makes_a_version_the_one_that_answers(repository: Repository) -> None:
+    promote(repository, "spam", 1)
+    promote(repository, "topic", 1)
+    promote(repository, "spam", 2)
+
+    heads = read_catalogue(repository.root).heads
+
+    assert {"spam": 2, "topic": 1} == {name: head.stable for name, head in heads.items()}
+    assert ("ham", "spam") == heads["spam"].versions[2].labels
+    assert {} == heads["spam"].versions[2].files
+
+
+def test_promoting_keeps_whether_a_head_is_a_default(repository: Repository) -> None:
+    promote(repository, "spam", 1)
+    head = read_catalogue(repository.root).heads["spam"]
+    quiet = CatalogueHead(head.stable, head.versions, default=False)
+    replace_file(repository.root / CATALOGUE, encode(Catalogue({"spam": quiet})))
+
+    promote(repository, "spam", 2)
+
+    assert not read_catalogue(repository.root).heads["spam"].default
+
+
+def test_a_version_that_is_not_its_manifest_is_not_promoted(repository: Repository) -> None:
+    promote(repository, "spam", 1)
+    (repository.path("spam", 2) / "saved_model.pb").write_bytes(b"other")
+
+    with pytest.raises(ManifestError, match=r"changed saved_model\.pb"):
+        promote(repository, "spam", 2)
+
+    assert 1 == read_catalogue(repository.root).heads["spam"].stable
+
+
+def test_a_version_that_is_not_there_is_not_promoted(repository: Repository) -> None:
+    with pytest.raises(ManifestError, match="there is no"):
+        promote(repository, "spam", 3)
+
+
+def test_a_file_that_is_no_catalogue_is_told(tmp_path: Path) -> None:
+    (tmp_path / CATALOGUE).write_text("{")
+
+    with pytest.raises(RepositoryError, match="is not a catalogue"):
+        read_catalogue(tmp_path)
+
+
+def test_the_head_server_is_told_of_every_head_by_absolute_path(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+    (repository.root / "empty").mkdir()
+    monkeypatch.chdir(repository.root.parent)
+
+    write_models_config(Repository(Path(repository.root.name)))
+
+    assert [("spam", str(repository.root / "spam")), ("topic", str(repository.root / "topic"))] == [
+        (model.name, model.base_path) for model in models(repository.root)
+    ]
+    assert [VERSIONS_LOADED] * 2 == [model.model_version_policy.latest.num_versions for model in models(repository.root)]
+    assert {"tensorflow"} == {model.model_platform for model in models(repository.root)}
+
+
+def test_the_head_server_may_see_the_repository_elsewhere(repository: Repository) -> None:
+    write_models_config(repository, Path("/models"))
+
+    assert ["/models/spam", "/models/topic"] == [model.base_path for model in models(repository.root)]
+
+
+def test_a_folder_whose_name_is_no_heads_is_left_out_of_the_configuration(repository: Repository) -> None:
+    (repository.root / "lost+found").mkdir()
+
+    write_models_config(repository)
+
+    assert ["spam", "topic"] == [model.name for model in models(repository.root)]
