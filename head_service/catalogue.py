@@ -59,6 +59,12 @@ def promote(repository: Repository, name: str, version: int) -> None:
 def write_models_config(repository: Repository, base_path_root: Path | None = None) -> None:
     """Name every head that has a version to the head server, which sees the repository at *base_path_root*."""
     root = (base_path_root or repository.root).absolute()
+    # Under the lock: of two that publish a first version at once, the later file names both heads.
+    with repository.locked():
+        replace_file(repository.root / MODELS_CONFIG, text_format.MessageToBytes(_models_config(repository, root)))
+
+
+def _models_config(repository: Repository, root: Path) -> pb.ModelServerConfig:
     config = pb.ModelServerConfig()
     for folder in sorted(repository.root.iterdir()):
         if folder.is_dir() and not folder.name.startswith(".") and repository.versions(folder.name):
@@ -67,7 +73,7 @@ def write_models_config(repository: Repository, base_path_root: Path | None = No
             )
             model.model_version_policy.latest.num_versions = VERSIONS_LOADED
     config.model_config_list.SetInParent()
-    replace_file(repository.root / MODELS_CONFIG, text_format.MessageToBytes(config))
+    return config
 
 
 def _summary(manifest: Manifest) -> Manifest:

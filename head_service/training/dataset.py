@@ -74,7 +74,8 @@ def read_dataset(
     names = list(dict.fromkeys(name for _, row in rows for name in row))
     text = _column(names, text_column, TEXT_COLUMNS, "text")
     label = _column(names, label_column, LABEL_COLUMNS, "label")
-    examples = [Example(row.get(text) or "", (row.get(label) or "").strip(), line) for line, row in rows]
+    # A label is one line: labels.txt holds one a line.
+    examples = [Example(row.get(text) or "", " ".join((row.get(label) or "").split()), line) for line, row in rows]
     return _checked(examples) if for_training else _complete(examples)
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from clients import Embeddings, Trunk, View
 from clients.wire import catalogue
 from clients.wire.text import normalize_text
+from head_service.errors import TrunkMismatchError
 
 FloatArray = NDArray[np.float32]
 _CHECKSUM_BYTES = 8
@@ -78,6 +79,10 @@ def embed_for_training(
     """float32 [texts, width] by *view*; only what *cache* does not hold goes through the trunk.
 
     *progress* is told how many of how many texts needed the trunk and have been through it.
+
+    Raises:
+        TrunkMismatchError: the trunk was exchanged for another meanwhile.
+        TrunklineError: the embedding service cannot be reached.
     """
     trunk = embedder.trunk()
     keys = [_key(trunk.fingerprint, trunk.engine, view, text) for text in texts]
@@ -87,6 +92,8 @@ def embed_for_training(
         wanted = View(pooling=view.pooling, layer=view.layer, normalize=view.normalize, dims=view.dims)
         told = progress
         answer = embedder.embed_all(list(missing.values()), views=[wanted], progress=lambda done: told(done, len(missing)))
+        if answer.trunk_fingerprint != trunk.fingerprint:
+            raise TrunkMismatchError("the embedding service's trunk was exchanged during the training; train again")
         fresh = dict(zip(missing, np.asarray(answer.vectors, np.float32), strict=True))
         cache.put(fresh)
         known |= fresh

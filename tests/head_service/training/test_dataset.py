@@ -214,3 +214,9 @@ def test_the_split_is_repeatable_and_depends_on_the_seed() -> None:
 
     assert split(data, seed=1) == split(data, seed=1)
     assert split(data, seed=1) != split(data, seed=2)
+
+
+def test_a_label_is_one_line_however_it_is_written(tmp_path: Path) -> None:
+    path = written(tmp_path, 'text,label\nx,"a\nb"\ny,a  b\nz,c\nw,c\n')
+
+    assert ["a b", "a b", "c", "c"] == read_dataset(path).labels

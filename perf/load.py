@@ -1,0 +1,198 @@
+"""Load, and what came of it. Closed loop: N requests in flight. Open loop: requests at their times, whatever the service does.
+
+In the open loop latency counts from the intended time, so a stall of the service shows in every request that was due meanwhile
+(the closed loop hides that: coordinated omission). The generator's own lag is reported, and a run with too much of it is void.
+"""
+
+import argparse
+import asyncio
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+import uvloop
+
+from perf.http_client import Connection, ConnectionLostError
+
+TIMEOUT_SECONDS = 10.0
+MAX_LAG_SECONDS = 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go and what they carry, one body a request, over and over."""
+
+    host: str
+    port: int
+    path: bytes
+    bodies: Sequence[bytes]
+
+
+@dataclass(slots=True)
+class LoadResult:
+    """One run. *latencies* in seconds, of answers with status 200 only; *outcomes* counts every request by what became of it."""
+
+    seconds: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+    lags: list[float] = field(default_factory=list)
+    outcomes: Counter[str] = field(default_factory=Counter)
+    cpu_ms_per_text: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def throughput(self) -> float:
+        """Good answers a second."""
+        return self.outcomes["200"] / self.seconds
+
+    @property
+    def num_errors(self) -> int:
+        """Requests that ended otherwise."""
+        return self.outcomes.total() - self.outcomes["200"]
+
+    @property
+    def is_void(self) -> bool:
+        """Whether the generator itself was late, so that the latencies say nothing."""
+        return bool(self.lags) and float(np.percentile(self.lags, 99)) > MAX_LAG_SECONDS
+
+    def percentile_ms(self, percent: float) -> float:
+        """Of the latencies; NaN when there are none."""
+        return float(np.percentile(self.latencies, percent)) * 1000 if self.latencies else float("nan")
+
+    def summary(self) -> str:
+        """One line for people."""
+        points = "  ".join(f"p{p:g} {self.percentile_ms(p):.1f} ms" for p in (50, 90, 99, 99.9))
+        cpu = "  ".join(f"{name} {ms:.2f}" for name, ms in self.cpu_ms_per_text.items())
+        errors = f"  errors {dict(self.outcomes - Counter({'200': self.outcomes['200']}))}" if self.num_errors else ""
+        void = "  VOID: the generator was late" if self.is_void else ""
+        return f"{self.throughput:.0f} texts/s  {points}" + (f"  CPU ms/text: {cpu}" if cpu else "") + errors + void
+
+
+def classify_bodies(texts: Sequence[str], heads: Sequence[str] | None) -> list[bytes]:
+    """One single-text request for each of *texts*."""
+    rest = {"heads": list(heads)} if heads else {}
+    return [msgspec.json.encode({"text": text, **rest}) for text in texts]
+
+
+def target_of(url: str, bodies: Sequence[bytes], path: str = "/v1/classify") -> Target:
+    """The route *path* of the service at *url*."""
+    parts = urlsplit(url)
+    return Target(parts.hostname or "127.0.0.1", parts.port or 80, path.encode(), bodies)
+
+
+async def closed_loop(target: Target, *, in_flight: int, seconds: float, pids: dict[str, int] | None = None) -> LoadResult:
+    """Keep *in_flight* requests under way for *seconds*."""
+    result = LoadResult()
+    turn = _endless(target.bodies)
+    with _cpu(pids or {}, result):
+        started = time.perf_counter()
+        await asyncio.gather(*(_caller(target, turn, started + seconds, result) for _ in range(in_flight)))
+        result.seconds = time.perf_counter() - started
+    return result
+
+
+async def open_loop(
+    target: Target, *, rate: float, seconds: float, pids: dict[str, int] | None = None, seed: int = 0
+) -> LoadResult:
+    """Send *rate* requests a second with exponential gaps (Poisson arrivals) for *seconds*."""
+    result = LoadResult()
+    pool: list[Connection] = []
+    turn, chance = _endless(target.bodies), random.Random(seed)  # noqa: S311 (a repeatable load, no secret)
+    with _cpu(pids or {}, result):
+        started = intended = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            while intended < started + seconds:
+                await asyncio.sleep(max(0.0, intended - time.perf_counter()))
+                result.lags.append(time.perf_counter() - intended)
+                group.create_task(_send_from(pool, target, next(turn), intended, result))
+                intended += chance.expovariate(rate)
+        result.seconds = time.perf_counter() - started
+    for connection in pool:
+        connection.close()
+    return result
+
+
+async def _caller(target: Target, turn: Iterator[bytes], end: float, result: LoadResult) -> None:
+    connection: Connection | None = None
+    while time.perf_counter() < end:
+        connection = await _ask(connection, target, next(turn), time.perf_counter(), result)
+    if connection is not None:
+        connection.close()
+
+
+async def _send_from(pool: list[Connection], target: Target, body: bytes, intended: float, result: LoadResult) -> None:
+    connection = await _ask(pool.pop() if pool else None, target, body, intended, result)
+    if connection is not None:
+        pool.append(connection)
+
+
+async def _ask(connection: Connection | None, target: Target, body: bytes, since: float, result: LoadResult) -> Connection | None:
+    """One request, counted by what becomes of it; the connection to use next, None when it is gone."""
+    try:
+        if connection is None or not connection.is_open:
+            connection = await Connection.open(target.host, target.port)
+        status, _ = await connection.request(target.path, body, TIMEOUT_SECONDS)
+    except (OSError, ConnectionLostError, TimeoutError) as error:
+        result.outcomes[type(error).__name__] += 1
+        # A refused connection must not become a busy loop.
+        await asyncio.sleep(0.01)
+        return None
+    result.outcomes[str(status)] += 1
+    if status == 200:
+        result.latencies.append(time.perf_counter() - since)
+    return connection
+
+
+def _endless(bodies: Sequence[bytes]) -> Iterator[bytes]:
+    while True:
+        yield from bodies
+
+
+class _cpu:  # noqa: N801 (reads as the statement it is)
+    """Fills *cpu_ms_per_text* with what each process used meanwhile; the generator itself is "load"."""
+
+    def __init__(self, pids: dict[str, int], result: LoadResult) -> None:
+        self._pids = {**pids, "load": os.getpid()}
+        self._result = result
+
+    def __enter__(self) -> None:
+        self._before = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
+
+    def __exit__(self, *_: object) -> None:
+        answered = max(1, self._result.outcomes["200"])
+        self._result.cpu_ms_per_text = {
+            name: (cpu_seconds(pid) - self._before[name]) * 1000 / answered for name, pid in self._pids.items()
+        }
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, all threads; fields 14 and 15 of proc(5)'s stat."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m perf.load", description=__doc__)
+    parser.add_argument("--url", required=True)
+    parser.add_argument("--texts", type=Path, required=True, help="a text a line")
+    parser.add_argument("--heads", help="names with commas between")
+    parser.add_argument("--in-flight", type=int, default=32)
+    parser.add_argument("--rate", type=float, help="open loop: requests a second")
+    parser.add_argument("--seconds", type=float, default=10)
+    asked = parser.parse_args()
+    bodies = classify_bodies(asked.texts.read_text().splitlines(), asked.heads.split(",") if asked.heads else None)
+    target = target_of(asked.url, bodies)
+    run: Callable[[], object] = lambda: closed_loop(target, in_flight=asked.in_flight, seconds=asked.seconds)  # noqa: E731
+    if asked.rate:
+        run = lambda: open_loop(target, rate=asked.rate, seconds=asked.seconds)  # noqa: E731
+    print(uvloop.run(run()).summary())  # type: ignore[arg-type]
+
+
+if __name__ == "__main__":
+    main()
