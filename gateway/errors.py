@@ -43,6 +43,9 @@ DEFAULT_RETRY_AFTER: Final = 0.5
 
 MAX_MESSAGE_CHARACTERS: Final = 1_000
 
+MAX_MESSAGE_BYTES: Final = 1_700
+"""As JSON: a character may take six."""
+
 
 class TooLarge(InvalidRequest):
     """The body is longer than this gateway reads."""
@@ -73,5 +76,12 @@ def response_of(error: TrunklineError, request_id: str) -> Response:
 
 def error_response(status: int, code: str, message: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
     """An error in the one shape."""
-    body = {"error": {"code": code, "message": message[:MAX_MESSAGE_CHARACTERS], "request_id": request_id}}
+    body = {"error": {"code": code, "message": _clipped(message), "request_id": request_id}}
     return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+
+
+def _clipped(message: str) -> str:
+    message = message[:MAX_MESSAGE_CHARACTERS]
+    while len(msgspec.json.encode(message)) > MAX_MESSAGE_BYTES:
+        message = message[: len(message) * 3 // 4]
+    return message

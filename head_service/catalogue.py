@@ -13,7 +13,7 @@ from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, decode_ca
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.errors import RepositoryError
 from head_service.manifest import verify
-from head_service.repository import Repository, replace_file
+from head_service.repository import NAME, Repository, replace_file
 
 CATALOGUE: Final = "catalogue.json"
 MODELS_CONFIG: Final = "models.config"
@@ -67,7 +67,7 @@ def write_models_config(repository: Repository, base_path_root: Path | None = No
 def _models_config(repository: Repository, root: Path) -> pb.ModelServerConfig:
     config = pb.ModelServerConfig()
     for folder in sorted(repository.root.iterdir()):
-        if folder.is_dir() and not folder.name.startswith(".") and repository.versions(folder.name):
+        if NAME.fullmatch(folder.name) and repository.versions(folder.name):
             model = config.model_config_list.config.add(
                 name=folder.name, base_path=str(root / folder.name), model_platform="tensorflow"
             )

@@ -87,3 +87,5 @@ class Connection(asyncio.Protocol):
         """See httptools."""
         if self._answer is not None and not self._answer.done():
             self._answer.set_result((self._parser.get_status_code(), bytes(self._body)))
+        if not self._parser.should_keep_alive():
+            self.close()

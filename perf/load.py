@@ -10,7 +10,7 @@ import os
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -58,7 +58,12 @@ class LoadResult:
     @property
     def is_void(self) -> bool:
         """Whether the generator itself was late, so that the latencies say nothing."""
-        return bool(self.lags) and float(np.percentile(self.lags, 99)) > MAX_LAG_SECONDS
+        return self.lag_p99_ms > MAX_LAG_SECONDS * 1000
+
+    @property
+    def lag_p99_ms(self) -> float:
+        """How late the generator itself sent, at the 99th percentile; NaN in the closed loop."""
+        return float(np.percentile(self.lags, 99)) * 1000 if self.lags else float("nan")
 
     def percentile_ms(self, percent: float) -> float:
         """Of the latencies; NaN when there are none."""
@@ -69,8 +74,9 @@ class LoadResult:
         points = "  ".join(f"p{p:g} {self.percentile_ms(p):.1f} ms" for p in (50, 90, 99, 99.9))
         cpu = "  ".join(f"{name} {ms:.2f}" for name, ms in self.cpu_ms_per_text.items())
         errors = f"  errors {dict(self.outcomes - Counter({'200': self.outcomes['200']}))}" if self.num_errors else ""
+        lag = f"  generator lag p99 {self.lag_p99_ms:.1f} ms" if self.lags else ""
         void = "  VOID: the generator was late" if self.is_void else ""
-        return f"{self.throughput:.0f} texts/s  {points}" + (f"  CPU ms/text: {cpu}" if cpu else "") + errors + void
+        return f"{self.throughput:.0f} texts/s  {points}" + (f"  CPU ms/text: {cpu}" if cpu else "") + errors + lag + void
 
 
 def classify_bodies(texts: Sequence[str], heads: Sequence[str] | None) -> list[bytes]:
@@ -85,8 +91,12 @@ def target_of(url: str, bodies: Sequence[bytes], path: str = "/v1/classify") -> 
     return Target(parts.hostname or "127.0.0.1", parts.port or 80, path.encode(), bodies)
 
 
-async def closed_loop(target: Target, *, in_flight: int, seconds: float, pids: dict[str, int] | None = None) -> LoadResult:
-    """Keep *in_flight* requests under way for *seconds*."""
+async def closed_loop(
+    target: Target, *, in_flight: int, seconds: float, pids: dict[str, int] | None = None, warm_up_seconds: float = 0.0
+) -> LoadResult:
+    """Keep *in_flight* requests under way for *seconds*, after as many for *warm_up_seconds* that do not count."""
+    if warm_up_seconds > 0:
+        await closed_loop(target, in_flight=in_flight, seconds=warm_up_seconds)
     result = LoadResult()
     turn = _endless(target.bodies)
     with _cpu(pids or {}, result):
@@ -97,9 +107,9 @@ async def closed_loop(target: Target, *, in_flight: int, seconds: float, pids: d
 
 
 async def open_loop(
-    target: Target, *, rate: float, seconds: float, pids: dict[str, int] | None = None, seed: int = 0
+    target: Target, *, rate: float, seconds: float, pids: dict[str, int] | None = None, seed: int = 0, is_poisson: bool = True
 ) -> LoadResult:
-    """Send *rate* requests a second with exponential gaps (Poisson arrivals) for *seconds*."""
+    """Send *rate* requests a second for *seconds*, with exponential gaps (Poisson arrivals) or constant ones."""
     result = LoadResult()
     pool: list[Connection] = []
     turn, chance = _endless(target.bodies), random.Random(seed)  # noqa: S311 (a repeatable load, no secret)
@@ -110,7 +120,7 @@ async def open_loop(
                 await asyncio.sleep(max(0.0, intended - time.perf_counter()))
                 result.lags.append(time.perf_counter() - intended)
                 group.create_task(_send_from(pool, target, next(turn), intended, result))
-                intended += chance.expovariate(rate)
+                intended += chance.expovariate(rate) if is_poisson else 1 / rate
         result.seconds = time.perf_counter() - started
     for connection in pool:
         connection.close()
@@ -185,13 +195,18 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=32)
     parser.add_argument("--rate", type=float, help="open loop: requests a second")
     parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--warm-up", type=float, default=2, help="closed loop: seconds that do not count")
+    parser.add_argument("--pids", default="", help="name=PID with commas between: processes to tell the CPU time of")
     asked = parser.parse_args()
     bodies = classify_bodies(asked.texts.read_text().splitlines(), asked.heads.split(",") if asked.heads else None)
-    target = target_of(asked.url, bodies)
-    run: Callable[[], object] = lambda: closed_loop(target, in_flight=asked.in_flight, seconds=asked.seconds)  # noqa: E731
+    print(uvloop.run(_asked_for(asked, target_of(asked.url, bodies))).summary())
+
+
+async def _asked_for(asked: argparse.Namespace, target: Target) -> LoadResult:
+    pids = {name: int(pid) for name, _, pid in (pair.partition("=") for pair in asked.pids.split(",") if pair)}
     if asked.rate:
-        run = lambda: open_loop(target, rate=asked.rate, seconds=asked.seconds)  # noqa: E731
-    print(uvloop.run(run()).summary())  # type: ignore[arg-type]
+        return await open_loop(target, rate=asked.rate, seconds=asked.seconds, pids=pids)
+    return await closed_loop(target, in_flight=asked.in_flight, seconds=asked.seconds, pids=pids, warm_up_seconds=asked.warm_up)
 
 
 if __name__ == "__main__":

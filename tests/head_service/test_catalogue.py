@@ -29,7 +29,7 @@ def repository(tmp_path: Path) -> Repository:
 
 def models(root: Path) -> list[pb.ModelConfig]:
     config = text_format.Parse((root / MODELS_CONFIG).read_text(), pb.ModelServerConfig())
-    assert config.WhichOneof("config") == "model_config_list"
+    assert config.HasField("model_config_list")
     return list(config.model_config_list.config)
 
 

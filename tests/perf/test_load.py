@@ -1,0 +1,104 @@
+import os
+
+import msgspec
+import pytest
+
+from perf.load import LoadResult, classify_bodies, closed_loop, cpu_seconds, open_loop, target_of
+from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, StallsOnce, serving
+
+STALL_SECONDS = 0.5
+
+
+async def closed(answer: Answer, *, in_flight: int, seconds: float, pids: dict[str, int] | None = None) -> LoadResult:
+    async with serving(answer) as port:
+        target = target_of(f"http://127.0.0.1:{port}", [b"{}"])
+        return await closed_loop(target, in_flight=in_flight, seconds=seconds, pids=pids)
+
+
+async def opened(answer: Answer, *, rate: float, seconds: float, is_poisson: bool = True) -> LoadResult:
+    async with serving(answer) as port:
+        target = target_of(f"http://127.0.0.1:{port}", [b"{}"])
+        return await open_loop(target, rate=rate, seconds=seconds, is_poisson=is_poisson)
+
+
+def test_a_body_names_its_text_and_the_heads_asked_for() -> None:
+    with_heads, without = classify_bodies(["é"], ["a"])[0], classify_bodies(["é"], None)[0]
+
+    assert {"text": "é", "heads": ["a"]} == msgspec.json.decode(with_heads)
+    assert {"text": "é"} == msgspec.json.decode(without)
+
+
+async def test_every_request_sent_is_counted_once() -> None:
+    server = Scripted(GOOD)
+    result = await closed(server, in_flight=4, seconds=0.2)
+
+    assert {"200": len(server.bodies)} == dict(result.outcomes)
+    assert len(server.bodies) == len(result.latencies)
+    assert result.num_errors == 0
+    assert result.throughput == pytest.approx(len(server.bodies) / result.seconds)
+
+
+async def test_a_refusal_is_counted_by_its_status_and_has_no_latency() -> None:
+    result = await closed(Scripted(UNAVAILABLE, UNAVAILABLE, UNAVAILABLE, GOOD), in_flight=1, seconds=0.2)
+
+    assert result.outcomes["503"] == 3
+    assert result.num_errors == 3
+    assert len(result.latencies) == result.outcomes["200"] > 0
+    assert "503" in result.summary()
+
+
+async def test_dropped_connections_are_counted_and_survived() -> None:
+    result = await closed(Scripted(None, None, GOOD), in_flight=1, seconds=0.3)
+
+    assert result.outcomes["ConnectionLostError"] == 2
+    assert result.outcomes["200"] > 0
+
+
+async def test_nobody_listening_is_counted_and_not_a_busy_loop() -> None:
+    async with serving(Scripted(GOOD)) as port:
+        pass
+    result = await closed_loop(target_of(f"http://127.0.0.1:{port}", [b"{}"]), in_flight=1, seconds=0.1)
+
+    assert {"ConnectionRefusedError"} == set(result.outcomes)
+    assert result.num_errors <= 11
+
+
+async def test_what_is_answered_during_the_warm_up_does_not_count() -> None:
+    server = Scripted(GOOD)
+    async with serving(server) as port:
+        target = target_of(f"http://127.0.0.1:{port}", [b"{}"])
+        result = await closed_loop(target, in_flight=2, seconds=0.1, warm_up_seconds=0.1)
+
+    assert 0 < result.outcomes["200"] < len(server.bodies)
+
+
+async def test_a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() -> None:
+    of_open = await opened(StallsOnce(50, STALL_SECONDS), rate=200, seconds=1)
+    of_closed = await closed(StallsOnce(50, STALL_SECONDS), in_flight=1, seconds=1)
+
+    half = STALL_SECONDS / 2 * 1000
+    assert of_open.percentile_ms(90) > half, "about half of the second's requests were due during the stall"
+    assert of_closed.percentile_ms(90) < half, "one request alone was under way"
+    assert max(of_closed.latencies) * 1000 > half
+
+
+async def test_a_constant_rate_sends_as_many_as_asked_for() -> None:
+    result = await opened(Scripted(GOOD), rate=100, seconds=0.5, is_poisson=False)
+
+    assert result.outcomes.total() == pytest.approx(50, abs=1)
+
+
+@pytest.mark.parametrize(("lag", "is_void"), [(0.001, False), (0.006, True)])
+def test_a_run_is_void_when_the_generator_itself_was_late(lag: float, is_void: bool) -> None:
+    result = LoadResult(seconds=1, lags=[lag] * 100)
+
+    assert is_void == result.is_void
+    assert is_void == ("VOID" in result.summary())
+    assert result.lag_p99_ms == pytest.approx(lag * 1000)
+
+
+async def test_cpu_of_the_processes_asked_for_is_told_for_each_text() -> None:
+    result = await closed(Scripted(GOOD), in_flight=2, seconds=0.2, pids={"itself": os.getpid()})
+
+    assert {"itself", "load"} == set(result.cpu_ms_per_text)
+    assert 0 <= result.cpu_ms_per_text["itself"] * result.outcomes["200"] <= cpu_seconds(os.getpid()) * 1000
