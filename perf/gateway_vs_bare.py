@@ -19,7 +19,7 @@ from trunkline import paths
 from trunkline.demo_data import prepare_demo_data
 from trunkline.stack import Stack, StackSettings
 
-ROUNDS = 1
+ROUNDS = 3
 IN_FLIGHT = 32
 GATEWAY_SECONDS = 8.0
 BARE_SECONDS = 1.5
