@@ -4,6 +4,7 @@ Sources: servables/tensorflow/predict_util.cc, model_servers/get_model_status_im
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -42,14 +43,19 @@ class Predictor:
         Raises:
             ServingError: see COMPAT's table of situations; UNAVAILABLE when too much waits.
         """
-        with self._manager.use(spec) as (version, loaded):
+        with contextlib.ExitStack() as stack:
+            version, loaded = stack.enter_context(self._manager.use(spec))
             servable = cast("Servable", loaded)
             signature = spec.signature_name or DEFAULT_SIGNATURE
             if signature not in servable.signatures:
                 raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{_short(signature)}" not found.')
             inputs = decode(servable, signature)
             check_outputs(servable, signature, output_filter)
-            outputs = await self._run(servable, signature, inputs, output_filter, deadline)
+            running = self._start(servable, signature, inputs, output_filter, deadline)
+            # The version is in use until the thread is done with it, also when the caller leaves before.
+            kept = stack.pop_all()
+            running.add_done_callback(lambda _: kept.close())
+            outputs = await asyncio.shield(running)
         answered = pb.ModelSpec(name=spec.name, signature_name=signature)
         answered.version.value = version
         return answered, outputs
@@ -58,14 +64,14 @@ class Predictor:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    async def _run(
+    def _start(
         self,
         servable: Servable,
         signature: str,
         inputs: dict[str, NDArray[Any]],
         output_filter: tuple[str, ...],
         deadline: float | None,
-    ) -> dict[str, NDArray[Any]]:
+    ) -> "asyncio.Future[dict[str, NDArray[Any]]]":
         if self._waiting >= MAX_WAITING:
             raise ServingError(grpc.StatusCode.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full")
 
@@ -74,12 +80,16 @@ class Predictor:
                 raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the model could run")
             return servable.run(signature, inputs, output_filter)
 
+        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
         self._waiting += 1
-        try:
-            # Shielded: a caller that leaves must not free a version that a thread still runs.
-            return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, work))
-        finally:
-            self._waiting -= 1
+        running.add_done_callback(self._ended)
+        return running
+
+    def _ended(self, running: "asyncio.Future[dict[str, NDArray[Any]]]") -> None:
+        self._waiting -= 1
+        if not running.cancelled():
+            # Read, so that the error of a call whose caller left is not reported as lost.
+            running.exception()
 
 
 def check_inputs(servable: Servable, signature: str, given: Mapping[str, object]) -> None:

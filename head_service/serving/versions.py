@@ -102,6 +102,7 @@ class VersionManager:
         self._poll_seconds = poll_seconds
         self._models: dict[str, Model] = {}
         self._wake = asyncio.Event()
+        self._settling = asyncio.Lock()
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -129,17 +130,20 @@ class VersionManager:
 
     async def settle(self) -> None:
         """Bring every model one step nearer to what it ought to be: load first, then unload."""
-        for name, model in list(self._models.items()):
-            wanted = aspired(versions_in(Path(model.config.base_path)), model.config.model_version_policy)
-            if not model.config.base_path:
-                wanted = set()
-            await self._step(name, model, wanted)
+        async with self._settling:
+            for name, model in list(self._models.items()):
+                found = versions_in(Path(model.config.base_path)) if model.config.base_path else set()
+                await self._step(name, model, aspired(found, model.config.model_version_policy))
 
     async def run(self) -> None:
         """Follow the file system for ever."""
         while True:
             self._wake.clear()
-            await self.settle()
+            try:
+                await self.settle()
+            # Following goes on whatever happened to one round of it.
+            except Exception:
+                _log.exception("following the file system met an error; trying again")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._poll_seconds)
 
@@ -191,7 +195,11 @@ class VersionManager:
         for number in states.keys() - versions_in(Path(model.config.base_path)) - wanted:
             # A directory that failed and is gone may come again and be tried again.
             if states[number] == "END":
-                del model.versions[number]
+                del model.versions[number], states[number]
+        for number in wanted & states.keys():
+            # Unloaded in order and wanted again: rolled back to, or named again by a new configuration.
+            if states[number] == "END" and not model.versions[number].error:
+                del model.versions[number], states[number]
         for number in next_actions(wanted, states).load:
             await self._load_version(name, model, number)
         states = {number: version.state for number, version in model.versions.items()}
