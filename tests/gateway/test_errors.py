@@ -25,7 +25,7 @@ def test_an_answer_is_short_however_long_the_message(kind: type[TrunklineError])
     response = response_of(kind("x" * 100_000), "r1")
     assert response.status_code == STATUS[kind]
     assert len(response.body) < 2_048
-    assert json.loads(response.body)["error"]["request_id"] == "r1"
+    assert json.loads(bytes(response.body))["error"]["request_id"] == "r1"
 
 
 def test_overload_says_when_to_come_back() -> None:
