@@ -83,6 +83,10 @@ class CatalogueHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     versions: dict[int, Manifest]
     default: bool = True
 
+    def __post_init__(self) -> None:
+        if self.stable not in self.versions:
+            raise ValueError("stable is not one of the versions")
+
 
 class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """All heads by name. Manifests here come without *files* and *golden*."""

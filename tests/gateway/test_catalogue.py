@@ -1,0 +1,15 @@
+from pathlib import Path
+
+from gateway.catalogue import CataloguePoller, FileFetch
+
+
+async def test_a_catalogue_whose_stable_version_is_missing_never_replaces_a_good_one(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.json"
+    path.write_text('{"heads": {}}')
+    poller = CataloguePoller(FileFetch(path), poll_seconds=1)
+    await poller.refresh()
+    path.write_text('{"heads": {"topic": {"stable": 2, "versions": {}}}}')
+    await poller.refresh()
+
+    assert poller.is_loaded
+    assert poller.heads("sha256:any") == {}
