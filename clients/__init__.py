@@ -6,6 +6,7 @@ twin. Everything they raise is a `TrunklineError`.
 
 from clients._deadline import Deadline
 from clients._embedding import AsyncEmbeddingClient, EmbeddingClient
+from clients._embedding_stream import AsyncEmbeddingStream
 from clients._embedding_wire import Durations, Embeddings, Trunk, View, ViewArray
 from clients._errors import (
     GRPC_ERRORS,
@@ -35,6 +36,7 @@ __all__ = [
     "HTTP_ERRORS",
     "AsyncClient",
     "AsyncEmbeddingClient",
+    "AsyncEmbeddingStream",
     "AsyncHeadClient",
     "Cancelled",
     "Client",

@@ -5,11 +5,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal
 
+import grpc
 import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from clients._errors import FailedPrecondition, InvalidRequest, InvalidResponse
+from clients._errors import (
+    GRPC_ERRORS,
+    FailedPrecondition,
+    InvalidRequest,
+    InvalidResponse,
+    ServerFault,
+    TrunklineError,
+)
 from clients.wire import embedding_pb2 as pb
 
 Input = str | Sequence[int]
@@ -115,32 +123,45 @@ class Trunk:
     tokenizer_json: bytes
 
 
-def build_embed(
-    inputs: Sequence[Input],
-    *,
-    trunk: str,
-    views: Sequence[View],
-    truncation: Truncation,
-    priority: Priority,
-    dtype: DTypeName,
-    trunk_fingerprint: str,
-) -> bytes:
+@dataclass(frozen=True, slots=True)
+class EmbedOptions:
+    """What is asked of every input of a request or stream; see `AsyncEmbeddingClient.embed`."""
+
+    trunk: str = ""
+    views: Sequence[View] = ()
+    truncation: Truncation = "right"
+    priority: Priority = "interactive"
+    dtype: DTypeName = "float32"
+    trunk_fingerprint: str = ""
+
+
+def build_embed(inputs: Sequence[Input], options: EmbedOptions) -> bytes:
     """A serialised EmbedRequest, or InvalidRequest where the arguments cannot be one."""
-    if isinstance(inputs, str):
-        raise InvalidRequest("inputs is a list: give one text as [text]")
+    request = embed_request(options)
+    _add_inputs(request, inputs)
+    return request.SerializeToString()
+
+
+def embed_request(options: EmbedOptions) -> pb.EmbedRequest:
+    """An EmbedRequest without inputs, or InvalidRequest where *options* cannot be one."""
     try:
-        request = pb.EmbedRequest(
-            trunk=trunk,
-            views=[_view_message(view) for view in views],
-            truncation=TRUNCATIONS[truncation],
-            priority=PRIORITIES[priority],
-            dtype=DTYPES[dtype],
-            trunk_fingerprint=trunk_fingerprint,
+        return pb.EmbedRequest(
+            trunk=options.trunk,
+            views=[_view_message(view) for view in options.views],
+            truncation=TRUNCATIONS[options.truncation],
+            priority=PRIORITIES[options.priority],
+            dtype=DTYPES[options.dtype],
+            trunk_fingerprint=options.trunk_fingerprint,
         )
     except KeyError as error:
         raise InvalidRequest(f"{error} is not a pooling, truncation, priority or dtype") from None
     except (TypeError, ValueError) as error:
         raise InvalidRequest(f"a view or name is not of its type: {error}") from None
+
+
+def _add_inputs(request: pb.EmbedRequest, inputs: Sequence[Input]) -> None:
+    if isinstance(inputs, str):
+        raise InvalidRequest("inputs is a list: give one text as [text]")
     add = request.inputs.add
     for index, value in enumerate(inputs):
         try:
@@ -150,7 +171,63 @@ def build_embed(
                 add(tokens=pb.TokenIds(ids=list(value)))
         except (TypeError, ValueError, OverflowError):
             raise InvalidRequest(f"input {index} is neither valid Unicode text nor a list of token ids") from None
-    return request.SerializeToString()
+
+
+def build_input(value: Input) -> pb.Input:
+    """*value* as a message, or InvalidRequest where it cannot be one."""
+    request = pb.EmbedRequest()
+    _add_inputs(request, [value])
+    return request.inputs[0]
+
+
+def build_stream_message(
+    template: pb.EmbedRequest, first: int, inputs: Sequence[pb.Input], timeouts: Sequence[float], abandoned: Sequence[int]
+) -> bytes:
+    """A serialised EmbedStreamRequest that starts *inputs*, numbered from *first*, each with its timeout in seconds."""
+    message = pb.EmbedStreamRequest(abandoned=abandoned)
+    if inputs:
+        message.request.CopyFrom(template)
+        message.request.inputs.extend(inputs)
+        message.first_number = first
+        message.timeouts_ms.extend([min(max(1, math.ceil(timeout * 1000)), 2**32 - 1) for timeout in timeouts])
+    return message.SerializeToString()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StreamPart:
+    """One EmbedStreamResponse: *vectors[i]* are those of input *numbers[i]*, one array a view."""
+
+    numbers: Sequence[int]
+    vectors: list[tuple[FloatArray, ...]]
+    failures: Sequence[tuple[Sequence[int], TrunklineError]]
+
+
+def parse_stream_message(data: bytes, options: EmbedOptions) -> StreamPart:
+    """An EmbedStreamResponse to inputs asked for with *options*, or InvalidResponse where it is not one."""
+    try:
+        message = pb.EmbedStreamResponse.FromString(data)
+    except DecodeError:
+        raise InvalidResponse("the embedding service's answer is not an EmbedStreamResponse") from None
+    failures = [(failure.numbers, _failure(failure)) for failure in message.failures]
+    if not message.numbers:
+        return StreamPart((), [], failures)
+    answer = read_embed(message.response, len(message.numbers), options.views, options.dtype)
+    return StreamPart(message.numbers, list(zip(*map(_rows, answer.views), strict=True)), failures)
+
+
+def _rows(view: ViewArray) -> Sequence[FloatArray]:
+    if not view.row_tokens:
+        return list(view.array)
+    return np.split(view.array, np.cumsum(view.row_tokens)[:-1])
+
+
+def _failure(failure: pb.EmbedFailure) -> TrunklineError:
+    kind = GRPC_ERRORS.get(_STATUS_CODES.get(failure.code, grpc.StatusCode.UNKNOWN), ServerFault)
+    retry_after = failure.retry_after_ms / 1000 if failure.HasField("retry_after_ms") else None
+    return kind(failure.message or "the embedding service refused an input", retry_after=retry_after)
+
+
+_STATUS_CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def build_trunk(name: str, with_tokenizer: bool) -> bytes:
@@ -172,6 +249,11 @@ def parse_embed(data: bytes, num_inputs: int, views: Sequence[View], dtype: DTyp
         response = pb.EmbedResponse.FromString(data)
     except DecodeError:
         raise InvalidResponse("the embedding service's answer is not an EmbedResponse") from None
+    return read_embed(response, num_inputs, views, dtype)
+
+
+def read_embed(response: pb.EmbedResponse, num_inputs: int, views: Sequence[View], dtype: DTypeName) -> Embeddings:
+    """*response* checked against what was asked, or InvalidResponse."""
     asked = views or (View(),)
     if len(response.views) != len(asked) or len(response.inputs) != num_inputs:
         raise InvalidResponse(

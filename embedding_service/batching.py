@@ -8,10 +8,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
-from embedding_service.queue import Entry, Queue, QueueLimits, Taken
+from embedding_service.queue import Entry, Queue, QueueLimits, Taken, Ticket
 from embedding_service.telemetry import BatchFacts, Telemetry
 
 
@@ -30,6 +31,18 @@ class Outcome:
     vectors: list[list[FloatArray]]
     queue_seconds: float
     inference_seconds: float
+
+
+class Waiter(Ticket, Protocol):
+    """Who is told what becomes of its entries: each of them is put or failed once, unless it is settled before."""
+
+    def put(self, index: int, vectors: list[FloatArray], queue_seconds: float, inference_seconds: float) -> None:
+        """Row *index* has its vectors."""
+        ...
+
+    def fail(self, error: EmbedError) -> None:
+        """A row cannot be had."""
+        ...
 
 
 class PendingRequest:
@@ -76,6 +89,7 @@ class Batcher:
         self._running: set[asyncio.Future[BatchResult]] = set()
         self._tokens_per_second = 0.0
         self._draining = False
+        self._will_dispatch = False
         self.is_healthy = True
         """Whether the last forward pass went well."""
 
@@ -96,7 +110,9 @@ class Batcher:
             Unavailable: draining, or a forward pass failed.
         """
         future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        self._admit(rows, PendingRequest(len(rows), future), deadline, is_bulk)
+        pending = PendingRequest(len(rows), future)
+        now = time.monotonic()
+        self.admit([Entry(row.token_ids, row.views, pending, i, now, deadline, is_bulk) for i, row in enumerate(rows)])
         try:
             async with asyncio.timeout(deadline - time.monotonic()):
                 return await future
@@ -105,27 +121,36 @@ class Batcher:
         finally:
             future.cancel()
 
+    def admit(self, entries: list[Entry]) -> None:
+        """Queue all *entries* or none; their tickets are `Waiter`s, told later.
+
+        Raises:
+            Overloaded: there is no room for all of them.
+            DeadlineExceeded: a deadline had passed on arrival.
+            Unavailable: draining.
+        """
+        if self._draining:
+            raise Unavailable("the embedding service is stopping")
+        if any(entry.deadline <= entry.arrived for entry in entries):
+            raise DeadlineExceeded("the deadline had passed on arrival")
+        if not self._queue.has_room(entries):
+            raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
+        self._queue.append(entries)
+        if not self._will_dispatch:
+            self._will_dispatch = True
+            # Not at once: what arrives in the same turn of the loop may share the batch.
+            asyncio.get_running_loop().call_soon(self._dispatch)
+
     async def drain(self, grace: float) -> None:
         """Take nothing more, finish what is queued within *grace* seconds, fail the rest, and stop the threads."""
         self._draining = True
+        self._dispatch()
         give_up = time.monotonic() + grace
         while self._running and (left := give_up - time.monotonic()) > 0:
             await asyncio.wait(self._running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         for entry in self._queue.take_all():
             _fail(entry, Unavailable("the embedding service is stopping"))
         self._pool.shutdown(wait=not self._running, cancel_futures=True)
-
-    def _admit(self, rows: Sequence[Row], pending: PendingRequest, deadline: float, is_bulk: bool) -> None:
-        if self._draining:
-            raise Unavailable("the embedding service is stopping")
-        now = time.monotonic()
-        if deadline <= now:
-            raise DeadlineExceeded("the deadline had passed on arrival")
-        entries = [Entry(row.token_ids, row.views, pending, index, now, deadline, is_bulk) for index, row in enumerate(rows)]
-        if not self._queue.has_room(entries):
-            raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
-        self._queue.append(entries)
-        self._dispatch()
 
     def _seconds_to_drain(self) -> float:
         """When half of what waits will have run, judged by the speed seen so far; at least 50 ms."""
@@ -135,6 +160,7 @@ class Batcher:
 
     def _dispatch(self) -> None:
         """Start as many batches as there are free slots and work for them."""
+        self._will_dispatch = False
         while self._free_slots and self._queue.num_entries:
             taken = self._queue.take(time.monotonic(), free_slots=self._free_slots)
             self._let_go(taken)
@@ -178,7 +204,7 @@ class Batcher:
 
     def _settle(self, taken: Taken, result: BatchResult, started: float, seconds: float) -> None:
         for entry, vectors in zip(taken.batch, result, strict=True):
-            _pending(entry).put(entry.index, vectors, started - entry.arrived, seconds)
+            _waiter(entry).put(entry.index, vectors, started - entry.arrived, seconds)
 
     def _settle_failed(self, taken: Taken, fault: BaseException) -> None:
         for entry in taken.batch:
@@ -191,13 +217,12 @@ class Batcher:
         self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)
 
 
-def _pending(entry: Entry) -> PendingRequest:
-    assert isinstance(entry.ticket, PendingRequest)
-    return entry.ticket
+def _waiter(entry: Entry) -> Waiter:
+    return cast("Waiter", entry.ticket)
 
 
 def _fail(entry: Entry, error: EmbedError) -> None:
-    _pending(entry).fail(error)
+    _waiter(entry).fail(error)
 
 
 def _checked(result: BatchResult, batch: Batch) -> BatchResult:

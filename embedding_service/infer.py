@@ -3,16 +3,16 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Literal, Protocol
 
 import numpy as np
 
 from clients.wire.text import Encoded, TextEncoder
 from embedding_service.backend import Backend, EngineSpec, FloatArray, TrunkSpec, View
-from embedding_service.batching import Batcher, Outcome, Row
+from embedding_service.batching import Batcher, Outcome, Row, Waiter
 from embedding_service.errors import EmbedError, InvalidInput, UnknownTrunk, WrongTrunk
-from embedding_service.queue import QueueLimits
+from embedding_service.queue import Entry, QueueLimits
 from embedding_service.telemetry import Telemetry, Timings
 
 Truncation = Literal["right", "left", "error"]
@@ -69,6 +69,23 @@ class InferLimits:
 
     max_request_inputs: int = 1_024
     max_characters: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """One input as token ids: how many, whether some were dropped, and how long that took."""
+
+    num_tokens: int
+    truncated: bool
+    seconds: float
+
+
+class InputWaiter(Waiter, Protocol):
+    """Who waits for one input of `Infer.embed_each`."""
+
+    def begin(self, trunk: TrunkSpec, views: tuple[View, ...], tokenized: Tokenized) -> None:
+        """The input is about to be queued for *trunk*, to be read by *views*."""
+        ...
 
 
 class HostedTrunk:
@@ -134,6 +151,27 @@ class Infer:
             truncated=[item.truncated for item in encoded],
             timings=Timings(tokenization, outcome.queue_seconds, outcome.inference_seconds, time.monotonic() - started),
         )
+
+    async def embed_each(self, call: EmbedCall, deadlines: Sequence[float], waiters: "Sequence[InputWaiter]") -> None:
+        """Queue each input of *call* on its own, by its own deadline; its waiter is told what becomes of it. Never raises."""
+        started = time.monotonic()
+        try:
+            trunk = self.trunk(call.trunk)
+            self._check(call, trunk.spec)
+            views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
+        except EmbedError as error:
+            for waiter in waiters:
+                waiter.fail(error)
+            return
+        for value, deadline, waiter in zip(call.inputs, deadlines, waiters, strict=True):
+            try:
+                encoded = (await self._encode(replace(call, inputs=(value,)), trunk))[0]
+                ids = tuple(encoded.ids)
+                waiter.begin(trunk.spec, views, Tokenized(len(ids), encoded.truncated, time.monotonic() - started))
+                if not waiter.is_settled:
+                    trunk.batcher.admit([Entry(ids, views, waiter, 0, started, deadline, call.is_bulk)])
+            except EmbedError as error:
+                waiter.fail(error)
 
     def _check(self, call: EmbedCall, spec: TrunkSpec) -> None:
         if not call.inputs:
@@ -203,7 +241,11 @@ def _resolve(choice: ViewChoice, trunk: HostedTrunk) -> View:
 
 
 def _gather(outcome: Outcome, places: list[int], index: int, view: View) -> ViewVectors:
-    arrays = [outcome.vectors[place][index] for place in places]
+    return gather([outcome.vectors[place][index] for place in places], view)
+
+
+def gather(arrays: Sequence[FloatArray], view: View) -> ViewVectors:
+    """The rows of one *view* as one array."""
     if view.pooling == "tokens":
         return ViewVectors(np.concatenate(arrays), tuple(len(array) for array in arrays))
     return ViewVectors(np.stack(arrays))

@@ -3,12 +3,13 @@
 Entries are kept by length, because rows of one length need no padding. A batch is cut around a *seed*, the entry of lowest
 rank: `rank = tokens + penalty(priority) - ageing * waited`. Short texts therefore overtake long ones, but an entry that has
 waited long enough outranks any other, so nothing starves. Around the seed the batch takes the nearest lengths for as long
-as padding stays within bounds.
+as padding costs less than another pass would (`cut`).
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 from embedding_service.backend import View
@@ -46,13 +47,14 @@ class QueueLimits:
     """The few numbers everything else follows from.
 
     *max_batch_tokens* bounds the computed tokens of one batch, padding included (a single longer entry still runs, alone).
-    *max_padding* is the share of computed tokens that may be padding. *ageing* is in tokens a second: how fast waiting
-    makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
+    *pass_overhead* is what a forward pass costs beside its tokens, told in tokens: weights read once, kernels set up for
+    another shape. *ageing* is in tokens a second: how fast waiting makes an entry look shorter. *bulk_penalty* in tokens:
+    how much longer a bulk entry looks than it is.
     """
 
     max_batch_tokens: int = 512
     max_batch_requests: int = 32
-    max_padding: float = 0.15
+    pass_overhead: float = 32.0
     max_queued_tokens: int = 65_536
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
@@ -70,6 +72,21 @@ class Taken:
     def padded_tokens(self) -> int:
         """Tokens computed for *batch* when each row is padded to the longest."""
         return max((entry.num_tokens for entry in self.batch), default=0) * len(self.batch)
+
+
+def cut(lengths: Sequence[int], *, budget: float, overhead: float) -> int:
+    """How many of *lengths*, taken in order, make a batch; at least one, if there is one.
+
+    It grows until its padding would cost more than the pass that cutting it in two would add: for lengths spread evenly,
+    n rows cost overhead / n + c * n each, least where both terms are equal. Beyond a single row it keeps within *budget*
+    computed tokens.
+    """
+    longest = wanted = 0
+    for rows, length in enumerate(lengths, 1):
+        longest, wanted = max(longest, length), wanted + length
+        if rows > 1 and (rows * longest > budget or rows * longest - wanted > overhead):
+            return rows - 1
+    return len(lengths)
 
 
 class Queue:
@@ -128,16 +145,13 @@ class Queue:
         budget = self.limits.max_batch_tokens
         if free_slots > 1:
             budget = min(budget, max(self.num_tokens // free_slots, seed[1]))
-        longest = real = 0
-        for lane in sorted(self._lanes, key=lambda key: (abs(key[1] - seed[1]), key[0])):
-            while lane in self._lanes and len(taken.batch) < self.limits.max_batch_requests:
-                length = lane[1]
-                computed = max(longest, length) * (len(taken.batch) + 1)
-                padding = 1 - (real + length) / computed
-                if taken.batch and (computed > budget or padding > self.limits.max_padding):
-                    break
+        nearest = sorted(self._lanes, key=lambda key: (abs(key[1] - seed[1]), key[0]))
+        lanes = list(islice((lane for lane in nearest for _ in self._lanes[lane]), self.limits.max_batch_requests))
+        count = cut([length for _, length in lanes], budget=budget, overhead=self.limits.pass_overhead)
+        for lane in lanes[:count]:
+            # The dead behind a lane's head are seen only now, so a lane may end before its turn.
+            if lane in self._lanes:
                 taken.batch.append(self._pop(lane))
-                longest, real = max(longest, length), real + length
                 self._drop_dead_head(lane, now, taken)
 
     def _drop_dead_heads(self, now: float, taken: Taken) -> None:

@@ -1,8 +1,9 @@
 """The gRPC edge: messages to calls, answers to bytes, errors to status codes. Nothing is decided here."""
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Literal, TypeVar, cast
 
 import grpc
@@ -13,8 +14,10 @@ from clients.wire import embedding_pb2 as pb
 from clients.wire.metadata import EMBEDDING_SERVICE, RETRY_AFTER_MS
 from clients.wire.text import NORMALIZER
 from embedding_service.backend import Pooling, View
+from embedding_service.conversation import Conversation, Settled
 from embedding_service.errors import GRPC_STATUS, EmbedError
 from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, Truncation, ViewChoice, ViewVectors
+from embedding_service.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 
@@ -46,9 +49,12 @@ Context = grpc.aio.ServicerContext[pb.EmbedRequest, pb.EmbedResponse]
 class EmbeddingServicer:
     """Answers `trunkline.embedding.v1.EmbeddingService`. *default_timeout* seconds bound a call that brings no deadline."""
 
-    def __init__(self, infer: Infer, *, default_timeout: float) -> None:
+    def __init__(self, infer: Infer, telemetry: Telemetry, *, default_timeout: float) -> None:
         self._infer = infer
+        self._telemetry = telemetry
         self._default_timeout = default_timeout
+        self._conversations: set[Conversation] = set()
+        self._draining = False
 
     def handler(self) -> grpc.GenericRpcHandler:
         """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
@@ -59,6 +65,11 @@ class EmbeddingServicer:
                     cast("Callable[..., pb.EmbedResponse]", self.embed),
                     request_deserializer=pb.EmbedRequest.FromString,
                     response_serializer=pb.EmbedResponse.SerializeToString,
+                ),
+                "EmbedStream": grpc.stream_stream_rpc_method_handler(
+                    cast("Callable[..., AsyncIterator[pb.EmbedStreamResponse]]", self.embed_stream),
+                    request_deserializer=pb.EmbedStreamRequest.FromString,
+                    response_serializer=pb.EmbedStreamResponse.SerializeToString,
                 ),
                 "GetTrunk": grpc.unary_unary_rpc_method_handler(
                     cast("Callable[..., pb.Trunk]", self.get_trunk),
@@ -71,6 +82,53 @@ class EmbeddingServicer:
     async def embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """The RPC `Embed`."""
         return await self._answered(context, lambda: self._embed(request, context))
+
+    async def embed_stream(
+        self, requests: AsyncIterator[pb.EmbedStreamRequest], context: Context
+    ) -> AsyncIterator[pb.EmbedStreamResponse]:
+        """The RPC `EmbedStream`."""
+        conversation = Conversation(self._infer, self._telemetry)
+        self._conversations.add(conversation)
+        reading = asyncio.create_task(self._read(requests, conversation))
+        try:
+            if self._draining:
+                conversation.close()
+            async for settled in conversation.settled():
+                for message in stream_messages(settled):
+                    yield message
+        finally:
+            reading.cancel()
+            conversation.abandon_all()
+            self._conversations.discard(conversation)
+        if self._draining:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "the embedding service is stopping")
+
+    def drain(self) -> None:
+        """End the streams once each has answered what it took."""
+        self._draining = True
+        for conversation in self._conversations:
+            conversation.close()
+
+    async def _read(self, requests: AsyncIterator[pb.EmbedStreamRequest], conversation: Conversation) -> None:
+        try:
+            async for message in requests:
+                conversation.abandon(message.abandoned)
+                if message.request.inputs:
+                    self._start(message, conversation)
+                await conversation.room()
+        finally:
+            conversation.close()
+
+    def _start(self, message: pb.EmbedStreamRequest, conversation: Conversation) -> None:
+        now, count = time.monotonic(), len(message.request.inputs)
+        asked = [min(milliseconds / 1000, self._default_timeout) for milliseconds in message.timeouts_ms[:count]]
+        timeouts = asked + [self._default_timeout] * (count - len(asked))
+        conversation.start(
+            call_of(message.request, now + self._default_timeout),
+            range(message.first_number, message.first_number + count),
+            [now + timeout for timeout in timeouts],
+            message.request.dtype,
+        )
 
     async def get_trunk(self, request: pb.GetTrunkRequest, context: Context) -> pb.Trunk:
         """The RPC `GetTrunk`."""
@@ -128,6 +186,24 @@ def response_of(answer: EmbedAnswer, dtype: int) -> pb.EmbedResponse:
             total_ns=round(timings.total * 1e9),
         ),
     )
+
+
+def stream_messages(settled: Settled) -> list[pb.EmbedStreamResponse]:
+    """What settled, as messages: one for each group of answers, and one for all failures."""
+    failures = [
+        pb.EmbedFailure(
+            numbers=failed.numbers,
+            code=GRPC_STATUS[type(failed.error)].value[0],
+            message=str(failed.error),
+            retry_after_ms=None if failed.error.retry_after is None else round(failed.error.retry_after * 1000),
+        )
+        for failed in settled.failed
+    ]
+    messages = [
+        pb.EmbedStreamResponse(numbers=group.numbers, response=response_of(group.answer, group.dtype))
+        for group in settled.answered
+    ]
+    return [*messages, pb.EmbedStreamResponse(failures=failures)] if failures else messages
 
 
 def trunk_message(trunk: HostedTrunk, max_request_inputs: int, *, with_tokenizer: bool) -> pb.Trunk:

@@ -72,8 +72,10 @@ async def running(backend: Backend, settings: Settings) -> AsyncIterator[Address
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(backend.close)
-        grpc_server, grpc_port = await _start_grpc(infer, health, settings)
+        servicer = EmbeddingServicer(infer, telemetry, default_timeout=settings.default_timeout_seconds)
+        grpc_server, grpc_port = await _start_grpc(servicer, health, settings)
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
+        stack.callback(servicer.drain)
         http_port = await stack.enter_async_context(_http_server(edge.app(), settings))
         stack.push_async_callback(trunk.batcher.drain, settings.drain_seconds)
         await serving.turn(on=True)
@@ -113,7 +115,9 @@ class _Readiness:
             await self._health.set(name, status)
 
 
-async def _start_grpc(infer: Infer, health: health_aio.HealthServicer, settings: Settings) -> tuple[grpc.aio.Server, int]:
+async def _start_grpc(
+    servicer: EmbeddingServicer, health: health_aio.HealthServicer, settings: Settings
+) -> tuple[grpc.aio.Server, int]:
     server = grpc.aio.server(
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -123,7 +127,6 @@ async def _start_grpc(infer: Infer, health: health_aio.HealthServicer, settings:
             ("grpc.keepalive_permit_without_calls", 1),
         ]
     )
-    servicer = EmbeddingServicer(infer, default_timeout=settings.default_timeout_seconds)
     server.add_generic_rpc_handlers((servicer.handler(),))
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     try:

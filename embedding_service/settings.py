@@ -40,7 +40,9 @@ class Settings(BaseSettings):
         512, ge=1, description="Computed tokens of one forward pass; higher delays short texts behind full batches."
     )
     max_batch_requests: int = Field(32, ge=1, description="Rows of one forward pass.")
-    max_padding: float = Field(0.15, ge=0, lt=1, description="Share of a batch that may be padding; 0 groups equal lengths only.")
+    pass_overhead: float = Field(
+        32.0, ge=0, description="What a pass costs beside its tokens, in tokens. Higher pads more for larger batches."
+    )
     max_queued_tokens: int = Field(
         65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."
     )
@@ -63,6 +65,6 @@ class Settings(BaseSettings):
         return QueueLimits(
             max_batch_tokens=self.max_batch_tokens,
             max_batch_requests=self.max_batch_requests,
-            max_padding=self.max_padding,
+            pass_overhead=self.pass_overhead,
             max_queued_tokens=self.max_queued_tokens,
         )

@@ -1,11 +1,19 @@
-"""The ports, by our clients: one connection to the embedding service, one to the head server, calls coalesced."""
+"""The ports, by our clients: one connection to the embedding service, one to the head server, requests' calls joined."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
-from clients import AsyncEmbeddingClient, AsyncHeadClient, Deadline, DeadlineExceeded, InvalidResponse, View
+from clients import (
+    AsyncEmbeddingClient,
+    AsyncEmbeddingStream,
+    AsyncHeadClient,
+    Deadline,
+    DeadlineExceeded,
+    InvalidResponse,
+    View,
+)
 from clients.wire import catalogue
 from clients.wire.catalogue import Manifest
 from clients.wire.text import NORMALIZER, Encoded, TextEncoder
@@ -51,45 +59,33 @@ class ClientTrunks:
         return self._known
 
 
-Vectors = tuple[FloatArray, ...]
-"""One text's vectors, one a view."""
-
-
 class ClientEmbedder:
-    """Embeds through a coalescer for each trunk and set of views."""
+    """Embeds over a stream for each trunk and set of views, shared by all requests."""
 
-    def __init__(self, client: AsyncEmbeddingClient, limits: CallLimits) -> None:
+    def __init__(self, client: AsyncEmbeddingClient, *, max_open: int) -> None:
         self._client = client
-        self._limits = limits
-        self._coalescers: dict[tuple[str, tuple[catalogue.View, ...]], Coalescer[Encoded, Vectors]] = {}
+        self._max_open = max_open
+        self._streams: dict[tuple[str, tuple[catalogue.View, ...]], AsyncEmbeddingStream] = {}
 
     async def embed(
         self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[catalogue.View, ...], deadline: Deadline
     ) -> list[FloatArray]:
         """See `gateway.ports.Embedder`."""
-        key = (trunk.fingerprint, views)
-        if key not in self._coalescers:
-            self._coalescers[key] = Coalescer(self._sender(trunk.fingerprint, views), self._limits)
-        rows = await self._coalescers[key].run(inputs, deadline)
+        rows = await self._stream(trunk.fingerprint, views).embed([item.ids for item in inputs], deadline)
         return [np.stack([row[index] for row in rows]) for index in range(len(views))]
 
     async def close(self) -> None:
         """Cancel what is out."""
-        for coalescer in self._coalescers.values():
-            await coalescer.close()
+        for stream in self._streams.values():
+            await stream.close()
 
-    def _sender(
-        self, fingerprint: str, views: tuple[catalogue.View, ...]
-    ) -> Callable[[Sequence[Encoded], Deadline], Awaitable[list[Vectors]]]:
-        wanted = [View(pooling=v.pooling, layer=v.layer, normalize=v.normalize, dims=v.dims) for v in views]
-
-        async def send(rows: Sequence[Encoded], deadline: Deadline) -> list[Vectors]:
-            answer = await self._client.embed(
-                [row.ids for row in rows], views=wanted, trunk_fingerprint=fingerprint, timeout=deadline.remaining()
-            )
-            return list(zip(*(view.array for view in answer.views), strict=True))
-
-        return send
+    def _stream(self, fingerprint: str, views: tuple[catalogue.View, ...]) -> AsyncEmbeddingStream:
+        known = self._streams.get((fingerprint, views))
+        if known is None:
+            wanted = [View(pooling=v.pooling, layer=v.layer, normalize=v.normalize, dims=v.dims) for v in views]
+            known = self._client.stream(views=wanted, trunk_fingerprint=fingerprint, max_open=self._max_open)
+            self._streams[fingerprint, views] = known
+        return known
 
 
 class ClientPredictor:

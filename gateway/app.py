@@ -62,8 +62,8 @@ async def started(settings: Settings) -> AsyncIterator[State]:
         embedding = await stack.enter_async_context(AsyncEmbeddingClient(settings.embedding_address))
         head_client = await stack.enter_async_context(AsyncHeadClient(settings.heads_address))
         trunks = ClientTrunks(embedding)
-        embedder = ClientEmbedder(embedding, _limits(settings, settings.max_embed_calls))
-        predictor = ClientPredictor(head_client, _limits(settings, settings.max_predict_calls))
+        embedder = ClientEmbedder(embedding, max_open=2 * settings.max_concurrent_texts)
+        predictor = ClientPredictor(head_client, _limits(settings))
         stack.push_async_callback(embedder.close)
         stack.push_async_callback(predictor.close)
         catalogue = CataloguePoller(source_of(settings.catalogue), poll_seconds=settings.catalogue_poll_seconds)
@@ -74,8 +74,10 @@ async def started(settings: Settings) -> AsyncIterator[State]:
         yield State(settings, pipeline, trunks, catalogue, Admission(settings.max_concurrent_texts), Telemetry())
 
 
-def _limits(settings: Settings, max_calls: int) -> CallLimits:
-    return CallLimits(max_calls=max_calls, max_rows=settings.max_call_rows, max_pending=2 * settings.max_concurrent_texts)
+def _limits(settings: Settings) -> CallLimits:
+    return CallLimits(
+        max_calls=settings.max_predict_calls, max_rows=settings.max_call_rows, max_pending=2 * settings.max_concurrent_texts
+    )
 
 
 async def _cancel(task: asyncio.Task[None]) -> None:

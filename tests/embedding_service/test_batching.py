@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from embedding_service.backend import Batch, BatchResult, View
 from embedding_service.backend.fake import FakeBackend, checksum_vector
-from embedding_service.batching import Batcher, Row
+from embedding_service.batching import Batcher, Outcome, Row
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
 from embedding_service.queue import QueueLimits
 from embedding_service.telemetry import BatchFacts, Timings
@@ -73,6 +73,13 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
+async def started(batcher: Batcher, item: Row) -> "asyncio.Task[Outcome]":
+    """A call whose batch has begun, alone; the backend holds it."""
+    task = asyncio.create_task(batcher.run([item], deadline=soon()))
+    await until(lambda: repr(batcher) == "<Batcher [1 running, 0 queued]>")
+    return task
+
+
 async def test_each_row_gets_its_own_vector() -> None:
     async with batching(FakeBackend()) as batcher:
         outcome = await batcher.run([row(1, 2), row(3), row(4, 5, 6)], deadline=soon())
@@ -85,7 +92,8 @@ async def test_the_next_batch_gathers_while_the_current_one_runs() -> None:
     gate = Gate()
     backend = FakeBackend(fault=gate)
     async with batching(backend) as batcher:
-        calls = [asyncio.create_task(batcher.run([row(n, n)], deadline=soon())) for n in range(5)]
+        calls = [await started(batcher, row(9, 9))]
+        calls += [asyncio.create_task(batcher.run([row(n, n)], deadline=soon())) for n in range(4)]
         await until(lambda: batcher.queue.num_entries == 4)
         gate.open()
         await asyncio.gather(*calls)
@@ -93,11 +101,19 @@ async def test_the_next_batch_gathers_while_the_current_one_runs() -> None:
     assert [1, 4] == [len(batch.token_ids) for batch in backend.batches]
 
 
+async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch() -> None:
+    backend = FakeBackend(concurrency=2)
+    async with batching(backend) as batcher:
+        await asyncio.gather(*(batcher.run([row(n, n)], deadline=soon()) for n in range(4)))
+
+    assert [2, 2] == [len(batch.token_ids) for batch in backend.batches]
+
+
 async def test_a_departed_caller_is_never_executed() -> None:
     gate, telemetry = Gate(), CountingTelemetry()
     backend = FakeBackend(fault=gate)
     async with batching(backend, telemetry) as batcher:
-        first = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
+        first = await started(batcher, row(1))
         leaver = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
         await until(lambda: batcher.queue.num_entries == 1)
         leaver.cancel()
@@ -113,7 +129,7 @@ async def test_a_departed_caller_is_never_executed() -> None:
 async def test_a_caller_that_leaves_mid_batch_does_not_disturb_its_mates() -> None:
     gate = Gate()
     async with batching(FakeBackend(fault=gate)) as batcher:
-        blocker = asyncio.create_task(batcher.run([row(9)], deadline=soon()))
+        blocker = await started(batcher, row(9))
         leaver = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
         stayer = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
         await asyncio.sleep(0)
@@ -129,7 +145,7 @@ async def test_a_passed_deadline_is_an_answer_and_no_work() -> None:
     gate = Gate()
     backend = FakeBackend(fault=gate)
     async with batching(backend) as batcher:
-        blocker = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
+        blocker = await started(batcher, row(1))
         await asyncio.sleep(0)
         with pytest.raises(DeadlineExceeded):
             await batcher.run([row(2)], deadline=soon(0.02))
@@ -151,7 +167,7 @@ async def test_a_deadline_that_had_passed_on_arrival_is_refused_at_once() -> Non
 async def test_a_full_queue_refuses_the_whole_list_and_says_when_to_come_back() -> None:
     gate = Gate()
     async with batching(FakeBackend(fault=gate), max_queued_tokens=4) as batcher:
-        running = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
+        running = await started(batcher, row(1))
         queued = asyncio.create_task(batcher.run([row(2, 2, 2)], deadline=soon()))
         await until(lambda: batcher.queue.num_entries == 1)
         with pytest.raises(Overloaded) as refusal:
@@ -205,7 +221,7 @@ async def test_a_fault_fails_its_batch_only_and_the_next_one_runs() -> None:
 async def test_draining_finishes_what_is_queued_and_refuses_what_comes() -> None:
     gate = Gate()
     async with batching(FakeBackend(fault=gate)) as batcher:
-        calls = [asyncio.create_task(batcher.run([row(n)], deadline=soon())) for n in (1, 2)]
+        calls = [await started(batcher, row(1)), asyncio.create_task(batcher.run([row(2)], deadline=soon()))]
         await until(lambda: batcher.queue.num_entries == 1)
         draining = asyncio.create_task(batcher.drain(5))
         await asyncio.sleep(0)
@@ -218,7 +234,7 @@ async def test_draining_finishes_what_is_queued_and_refuses_what_comes() -> None
 async def test_what_does_not_finish_within_the_grace_is_told_so() -> None:
     gate = Gate()
     async with batching(FakeBackend(fault=gate)) as batcher:
-        calls = [asyncio.create_task(batcher.run([row(n)], deadline=soon())) for n in (1, 2)]
+        calls = [await started(batcher, row(1)), asyncio.create_task(batcher.run([row(2)], deadline=soon()))]
         await until(lambda: batcher.queue.num_entries == 1)
         await batcher.drain(0.01)
         with pytest.raises(Unavailable, match="stopping"):

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.queue import Entry, Queue, QueueLimits
+from embedding_service.queue import Entry, Queue, QueueLimits, cut
 
 
 @dataclass
@@ -32,9 +32,10 @@ def lengths(batch: list[Entry]) -> list[int]:
     ("queued", "limits", "expected"),
     [
         pytest.param([7], {}, [7], id="one entry is a batch"),
-        pytest.param([9, 3, 3], {}, [3, 3], id="short ones go first and padding is not worth the long one"),
+        pytest.param([40, 3, 3], {}, [3, 3], id="short ones go first and padding is not worth the long one"),
         pytest.param([10, 10, 9], {}, [9, 10, 10], id="near lengths share a batch"),
-        pytest.param([10, 9], {"max_padding": 0.0}, [9], id="no padding allowed means equal lengths only"),
+        pytest.param([10, 9], {"pass_overhead": 0.0}, [9], id="where a pass costs nothing, nothing is padded"),
+        pytest.param([60, 9], {"pass_overhead": 1e6}, [9, 60], id="where a pass costs much, anything shares it"),
         pytest.param([8] * 5, {"max_batch_tokens": 16}, [8, 8], id="the token budget bounds a batch"),
         pytest.param([8] * 5, {"max_batch_requests": 3}, [8, 8, 8], id="so does the row bound"),
         pytest.param([64], {"max_batch_tokens": 16}, [64], id="an entry above the budget runs alone"),
@@ -45,6 +46,27 @@ def test_a_batch_is_cut_by_length(queued: list[int], limits: dict[str, float], e
     queue = queue_of(*(entry(tokens) for tokens in queued), **limits)
 
     assert expected == lengths(queue.take(0.0).batch)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "budget", "overhead", "expected"),
+    [
+        ([], 100, 10, 0),
+        ([500], 100, 10, 1),
+        ([8, 8, 8], 100, 0, 3),
+        ([8, 8, 8], 16, 0, 2),
+        ([10, 20], 100, 10, 2),
+        ([10, 20], 100, 9, 1),
+        ([20, 12, 12], 100, 15, 2),
+        ([20, 12, 12], 100, 16, 3),
+        ([10, 11, 13], 100, 4, 2),
+        ([10, 11, 13], 100, 5, 3),
+    ],
+)
+def test_a_batch_grows_until_its_padding_costs_more_than_a_pass(
+    lengths: list[int], budget: int, overhead: float, expected: int
+) -> None:
+    assert expected == cut(lengths, budget=budget, overhead=overhead)
 
 
 def test_waiting_makes_a_long_entry_overtake_short_ones() -> None:
@@ -101,21 +123,20 @@ entries = st.builds(
 )
 
 
-@given(st.lists(entries, max_size=60), st.integers(1, 4), st.floats(0, 0.9))
+@given(st.lists(entries, max_size=60), st.integers(1, 4), st.floats(0, 100))
 def test_every_entry_leaves_exactly_once_and_every_batch_keeps_its_bounds(
-    queued: list[Entry], free_slots: int, max_padding: float
+    queued: list[Entry], free_slots: int, pass_overhead: float
 ) -> None:
-    queue = queue_of(*queued, max_batch_tokens=100, max_batch_requests=8, max_padding=max_padding)
+    queue = queue_of(*queued, max_batch_tokens=100, max_batch_requests=8, pass_overhead=pass_overhead)
     left: list[int] = []
     departed = 0
     while queue.num_entries:
         taken = queue.take(15.0, free_slots=free_slots)
         departed += taken.num_departed
         left += [id(item) for item in taken.batch + taken.expired]
-        real = sum(lengths(taken.batch))
         assert len(taken.batch) <= 8
         assert len(taken.batch) <= 1 or taken.padded_tokens <= 100
-        assert len(taken.batch) <= 1 or 1 - real / taken.padded_tokens <= max_padding + 1e-9
+        assert len(taken.batch) <= 1 or taken.padded_tokens - sum(lengths(taken.batch)) <= pass_overhead
         assert all(not item.ticket.is_settled and item.deadline > 15.0 for item in taken.batch)
         assert taken.batch or taken.expired or taken.num_departed
 
