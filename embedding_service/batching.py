@@ -7,7 +7,7 @@ import asyncio
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
@@ -82,7 +82,7 @@ class Batcher:
 
     def __init__(self, backend: Backend, limits: QueueLimits, telemetry: Telemetry) -> None:
         self._backend = backend
-        self._queue = Queue(limits)
+        self._queue = Queue(replace(limits, padding_cost=backend.engine.padding_cost))
         self._telemetry = telemetry
         self._free_slots = backend.engine.concurrency
         self._pool = ThreadPoolExecutor(self._free_slots, thread_name_prefix=f"trunk-{backend.trunk.name}")

@@ -46,15 +46,16 @@ class Entry:
 class QueueLimits:
     """The few numbers everything else follows from.
 
-    *max_batch_tokens* bounds the computed tokens of one batch, padding included (a single longer entry still runs, alone).
+    *max_batch_tokens* bounds the cost of one batch, padding included (a single longer entry still runs, alone).
     *pass_overhead* is what a forward pass costs beside its tokens, told in tokens: weights read once, kernels set up for
-    another shape. *ageing* is in tokens a second: how fast waiting makes an entry look shorter. *bulk_penalty* in tokens:
-    how much longer a bulk entry looks than it is.
+    another shape. *padding_cost* is the engine's (`backend.EngineSpec`). *ageing* is in tokens a second: how fast waiting
+    makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
     """
 
     max_batch_tokens: int = 512
     max_batch_requests: int = 32
-    pass_overhead: float = 32.0
+    pass_overhead: float = 40.0
+    padding_cost: float = 1.0
     max_queued_tokens: int = 65_536
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
@@ -74,17 +75,18 @@ class Taken:
         return max((entry.num_tokens for entry in self.batch), default=0) * len(self.batch)
 
 
-def cut(lengths: Sequence[int], *, budget: float, overhead: float) -> int:
+def cut(lengths: Sequence[int], *, budget: float, overhead: float, padding_cost: float = 1.0) -> int:
     """How many of *lengths*, taken in order, make a batch; at least one, if there is one.
 
     It grows until its padding would cost more than the pass that cutting it in two would add: for lengths spread evenly,
-    n rows cost overhead / n + c * n each, least where both terms are equal. Beyond a single row it keeps within *budget*
-    computed tokens.
+    n rows cost overhead / n + c * n each, least where both terms are equal. A token of padding costs *padding_cost* of a
+    wanted one. Beyond a single row a batch costs no more than *budget* tokens.
     """
     longest = wanted = 0
     for rows, length in enumerate(lengths, 1):
         longest, wanted = max(longest, length), wanted + length
-        if rows > 1 and (rows * longest > budget or rows * longest - wanted > overhead):
+        padding = padding_cost * (rows * longest - wanted)
+        if rows > 1 and (wanted + padding > budget or padding > overhead):
             return rows - 1
     return len(lengths)
 
@@ -147,7 +149,8 @@ class Queue:
             budget = min(budget, max(self.num_tokens // free_slots, seed[1]))
         nearest = sorted(self._lanes, key=lambda key: (abs(key[1] - seed[1]), key[0]))
         lanes = list(islice((lane for lane in nearest for _ in self._lanes[lane]), self.limits.max_batch_requests))
-        count = cut([length for _, length in lanes], budget=budget, overhead=self.limits.pass_overhead)
+        lengths = [length for _, length in lanes]
+        count = cut(lengths, budget=budget, overhead=self.limits.pass_overhead, padding_cost=self.limits.padding_cost)
         for lane in lanes[:count]:
             # The dead behind a lane's head are seen only now, so a lane may end before its turn.
             if lane in self._lanes:

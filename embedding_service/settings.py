@@ -41,7 +41,7 @@ class Settings(BaseSettings):
     )
     max_batch_requests: int = Field(32, ge=1, description="Rows of one forward pass.")
     pass_overhead: float = Field(
-        32.0, ge=0, description="What a pass costs beside its tokens, in tokens. Higher pads more for larger batches."
+        40.0, ge=0, description="What a pass costs beside its tokens, in tokens. Higher pads more for larger batches."
     )
     max_queued_tokens: int = Field(
         65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."

@@ -10,6 +10,7 @@ from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Route
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
 from gateway.adapters import ClientEmbedder, ClientPredictor, ClientTrunks
@@ -18,7 +19,7 @@ from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
 from gateway.errors import error_response
 from gateway.pipeline import Pipeline
-from gateway.routes import State, request_id_of, router
+from gateway.routes import State, classify, request_id_of, router
 from gateway.schemas import openapi_parts
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -41,6 +42,9 @@ def create_app(settings: Settings) -> FastAPI:
             yield Lifespan(gateway=state)
 
     app: FastAPI = FastAPIOffline(title="Trunkline gateway", version="1", lifespan=lifespan)
+    # Before FastAPI's own route of that path, which stays for the documentation: its handling of a request that declares
+    # nothing costs a quarter of the gateway's CPU.
+    app.router.routes.insert(0, Route("/v1/classify", classify, methods=["POST"]))
     app.include_router(router)
     app.add_exception_handler(HTTPException, _on_http_error)
     app.add_exception_handler(Exception, _on_fault)

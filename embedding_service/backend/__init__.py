@@ -63,13 +63,14 @@ class TrunkSpec:
 class EngineSpec:
     """What runs it: *label* such as "openvino bf16"; *agreement* is the mean cosine to float32 measured at preparation.
 
-    *is_padded* says whether a short row in a batch costs as much as the longest; *concurrency* how many threads may be
-    inside `Backend.embed` at once; *layers* the negative layer numbers a view may ask for.
+    *padding_cost* is what a token of padding costs beside a wanted one: 1 where rows are padded to the longest, less where
+    only attention sees the padding. *concurrency* is how many threads may be inside `Backend.embed` at once, *layers* the
+    negative layer numbers a view may ask for.
     """
 
     label: str
     agreement: float
-    is_padded: bool
+    padding_cost: float
     concurrency: int
     layers: tuple[int, ...]
 

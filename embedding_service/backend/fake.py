@@ -43,7 +43,7 @@ class FakeBackend:
             prompt="",
             tokenizer_json=tokenizer_json,
         )
-        self.engine = EngineSpec("fake", 1.0, is_padded=True, concurrency=concurrency, layers=(-1,))
+        self.engine = EngineSpec("fake", 1.0, padding_cost=1.0, concurrency=concurrency, layers=(-1,))
         self.fault = fault
         self.batches: list[Batch] = []
         self.is_closed = False

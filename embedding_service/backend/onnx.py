@@ -27,7 +27,8 @@ class OnnxBackend:
             arrays: list[FloatArray] = self._session.run(names, {"input_ids": ids, "attention_mask": mask})
         except Exception as error:  # the runtime's own classes are many and private
             raise BackendError(f"ONNX Runtime failed: {error}") from error
-        return read_views(dict(zip(layers, arrays, strict=True)), lengths, batch)
+        present = mask.astype(bool)
+        return read_views({layer: array[present] for layer, array in zip(layers, arrays, strict=True)}, lengths, batch)
 
     def close(self) -> None:
         """See `embedding_service.backend.Backend`."""

@@ -7,7 +7,7 @@ from typing import Literal
 import openvino as ov
 
 from embedding_service.backend import BackendError, Batch, BatchResult, EngineSpec, TrunkSpec
-from embedding_service.backend.pooling import padded, read_views
+from embedding_service.backend.pooling import flattened, read_views
 
 Precision = Literal["bf16", "f32"]
 
@@ -24,10 +24,10 @@ class OpenVinoBackend:
     def embed(self, batch: Batch) -> BatchResult:
         """See `embedding_service.backend.Backend`."""
         request = self._request()
-        ids, mask, lengths = padded(batch.token_ids)
+        inputs, lengths = flattened(batch.token_ids)
         layers = {view.layer for views in batch.views for view in views}
         try:
-            request.infer({"input_ids": ids, "attention_mask": mask}, share_inputs=True, share_outputs=True)
+            request.infer(inputs, share_inputs=True, share_outputs=True)
             # Views of the request's own memory: read before this thread's next pass.
             hidden = {layer: request.get_tensor(f"hidden_{self.trunk.num_layers + 1 + layer}").data for layer in layers}
         except RuntimeError as error:

@@ -1,6 +1,7 @@
 """From a forward pass to vectors: how a view reads the hidden states. Pure numpy, float32 throughout."""
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from embedding_service.backend import BackendError, Batch, BatchResult, FloatArray, Pooling, View
 
 Lengths = NDArray[np.int64]
-_Pool = Callable[[FloatArray, Lengths], FloatArray]
+_Pool = Callable[[FloatArray, Lengths, Lengths], FloatArray]
 
 
 def padded(token_ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64], Lengths]:
@@ -22,8 +23,27 @@ def padded(token_ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArr
     return ids, mask, lengths
 
 
+def flattened(token_ids: Sequence[Sequence[int]]) -> tuple[dict[str, NDArray[np.int64]], Lengths]:
+    """The inputs of a graph of the flat dialect (`models.graph`), and the rows' lengths."""
+    lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
+    longest, num_tokens = int(lengths.max()), int(lengths.sum())
+    columns = np.arange(longest)
+    present = columns < lengths[:, None]
+    places = np.flatnonzero(present)
+    grid = np.zeros(present.shape, dtype=np.int64)
+    grid[present] = np.arange(num_tokens)
+    inputs = {
+        "input_ids": np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=num_tokens),
+        "position_ids": places % longest,
+        "attention_mask": present.astype(np.int64),
+        "grid": grid,
+        "places": places,
+    }
+    return inputs, lengths
+
+
 def read_views(hidden: Mapping[int, FloatArray], lengths: Lengths, batch: Batch) -> BatchResult:
-    """Read each row by each of its views. *hidden* maps a layer to float32 [rows, longest, width].
+    """Read each row by each of its views. *hidden* maps a layer to float32 [tokens, width], row after row, without padding.
 
     A view is computed once for all rows that ask for it. The arrays own their memory: *hidden* may be reused.
 
@@ -31,13 +51,16 @@ def read_views(hidden: Mapping[int, FloatArray], lengths: Lengths, batch: Batch)
         BackendError: a vector has a number that is not finite.
     """
     results: BatchResult = [[_NOTHING] * len(views) for views in batch.views]
+    starts = np.cumsum(lengths) - lengths
     for view, places in _places(batch.views).items():
         rows = [row for row, _ in places]
         states = hidden[view.layer]
-        if len(rows) == len(lengths) and rows == list(range(len(rows))):
-            vectors = _read(states, lengths, view)
+        if rows == list(range(len(lengths))):
+            vectors = _read(states, starts, lengths, view)
         else:
-            vectors = _read(states[rows], lengths[rows], view)
+            picked = np.concatenate([states[starts[row] : starts[row] + lengths[row]] for row in rows])
+            own = lengths[rows]
+            vectors = _read(picked, np.cumsum(own) - own, own, view)
         for (row, index), vector in zip(places, vectors, strict=True):
             results[row][index] = vector
     return results
@@ -57,10 +80,10 @@ def _places(views: Sequence[Sequence[View]]) -> dict[View, list[tuple[int, int]]
     return places
 
 
-def _read(states: FloatArray, lengths: Lengths, view: View) -> Sequence[FloatArray]:
+def _read(states: FloatArray, starts: Lengths, lengths: Lengths, view: View) -> Sequence[FloatArray]:
     if view.pooling == "tokens":
-        return [_finish(row[:length].copy(), view) for row, length in zip(states, lengths, strict=True)]
-    return list(_finish(_POOLS[view.pooling](states, lengths), view))
+        return [_finish(rows.copy(), view) for rows in np.split(states, starts[1:])]
+    return list(_finish(_POOLS[view.pooling](states, starts, lengths), view))
 
 
 def _finish(vectors: FloatArray, view: View) -> FloatArray:
@@ -75,38 +98,29 @@ def _finish(vectors: FloatArray, view: View) -> FloatArray:
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 
-def _mask(states: FloatArray, lengths: Lengths) -> NDArray[np.bool_]:
-    return np.arange(states.shape[1]) < lengths[:, None]
+def _mean(states: FloatArray, starts: Lengths, lengths: Lengths) -> FloatArray:
+    sums = np.add.reduceat(states, starts, axis=0)
+    return np.asarray(sums / lengths[:, None], dtype=np.float32)
 
 
-def _is_full(states: FloatArray, lengths: Lengths) -> bool:
-    return bool((lengths == states.shape[1]).all())
-
-
-def _mean(states: FloatArray, lengths: Lengths) -> FloatArray:
-    weights = _mask(states, lengths) / lengths[:, None].astype(np.float32)
-    mean: FloatArray = np.matmul(weights[:, None, :].astype(np.float32), states)[:, 0]
-    return mean
-
-
-def _maximum(states: FloatArray, lengths: Lengths) -> FloatArray:
-    if not _is_full(states, lengths):
-        states = np.where(_mask(states, lengths)[:, :, None], states, np.float32(-np.inf))
-    largest: FloatArray = states.max(axis=1)
+def _maximum(states: FloatArray, starts: Lengths, lengths: Lengths) -> FloatArray:
+    del lengths
+    largest: FloatArray = np.maximum.reduceat(states, starts, axis=0)
     return largest
 
 
-def _first(states: FloatArray, lengths: Lengths) -> FloatArray:
+def _first(states: FloatArray, starts: Lengths, lengths: Lengths) -> FloatArray:
     del lengths
-    return states[:, 0].copy()
+    return states[starts]
 
 
-def _last(states: FloatArray, lengths: Lengths) -> FloatArray:
-    return states[np.arange(len(states)), lengths - 1]
+def _last(states: FloatArray, starts: Lengths, lengths: Lengths) -> FloatArray:
+    last: FloatArray = states[starts + lengths - 1]
+    return last
 
 
-def _mean_max(states: FloatArray, lengths: Lengths) -> FloatArray:
-    return np.concatenate([_mean(states, lengths), _maximum(states, lengths)], axis=1)
+def _mean_max(states: FloatArray, starts: Lengths, lengths: Lengths) -> FloatArray:
+    return np.concatenate([_mean(states, starts, lengths), _maximum(states, starts, lengths)], axis=1)
 
 
 _POOLS: Final[dict[Pooling, _Pool]] = {

@@ -1,7 +1,14 @@
-"""From weights to an ONNX graph, in one of two dialects: plain operators, or those ONNX Runtime has fused kernels for.
+"""From weights to an ONNX graph, in one of two dialects.
 
-Inputs: input_ids and attention_mask, both int64 [batch, seq]. Outputs: hidden_<k>, float32 [batch, seq, width], where k
-counts from 0, the embedding layer.
+All inputs are int64; outputs are named hidden_<k>, where k counts from 0, the embedding layer.
+
+*onnxruntime*: with the operators that runtime has fused kernels for. Inputs input_ids and attention_mask [batch, seq];
+outputs float32 [batch, seq, width].
+
+*flat*: plain operators, and no padding but inside attention, so that rows of unlike lengths may share a pass. Inputs
+input_ids and position_ids [tokens], the rows one after another; attention_mask [batch, seq]; grid [batch, seq], which token
+stands at each place of the rows padded to one length (any token where there is none); places [tokens], where in grid,
+flattened, each token stands. Outputs float32 [tokens, width].
 """
 
 from collections.abc import Sequence
@@ -15,11 +22,19 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 from embedding_service.backend import FloatArray
 from embedding_service.models.bert import BertConfig, Weights
 
-Dialect = Literal["plain", "onnxruntime"]
+Dialect = Literal["flat", "onnxruntime"]
 
-GRAPH_VERSION: Final = 1
+GRAPH_VERSION: Final = 2
 """Part of the name a graph is kept under: raise it with every change of this file that changes the graph."""
 
+_PADDED_INPUTS: Final = {"input_ids": ["batch", "seq"], "attention_mask": ["batch", "seq"]}
+_FLAT_INPUTS: Final = {
+    "input_ids": ["tokens"],
+    "position_ids": ["tokens"],
+    "attention_mask": ["batch", "seq"],
+    "grid": ["batch", "seq"],
+    "places": ["tokens"],
+}
 _OPSET: Final = 17
 _MASKED: Final = -1e9
 _FUSED: Final = "com.microsoft"
@@ -74,9 +89,7 @@ class _Builder:
         tables = self._weights
         positions = tables["embeddings.position_embeddings.weight"] + tables["embeddings.token_type_embeddings.weight"][0]
         words = self._node("Gather", [self._weight("embeddings.word_embeddings.weight"), "input_ids"])
-        length = self._node("Shape", ["input_ids"], start=1, end=2)
-        start, axis = self._integers("zero", [0]), self._integers("axis", [0])
-        here = self._node("Slice", [self._constant("positions", positions), start, length, axis])
+        here = self._positions(self._constant("positions", positions))
         self._mask = self._make_mask()
         return self._normalized(self._node("Add", [words, here]), "embeddings.LayerNorm")
 
@@ -92,15 +105,23 @@ class _Builder:
         """Make *value* the output hidden_<number>."""
         name = f"hidden_{number}"
         self._nodes.append(helper.make_node("Identity", [value], [name]))
-        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", "seq", self._config.width]))
+        rows = ["batch", "seq"] if self._is_fused else ["tokens"]
+        self._outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, [*rows, self._config.width]))
 
     def model(self) -> onnx.ModelProto:
         """The finished model."""
-        names = ("input_ids", "attention_mask")
-        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "seq"]) for name in names]
+        shapes = _PADDED_INPUTS if self._is_fused else _FLAT_INPUTS
+        inputs = [helper.make_tensor_value_info(name, TensorProto.INT64, shape) for name, shape in shapes.items()]
         graph = helper.make_graph(self._nodes, "trunk", inputs, self._outputs, list(self._constants.values()))
         opsets = [helper.make_opsetid("", _OPSET)] + ([helper.make_opsetid(_FUSED, 1)] if self._is_fused else [])
         return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="trunkline")
+
+    def _positions(self, table: str) -> str:
+        if not self._is_fused:
+            return self._node("Gather", [table, "position_ids"])
+        length = self._node("Shape", ["input_ids"], start=1, end=2)
+        start, axis = self._integers("zero", [0]), self._integers("axis", [0])
+        return self._node("Slice", [table, start, length, axis])
 
     def _make_mask(self) -> str:
         if self._is_fused:
@@ -135,13 +156,15 @@ class _Builder:
         value = self._heads(hidden, prefix + "attention.self.value", [0, 2, 1, 3])
         scores = self._node("Add", [self._node("MatMul", [query, key]), self._mask])
         mixed = self._node("MatMul", [self._node("Softmax", [scores], axis=-1), value])
-        shape = self._integers("joined_shape", [0, 0, self._config.width])
-        return self._node("Reshape", [self._node("Transpose", [mixed], perm=[0, 2, 1, 3]), shape])
+        shape = self._integers("joined_shape", [-1, self._config.width])
+        joined = self._node("Reshape", [self._node("Transpose", [mixed], perm=[0, 2, 1, 3]), shape])
+        return self._node("Gather", [joined, "places"])
 
     def _heads(self, hidden: str, name: str, order: list[int], scale: float = 1.0) -> str:
         heads = self._config.num_heads
         shape = self._integers("heads_shape", [0, 0, heads, self._config.width // heads])
-        return self._node("Transpose", [self._node("Reshape", [self._linear(hidden, name, scale), shape])], perm=order)
+        rows = self._node("Gather", [self._linear(hidden, name, scale), "grid"])
+        return self._node("Transpose", [self._node("Reshape", [rows, shape])], perm=order)
 
     def _linear(self, value: str, name: str, scale: float = 1.0) -> str:
         bias = self._constant(f"{name}.bias", self._weights[f"{name}.bias"] * np.float32(scale))

@@ -25,7 +25,7 @@ from embedding_service.models.fetch import (
     sha256_of,
 )
 from embedding_service.models.fingerprint import fingerprint
-from embedding_service.models.graph import GRAPH_VERSION, build_graph, quantize_int8
+from embedding_service.models.graph import GRAPH_VERSION, Dialect, build_graph, quantize_int8
 from embedding_service.models.quality_texts import QUALITY_TEXTS
 from embedding_service.models.selftest import openvino_fault
 
@@ -36,6 +36,12 @@ LABELS: Final[dict[EngineName, str]] = {
     "onnx-int8": "onnxruntime int8",
     "openvino-bf16": "openvino bf16",
     "openvino-fp32": "openvino fp32",
+}
+PADDING_COST: Final[dict[EngineName, float]] = {
+    "onnx-fp32": 1.0,
+    "onnx-int8": 1.0,
+    "openvino-bf16": 0.25,
+    "openvino-fp32": 0.25,
 }
 LEAST_AGREEMENT: Final[dict[EngineName, float]] = {
     "onnx-fp32": 0.9999,
@@ -200,7 +206,7 @@ def _prepare(source: _Source, engine: EngineName, *, is_tested: bool = True) -> 
 
 def _build(source: _Source, engine: EngineName, place: Path) -> None:
     weights = read_weights(source.files.directory, source.config)
-    dialect: Literal["onnxruntime", "plain"] = "onnxruntime" if engine.startswith("onnx") else "plain"
+    dialect: Dialect = "onnxruntime" if engine.startswith("onnx") else "flat"
     graph = place / "graph.onnx"
     onnx.save(build_graph(source.config, weights, source.layers, dialect), graph)
     if engine == "onnx-int8":
@@ -264,5 +270,5 @@ def _recorded(source: _Source, engine: EngineName) -> PreparedTrunk | None:
 
 
 def _prepared(source: _Source, engine: EngineName, folder: Path, agreement: float) -> PreparedTrunk:
-    spec = EngineSpec(LABELS[engine], agreement, is_padded=True, concurrency=num_cores(), layers=source.layers)
+    spec = EngineSpec(LABELS[engine], agreement, PADDING_COST[engine], num_cores(), source.layers)
     return PreparedTrunk(source.spec, spec, engine, folder / "graph.onnx")

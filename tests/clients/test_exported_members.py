@@ -6,6 +6,7 @@ EXPORTED = [
     "HTTP_ERRORS",
     "AsyncClient",
     "AsyncEmbeddingClient",
+    "AsyncEmbeddingStream",
     "AsyncHeadClient",
     "Cancelled",
     "Client",

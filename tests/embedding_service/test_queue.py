@@ -76,10 +76,10 @@ def test_waiting_makes_a_long_entry_overtake_short_ones() -> None:
 
 
 def test_bulk_goes_after_interactive_but_ages_too() -> None:
-    queue = queue_of(entry(4, bulk=True), entry(40), bulk_penalty=1_000, ageing=100)
-    late = queue_of(entry(4, bulk=True), entry(40, arrived=20.0), bulk_penalty=1_000, ageing=100)
+    queue = queue_of(entry(4, bulk=True), entry(400), bulk_penalty=1_000, ageing=100)
+    late = queue_of(entry(4, bulk=True), entry(400, arrived=20.0), bulk_penalty=1_000, ageing=100)
 
-    assert [40] == lengths(queue.take(0.0).batch)
+    assert [400] == lengths(queue.take(0.0).batch)
     assert [4] == lengths(late.take(20.0).batch)
 
 
