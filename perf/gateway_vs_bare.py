@@ -12,17 +12,18 @@ from clients.wire.text import TextEncoder
 from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
 from embedding_service.models.prepare import prepare
-from perf.bare_loop import BareResult, best_of
+from perf.bare_loop import BareResult, bare_loop, best_of
 from perf.load import LoadResult, classify_bodies, closed_loop, target_of
 from perf.workloads import short_texts, texts_of
 from trunkline import paths
 from trunkline.demo_data import prepare_demo_data
 from trunkline.stack import Stack, StackSettings
 
-ROUNDS = 3
+ROUNDS = 7
 IN_FLIGHT = 32
-GATEWAY_SECONDS = 8.0
-BARE_SECONDS = 1.5
+# Short turns: a neighbour on a shared machine that slows one of the two should meet the other too.
+GATEWAY_SECONDS = 4.0
+BARE_SECONDS = 2.0
 HEAD = "sentiment"
 
 
@@ -38,9 +39,10 @@ async def compare(stack: Stack, backend: Backend, texts: list[str], console: Con
     pids = {name: child.pid for name, child in stack.children.items()}
     target = target_of(addresses.gateway, classify_bodies(texts, [HEAD]))
     await closed_loop(target, in_flight=IN_FLIGHT, seconds=3.0)
+    size = (await asyncio.to_thread(best_of, backend, token_ids, 1.0)).batch_size
     rounds: list[tuple[BareResult, LoadResult]] = []
     for _ in range(ROUNDS):
-        bare = await asyncio.to_thread(best_of, backend, token_ids, BARE_SECONDS)
+        bare = await asyncio.to_thread(bare_loop, backend, token_ids, size, BARE_SECONDS)
         console.print(
             f"bare loop  {bare.throughput:.0f} texts/s (batch {bare.batch_size}, {bare.cpu_ms_per_text:.2f} CPU ms/text)"
         )

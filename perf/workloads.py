@@ -13,19 +13,24 @@ SHORT_MAX_TOKENS = 64
 
 
 def short_texts(candidates: Sequence[str], encoder: TextEncoder, count: int = 2_000) -> list[str]:
-    """SHORT: of *candidates* in order, those of at most 64 tokens, without the shortest ones that keep the median below 24.
+    """SHORT: *count* of *candidates*, in their order, of at most 64 tokens and with a median of 24.
+
+    The longest are left out while the median is above it, the shortest while it is below; of the rest every n-th is taken.
 
     Raises:
-        ValueError: the candidates are all shorter than that.
+        ValueError: the candidates are all shorter, or all longer, than that.
     """
     lengths = np.array([len(item.ids) for item in encoder.encode(list(candidates))])
     fitting = np.flatnonzero(lengths <= SHORT_MAX_TOKENS)
-    by_length = fitting[np.argsort(lengths[fitting], kind="stable")]
-    for dropped in range(len(by_length)):
-        kept = by_length[dropped:]
-        if np.median(lengths[kept]) >= SHORT_MEDIAN_TOKENS:
-            return [candidates[index] for index in sorted(kept)][:count]
-    raise ValueError(f"no part of these texts has a median of {SHORT_MEDIAN_TOKENS} tokens")
+    kept = fitting[np.argsort(lengths[fitting], kind="stable")]
+    while len(kept) and np.median(lengths[kept]) > SHORT_MEDIAN_TOKENS:
+        kept = kept[:-1]
+    while len(kept) and np.median(lengths[kept]) < SHORT_MEDIAN_TOKENS:
+        kept = kept[1:]
+    if not len(kept):
+        raise ValueError(f"no part of these texts has a median of {SHORT_MEDIAN_TOKENS} tokens")
+    every = max(1, len(kept) // count)
+    return [candidates[index] for index in sorted(kept[::every][:count])]
 
 
 def texts_of(path: Path) -> list[str]:

@@ -18,14 +18,24 @@ def letters(num_tokens: int) -> str:
     return " ".join("a" * (num_tokens - 2))
 
 
-def test_short_texts_have_the_median_and_the_maximum_promised(encoder: TextEncoder) -> None:
-    candidates = [letters(count) for count in (100, *range(4, 50), 65, 64)]
+@pytest.mark.parametrize("counts", [[*range(4, 50)], [*range(4, 30)], [10] * 40 + [30] * 10, [10] * 10 + [24] * 5 + [60] * 40])
+def test_short_texts_have_the_median_and_the_bound_promised(encoder: TextEncoder, counts: list[int]) -> None:
+    candidates = [letters(count) for count in (100, *counts, 65, 64)]
     chosen = short_texts(candidates, encoder)
     lengths = [len(encoded.ids) for encoded in encoder.encode(chosen)]
 
-    assert max(lengths) == SHORT_MAX_TOKENS
-    assert np.median(lengths) == pytest.approx(SHORT_MEDIAN_TOKENS, abs=4)
+    assert max(lengths) <= SHORT_MAX_TOKENS
+    assert np.median(lengths) == pytest.approx(SHORT_MEDIAN_TOKENS, abs=6)
     assert [text for text in candidates if text in chosen] == chosen, "their order is kept"
+
+
+def test_a_part_of_the_texts_is_taken_evenly(encoder: TextEncoder) -> None:
+    candidates = [letters(count) for count in range(4, 45)]
+    chosen = short_texts(candidates, encoder, count=10)
+    lengths = [len(encoded.ids) for encoded in encoder.encode(chosen)]
+
+    assert len(chosen) == 10
+    assert np.median(lengths) == pytest.approx(SHORT_MEDIAN_TOKENS, abs=4)
 
 
 def test_texts_that_are_all_too_short_are_refused(encoder: TextEncoder) -> None:
