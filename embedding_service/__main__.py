@@ -1,6 +1,7 @@
 """`python -m embedding_service`: prepares the trunk where needed, then serves it. Prints one line to stdout when ready."""
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -39,6 +40,8 @@ def main() -> int:
         )
         backend = load_backend(prepared)
         warm_up(backend)
+        # What was imported lives as long as the process: the collector need not look at it again and again.
+        gc.freeze()
         uvloop.run(serve(backend, settings, _announce))
     except (PreparationError, ListenError) as error:
         _log.error("%s", error)

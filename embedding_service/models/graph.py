@@ -24,7 +24,7 @@ from embedding_service.models.bert import BertConfig, Weights
 
 Dialect = Literal["flat", "onnxruntime"]
 
-GRAPH_VERSION: Final = 2
+GRAPH_VERSION: Final = 3
 """Part of the name a graph is kept under: raise it with every change of this file that changes the graph."""
 
 _PADDED_INPUTS: Final = {"input_ids": ["batch", "seq"], "attention_mask": ["batch", "seq"]}
@@ -132,47 +132,47 @@ class _Builder:
         return self._node("Mul", [wide, self._scalar("masked", _MASKED)])
 
     def _fused_attention(self, hidden: str, prefix: str) -> str:
-        parts = [prefix + f"attention.self.{part}" for part in ("query", "key", "value")]
-        packed = np.concatenate([self._weights[f"{part}.weight"] for part in parts]).T
-        bias = np.concatenate([self._weights[f"{part}.bias"] for part in parts])
-        product = self._node("MatMul", [hidden, self._constant(prefix + "qkv.weight", packed)])
-        query, key, value = self._split(product)
+        weight, bias = self._packed(prefix)
+        query, key, value = self._split(self._node("MatMul", [hidden, self._constant(prefix + "qkv.weight", weight)]))
         inputs = [query, key, value, self._constant(prefix + "qkv.bias", bias), self._mask]
         return self._node(
             "MultiHeadAttention", inputs, domain=_FUSED, num_heads=self._config.num_heads, mask_filter_value=_MASKED
         )
 
-    def _split(self, value: str) -> tuple[str, str, str]:
+    def _packed(self, prefix: str, query_scale: float = 1.0) -> tuple[FloatArray, FloatArray]:
+        """Weight [width, 3 * width] and bias of query, key and value in one."""
+        parts = {"query": query_scale, "key": 1.0, "value": 1.0}
+        names = {prefix + f"attention.self.{part}": np.float32(scale) for part, scale in parts.items()}
+        weight = np.concatenate([self._weights[f"{name}.weight"] * scale for name, scale in names.items()]).T
+        return weight, np.concatenate([self._weights[f"{name}.bias"] * scale for name, scale in names.items()])
+
+    def _split(self, value: str, axis: int = -1) -> tuple[str, str, str]:
         stem = f"value_{len(self._nodes)}"
         names = (f"{stem}_query", f"{stem}_key", f"{stem}_value")
-        self._nodes.append(helper.make_node("Split", [value], names, axis=-1))
+        self._nodes.append(helper.make_node("Split", [value], names, axis=axis))
         return names
 
     def _attention(self, hidden: str, prefix: str) -> str:
-        size = self._config.width // self._config.num_heads
+        heads, width = self._config.num_heads, self._config.width
         # The scale of the scores goes into the query's weights.
-        query = self._heads(hidden, prefix + "attention.self.query", [0, 2, 1, 3], size**-0.5)
-        key = self._heads(hidden, prefix + "attention.self.key", [0, 2, 3, 1])
-        value = self._heads(hidden, prefix + "attention.self.value", [0, 2, 1, 3])
-        scores = self._node("Add", [self._node("MatMul", [query, key]), self._mask])
+        weight, bias = self._packed(prefix, (width // heads) ** -0.5)
+        product = self._node("MatMul", [hidden, self._constant(prefix + "qkv.weight", weight)])
+        rows = self._node("Gather", [self._node("Add", [product, self._constant(prefix + "qkv.bias", bias)]), "grid"])
+        shape = self._integers("heads_shape", [0, 0, 3 * heads, width // heads])
+        by_head = self._node("Transpose", [self._node("Reshape", [rows, shape])], perm=[0, 2, 1, 3])
+        query, key, value = self._split(by_head, axis=1)
+        turned = self._node("Transpose", [key], perm=[0, 1, 3, 2])
+        scores = self._node("Add", [self._node("MatMul", [query, turned]), self._mask])
         mixed = self._node("MatMul", [self._node("Softmax", [scores], axis=-1), value])
-        shape = self._integers("joined_shape", [-1, self._config.width])
-        joined = self._node("Reshape", [self._node("Transpose", [mixed], perm=[0, 2, 1, 3]), shape])
+        joined_shape = self._integers("joined_shape", [-1, width])
+        joined = self._node("Reshape", [self._node("Transpose", [mixed], perm=[0, 2, 1, 3]), joined_shape])
         return self._node("Gather", [joined, "places"])
 
-    def _heads(self, hidden: str, name: str, order: list[int], scale: float = 1.0) -> str:
-        heads = self._config.num_heads
-        shape = self._integers("heads_shape", [0, 0, heads, self._config.width // heads])
-        rows = self._node("Gather", [self._linear(hidden, name, scale), "grid"])
-        return self._node("Transpose", [self._node("Reshape", [rows, shape])], perm=order)
+    def _linear(self, value: str, name: str) -> str:
+        return self._node("Add", [self._product(value, name), self._weight(f"{name}.bias")])
 
-    def _linear(self, value: str, name: str, scale: float = 1.0) -> str:
-        bias = self._constant(f"{name}.bias", self._weights[f"{name}.bias"] * np.float32(scale))
-        return self._node("Add", [self._product(value, name, scale), bias])
-
-    def _product(self, value: str, name: str, scale: float = 1.0) -> str:
-        weight = self._weights[f"{name}.weight"].T * np.float32(scale)
-        return self._node("MatMul", [value, self._constant(f"{name}.weight", weight)])
+    def _product(self, value: str, name: str) -> str:
+        return self._node("MatMul", [value, self._constant(f"{name}.weight", self._weights[f"{name}.weight"].T)])
 
     def _gelu(self, value: str, name: str) -> str:
         if self._is_fused:

@@ -1,6 +1,7 @@
 """`python -m head_service.serving`: stands where tensorflow_model_server would. Prints one line to stdout when ready."""
 
 import asyncio
+import gc
 import logging
 import sys
 
@@ -20,6 +21,8 @@ def main() -> int:
     from head_service.serving.server import ListenError, serve  # noqa: PLC0415 (TensorFlow: a bad flag is told at once)
 
     try:
+        # What was imported lives as long as the process: the collector need not look at it again and again.
+        gc.freeze()
         asyncio.run(serve(flags, _announce))
     except (FlagError, ListenError, ServingError) as error:
         _log.error("%s", error)
