@@ -112,11 +112,11 @@ class AsyncEmbeddingStream:
     async def close(self) -> None:
         """End the stream; calls under way raise Cancelled."""
         self._closed = True
+        self._fail_all(Cancelled("the stream was closed during the call"))
         if self._conversing is not None:
             self._conversing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._conversing
-        self._fail_all(Cancelled("the stream was closed during the call"))
 
     def _start(self, inputs: Sequence[Input], deadline: Deadline) -> _Request:
         if self._closed:

@@ -1,0 +1,227 @@
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+
+from clients import (
+    AsyncEmbeddingClient,
+    AsyncEmbeddingStream,
+    Cancelled,
+    Deadline,
+    DeadlineExceeded,
+    FailedPrecondition,
+    InvalidRequest,
+    Overloaded,
+    Unavailable,
+    View,
+)
+from embedding_service.backend import Batch
+from embedding_service.backend.fake import FakeBackend, checksum_vector
+from embedding_service.service import running
+from embedding_service.settings import Settings
+from tests.embedding_service.conftest import Start
+
+
+@asynccontextmanager
+async def streaming(address: str, **options: object) -> AsyncIterator[AsyncEmbeddingStream]:
+    async with AsyncEmbeddingClient(address) as client:
+        stream = client.stream(**options)  # type: ignore[arg-type]
+        try:
+            yield stream
+        finally:
+            await stream.close()
+
+
+def soon(seconds: float = 10.0) -> Deadline:
+    return Deadline.after(seconds)
+
+
+class Gate:
+    """Holds the passes that contain token *held* until it is opened."""
+
+    def __init__(self, held: int) -> None:
+        self._held = held
+        self._event = threading.Event()
+        self.is_reached = threading.Event()
+
+    def __call__(self, batch: Batch) -> None:
+        if any(self._held in ids for ids in batch.token_ids):
+            self.is_reached.set()
+            assert self._event.wait(10)
+
+    def open(self) -> None:
+        self._event.set()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+async def test_every_caller_gets_its_own_rows_in_its_own_order(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json, concurrency=2))
+    calls = [[(2, number, 3), (2, *[number] * (number % 7), 9, 3)] for number in range(10, 210)]
+    async with streaming(addresses.grpc) as stream:
+        answers = await asyncio.gather(*(stream.embed(call, soon()) for call in calls))
+
+    for call, answer in zip(calls, answers, strict=True):
+        for ids, (vector,) in zip(call, answer, strict=True):
+            np.testing.assert_array_equal(checksum_vector(ids), vector)
+
+
+async def test_a_slow_input_does_not_hold_up_the_others(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    addresses = await start(FakeBackend(tokenizer_json, concurrency=2, fault=gate))
+    async with streaming(addresses.grpc) as stream:
+        slow = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
+        await until(gate.is_reached.is_set)
+        await asyncio.gather(*(stream.embed([(2, 5, 3)], soon()) for _ in range(5)))
+        was_waiting = not slow.done()
+        gate.open()
+        await slow
+
+    assert was_waiting
+
+
+async def test_texts_and_several_views_are_answered_too(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json))
+    async with streaming(addresses.grpc, views=[View(), View(pooling="tokens")]) as stream:
+        answer = await stream.embed(["w1 w2", "w3"], soon())
+
+    assert [(8,), (8,)] == [pooled.shape for pooled, _ in answer]
+    assert [(4, 8), (3, 8)] == [tokens.shape for _, tokens in answer]
+
+
+async def test_an_input_that_cannot_be_served_fails_its_own_call_only(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json))
+    async with streaming(addresses.grpc) as stream:
+        good, bad, empty = await asyncio.gather(
+            stream.embed([(2, 5, 3)], soon()),
+            stream.embed([(2, 99_999, 3)], soon()),
+            stream.embed(["   "], soon()),
+            return_exceptions=True,
+        )
+
+    assert not isinstance(good, BaseException)
+    assert isinstance(bad, InvalidRequest)
+    assert isinstance(empty, InvalidRequest)
+
+
+async def test_another_trunk_than_the_one_named_is_refused(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json))
+    async with streaming(addresses.grpc, trunk_fingerprint="sha256:other") as stream:
+        with pytest.raises(FailedPrecondition):
+            await stream.embed([(2, 5, 3)], soon())
+
+
+async def test_a_full_queue_refuses_what_does_not_fit_and_says_when_to_come_back(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    addresses = await start(FakeBackend(tokenizer_json, fault=gate), max_batch_tokens=8, max_queued_tokens=8)
+    async with streaming(addresses.grpc) as stream:
+        first = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
+        await until(gate.is_reached.is_set)
+        calls = [asyncio.create_task(stream.embed([(2, number, 3)], soon())) for number in range(5, 9)]
+        await until(lambda: sum(call.done() for call in calls) == 2)
+        gate.open()
+        results = await asyncio.gather(first, *calls, return_exceptions=True)
+
+    refused = [result for result in results if isinstance(result, BaseException)]
+    assert 2 == len(refused)
+    assert all(isinstance(error, Overloaded) and error.retry_after is not None for error in refused)
+
+
+async def test_more_than_max_open_inputs_are_refused_here(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    addresses = await start(FakeBackend(tokenizer_json, fault=gate))
+    async with streaming(addresses.grpc, max_open=2) as stream:
+        first = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
+        await asyncio.sleep(0)
+        with pytest.raises(Overloaded):
+            await stream.embed([(2, 5, 3)] * 2, soon())
+        gate.open()
+        await first
+
+
+async def test_a_caller_that_leaves_is_not_executed(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    backend = FakeBackend(tokenizer_json, fault=gate)
+    addresses = await start(backend)
+    async with streaming(addresses.grpc) as stream:
+        first = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
+        await until(gate.is_reached.is_set)
+        leaver = asyncio.create_task(stream.embed([(2, 5, 3)], soon()))
+        stayer = asyncio.create_task(stream.embed([(2, 6, 3)], soon()))
+        await asyncio.sleep(0.05)
+        leaver.cancel()
+        await asyncio.sleep(0.05)
+        gate.open()
+        await asyncio.gather(first, stayer)
+
+    assert leaver.cancelled()
+    assert {(2, 77, 3), (2, 6, 3)} == {ids for batch in backend.batches for ids in batch.token_ids}
+
+
+async def test_a_deadline_is_kept_while_the_backend_hangs(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    addresses = await start(FakeBackend(tokenizer_json, fault=gate))
+    async with streaming(addresses.grpc) as stream:
+        with pytest.raises(DeadlineExceeded):
+            await stream.embed([(2, 77, 3)], soon(0.05))
+        gate.open()
+        await stream.embed([(2, 5, 3)], soon())
+
+
+async def test_a_service_that_stops_answers_what_it_took_and_a_new_one_is_found(tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    first = running(FakeBackend(tokenizer_json, fault=gate), Settings(grpc_port=0, http_port=0, drain_seconds=5.0))
+    addresses = await first.__aenter__()
+    async with streaming(addresses.grpc) as stream:
+        taken = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
+        await until(gate.is_reached.is_set)
+        stopping = asyncio.create_task(first.__aexit__(None, None, None))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable):
+            await stream.embed([(2, 5, 3)], soon())
+        gate.open()
+        np.testing.assert_array_equal(checksum_vector((2, 77, 3)), (await taken)[0][0])
+        await stopping
+        with pytest.raises(Unavailable):
+            await stream.embed([(2, 5, 3)], soon())
+        port = int(addresses.grpc.rpartition(":")[2])
+        async with running(FakeBackend(tokenizer_json), Settings(grpc_port=port, http_port=0)):
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await stream.embed([(2, 5, 3)], soon())
+                        break
+                    except Unavailable:
+                        await asyncio.sleep(0.05)
+
+
+async def test_closing_the_stream_ends_the_calls_under_way(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    addresses = await start(FakeBackend(tokenizer_json, fault=gate))
+    async with streaming(addresses.grpc) as stream:
+        call = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
+        await until(gate.is_reached.is_set)
+        await stream.close()
+        with pytest.raises(Cancelled):
+            await call
+        with pytest.raises(Cancelled):
+            await stream.embed([(2, 5, 3)], soon())
+        gate.open()
+
+
+async def test_no_inputs_need_no_call() -> None:
+    async with streaming("127.0.0.1:1") as stream:
+        assert [] == await stream.embed([], soon())
+
+
+async def test_a_service_that_is_not_there_is_unavailable() -> None:
+    async with streaming("127.0.0.1:1") as stream:
+        with pytest.raises(Unavailable):
+            await stream.embed([(2, 5, 3)], soon())
