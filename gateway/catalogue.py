@@ -22,6 +22,10 @@ class CatalogueFetch(Protocol):
         """Its bytes, or None when they are what the last call returned. Raises OSError or httpx.HTTPError."""
         ...
 
+    async def close(self) -> None:
+        """End what connections there are."""
+        ...
+
 
 class FileFetch:
     """A file that is replaced by renaming."""
@@ -39,6 +43,9 @@ class FileFetch:
         content = self._path.read_bytes()
         self._seen = tag
         return content
+
+    async def close(self) -> None:
+        """See `CatalogueFetch`."""
 
 
 class UrlFetch:
@@ -58,6 +65,10 @@ class UrlFetch:
         self._etag = answer.headers.get("etag", "")
         return answer.content
 
+    async def close(self) -> None:
+        """See `CatalogueFetch`."""
+        await self._http.aclose()
+
 
 class CataloguePoller:
     """Owner of the live catalogue; everybody else reads snapshots."""
@@ -68,6 +79,7 @@ class CataloguePoller:
         self._catalogue: Catalogue | None = None
         self._judged: dict[str, dict[str, LiveHead]] = {}
         self._checked = time.monotonic()
+        self._is_in_order = False
 
     @property
     def is_loaded(self) -> bool:
@@ -91,17 +103,23 @@ class CataloguePoller:
         try:
             content = await self._source.fetch()
             if content is not None:
+                self._is_in_order = False
                 self._catalogue = decode_catalogue(content)
                 self._judged = {}
-            self._checked = time.monotonic()
+                self._is_in_order = True
+            if self._is_in_order:
+                self._checked = time.monotonic()
         except (OSError, httpx.HTTPError, msgspec.ValidationError, msgspec.DecodeError) as error:
             _log.warning("the catalogue cannot be read (%s); the last good one stays in force", error)
 
     async def run(self) -> None:
-        """Refresh for ever."""
-        while True:
-            await self.refresh()
-            await asyncio.sleep(self._poll_seconds)
+        """Refresh until cancelled, then close the source."""
+        try:
+            while True:
+                await self.refresh()
+                await asyncio.sleep(self._poll_seconds)
+        finally:
+            await self._source.close()
 
 
 def source_of(catalogue: str) -> CatalogueFetch:

@@ -1,17 +1,20 @@
 """The heart: texts to labels. Embed once, ask all heads in parallel, name what they say. Knows neither HTTP nor gRPC."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from clients import Deadline, FailedPrecondition, InvalidRequest, InvalidResponse, NotFound, TrunklineError
+from clients import Deadline, FailedPrecondition, InvalidRequest, InvalidResponse, NotFound, ServerFault, TrunklineError
 from clients.wire.catalogue import Manifest, View
 from clients.wire.text import Encoded
 from gateway.ports import CatalogueSource, Embedder, FloatArray, LiveHead, LiveTrunk, Predictor, Trunks
 from gateway.preprocess import encode_texts
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +128,9 @@ class Pipeline:
             return read_scores(head.manifest, check_scores(scores, head.manifest, len(request.texts)), request)
         except TrunklineError as error:
             return named(error, name)
+        except Exception as error:  # whatever it was, the other heads answer
+            _log.exception("head %r failed unexpectedly", name)
+            return named(ServerFault(type(error).__name__), name)
 
 
 def choose(heads: dict[str, LiveHead], names: Sequence[str] | None) -> dict[str, LiveHead]:

@@ -13,3 +13,19 @@ async def test_a_catalogue_whose_stable_version_is_missing_never_replaces_a_good
 
     assert poller.is_loaded
     assert poller.heads("sha256:any") == {}
+
+
+async def test_a_broken_catalogue_is_not_in_order_at_the_next_poll_either(tmp_path: Path) -> None:
+    path = tmp_path / "catalogue.json"
+    path.write_text('{"heads": {}}')
+    poller = CataloguePoller(FileFetch(path), poll_seconds=1)
+    await poller.refresh()
+    path.write_text("{ no catalogue at all")
+    await poller.refresh()
+    broken_for = poller.age
+    await poller.refresh()
+
+    assert poller.age > broken_for
+    path.write_text('{"heads":  {}}')
+    await poller.refresh()
+    assert poller.age < broken_for
