@@ -1,6 +1,7 @@
 """The batcher: single owner of the queue and of settling. It decides in one synchronous step and waits for nobody.
 
-No timer: a batch is cut the moment a backend slot is free, so the next one gathers while the current one runs.
+No timer: a batch is cut when a backend slot is free and enough waits for it to be worth a pass (`queue.may_start`), so the
+next one gathers while the current one runs.
 """
 
 import asyncio
@@ -12,7 +13,7 @@ from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
-from embedding_service.queue import Entry, Queue, QueueLimits, Taken, Ticket
+from embedding_service.queue import Entry, Queue, QueueLimits, Rows, Taken, Ticket, may_start
 from embedding_service.telemetry import BatchFacts, Telemetry
 
 
@@ -86,7 +87,7 @@ class Batcher:
         self._telemetry = telemetry
         self._free_slots = backend.engine.concurrency
         self._pool = ThreadPoolExecutor(self._free_slots, thread_name_prefix=f"trunk-{backend.trunk.name}")
-        self._running: set[asyncio.Future[BatchResult]] = set()
+        self._running: dict[asyncio.Future[BatchResult], Rows] = {}
         self._tokens_per_second = 0.0
         self._draining = False
         self._will_dispatch = False
@@ -161,12 +162,15 @@ class Batcher:
     def _dispatch(self) -> None:
         """Start as many batches as there are free slots and work for them."""
         self._will_dispatch = False
-        while self._free_slots and self._queue.num_entries:
+        while self._free_slots and self._may_start():
             taken = self._queue.take(time.monotonic(), free_slots=self._free_slots)
             self._let_go(taken)
             if taken.batch:
                 self._start(taken)
         self._telemetry.queue_changed(self._queue.num_entries, self._queue.num_tokens)
+
+    def _may_start(self) -> bool:
+        return may_start(self._queue.rows, list(self._running.values()), self._queue.limits.side_pass_share)
 
     def _let_go(self, taken: Taken) -> None:
         for entry in taken.expired:
@@ -181,12 +185,12 @@ class Batcher:
         started = time.monotonic()
         future = asyncio.get_running_loop().run_in_executor(self._pool, self._backend.embed, batch)
         self._free_slots -= 1
-        self._running.add(future)
+        self._running[future] = taken.rows
         future.add_done_callback(lambda done: self._finish(taken, batch, started, done))
 
     def _finish(self, taken: Taken, batch: Batch, started: float, done: asyncio.Future[BatchResult]) -> None:
         self._free_slots += 1
-        self._running.discard(done)
+        del self._running[done]
         seconds = time.monotonic() - started
         try:
             result = _checked(done.result(), batch)

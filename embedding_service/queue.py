@@ -3,7 +3,7 @@
 Entries are kept by length, because rows of one length need no padding. A batch is cut around a *seed*, the entry of lowest
 rank: `rank = tokens + penalty(priority) - ageing * waited`. Short texts therefore overtake long ones, but an entry that has
 waited long enough outranks any other, so nothing starves. Around the seed the batch takes the nearest lengths for as long
-as padding costs less than another pass would (`cut`).
+as padding costs less than another pass would (`cut`). Whether a pass starts beside a running one is `may_start`.
 """
 
 from collections import deque
@@ -49,7 +49,8 @@ class QueueLimits:
     *max_batch_tokens* bounds the cost of one batch, padding included (a single longer entry still runs, alone).
     *pass_overhead* is what a forward pass costs beside its tokens, told in tokens: weights read once, kernels set up for
     another shape. *padding_cost* is the engine's (`backend.EngineSpec`). *ageing* is in tokens a second: how fast waiting
-    makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
+    makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is. *side_pass_share*:
+    how many rows must wait for another pass to start beside a running one, as a share of that one's rows.
     """
 
     max_batch_tokens: int = 512
@@ -59,6 +60,15 @@ class QueueLimits:
     max_queued_tokens: int = 65_536
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
+    side_pass_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """How many rows wait, or are in a batch; *num_interactive* of them are not bulk."""
+
+    num_all: int = 0
+    num_interactive: int = 0
 
 
 @dataclass(slots=True)
@@ -68,6 +78,11 @@ class Taken:
     batch: list[Entry] = field(default_factory=list)
     expired: list[Entry] = field(default_factory=list)
     num_departed: int = 0
+
+    @property
+    def rows(self) -> Rows:
+        """Of *batch*."""
+        return Rows(len(self.batch), sum(not entry.is_bulk for entry in self.batch))
 
     @property
     def padded_tokens(self) -> int:
@@ -91,6 +106,18 @@ def cut(lengths: Sequence[int], *, budget: float, overhead: float, padding_cost:
     return len(lengths)
 
 
+def may_start(waiting: Rows, running: Sequence[Rows], share: float) -> bool:
+    """Whether a pass may start beside those *running*, or should gather more rows until one of them ends.
+
+    Passes that start one by one as rows trickle in carry few rows each, and each pays its overhead. How many rows the largest
+    running pass got together tells how busy the service is, so *share* of that many must wait: one beside one starts at once.
+    Interactive rows are also weighed by themselves, so that they never wait for bulk ones.
+    """
+    enough = waiting.num_all >= share * max((rows.num_all for rows in running), default=0)
+    urgent = waiting.num_interactive >= share * max((rows.num_interactive for rows in running), default=0)
+    return waiting.num_all > 0 and (enough or (waiting.num_interactive > 0 and urgent))
+
+
 class Queue:
     """Entries by (priority, length), first come first served within. Owned by one batcher, used from one thread."""
 
@@ -98,6 +125,7 @@ class Queue:
         self.limits = limits
         self.num_tokens = 0
         self.num_entries = 0
+        self._num_bulk = 0
         self._lanes: dict[tuple[bool, int], deque[Entry]] = {}
 
     def __repr__(self) -> str:
@@ -105,6 +133,11 @@ class Queue:
 
     def __iter__(self) -> Iterator[Entry]:
         return (entry for lane in self._lanes.values() for entry in lane)
+
+    @property
+    def rows(self) -> Rows:
+        """What waits, the dead included that were not met yet."""
+        return Rows(self.num_entries, self.num_entries - self._num_bulk)
 
     def has_room(self, entries: list[Entry]) -> bool:
         """Whether *entries* may be appended, all of them. An empty queue takes any list, so none is refused for ever."""
@@ -116,6 +149,7 @@ class Queue:
         for entry in entries:
             self._lanes.setdefault((entry.is_bulk, entry.num_tokens), deque()).append(entry)
             self.num_tokens += entry.num_tokens
+            self._num_bulk += entry.is_bulk
         self.num_entries += len(entries)
 
     def oldest_age(self, now: float) -> float:
@@ -135,7 +169,7 @@ class Queue:
         """Empty the queue."""
         entries = list(self)
         self._lanes.clear()
-        self.num_tokens = self.num_entries = 0
+        self.num_tokens = self.num_entries = self._num_bulk = 0
         return entries
 
     def _rank(self, lane: tuple[bool, int], now: float) -> float:
@@ -180,4 +214,5 @@ class Queue:
             del self._lanes[key]
         self.num_tokens -= entry.num_tokens
         self.num_entries -= 1
+        self._num_bulk -= entry.is_bulk
         return entry

@@ -52,6 +52,8 @@ def main() -> int:
         log_config=None,
         access_log=False,
         server_header=False,
+        # Nothing here asks for the caller's address.
+        proxy_headers=False,
         timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         timeout_keep_alive=30,
     )

@@ -24,17 +24,21 @@ def padded(token_ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArr
 
 
 def flattened(token_ids: Sequence[Sequence[int]]) -> tuple[dict[str, NDArray[np.int64]], Lengths]:
-    """The inputs of a graph of the flat dialect (`models.graph`), and the rows' lengths."""
+    """The inputs of a graph of the flat dialect (`models.graph`), and the rows' lengths.
+
+    The grid of attention is as wide as the longest row, rounded up to a multiple of 8: its products then fill whole vector
+    registers, which saves more than the added padding costs.
+    """
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-    longest, num_tokens = int(lengths.max()), int(lengths.sum())
-    columns = np.arange(longest)
+    width, num_tokens = -(-int(lengths.max()) // 8) * 8, int(lengths.sum())
+    columns = np.arange(width)
     present = columns < lengths[:, None]
     places = np.flatnonzero(present)
     grid = np.zeros(present.shape, dtype=np.int64)
     grid[present] = np.arange(num_tokens)
     inputs = {
         "input_ids": np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=num_tokens),
-        "position_ids": places % longest,
+        "position_ids": places % width,
         "attention_mask": present.astype(np.int64),
         "grid": grid,
         "places": places,

@@ -73,9 +73,9 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0)
 
 
-async def started(batcher: Batcher, item: Row) -> "asyncio.Task[Outcome]":
-    """A call whose batch has begun, alone; the backend holds it."""
-    task = asyncio.create_task(batcher.run([item], deadline=soon()))
+async def started(batcher: Batcher, *rows: Row) -> "asyncio.Task[Outcome]":
+    """A call of which one batch runs, alone; the backend holds it."""
+    task = asyncio.create_task(batcher.run(rows, deadline=soon()))
     await until(lambda: repr(batcher) == "<Batcher [1 running, 0 queued]>")
     return task
 
@@ -99,6 +99,24 @@ async def test_the_next_batch_gathers_while_the_current_one_runs() -> None:
         await asyncio.gather(*calls)
 
     assert [1, 4] == [len(batch.token_ids) for batch in backend.batches]
+
+
+async def test_rows_that_trickle_in_beside_a_large_batch_gather_before_they_start() -> None:
+    gate = Gate()
+    backend = FakeBackend(concurrency=2, fault=lambda batch: gate(batch) if batch.token_ids[0] == (9, 9) else None)
+    async with batching(backend) as batcher:
+        calls = [await started(batcher, *[row(*range(40))] * 8, *[row(9, 9)] * 8)]
+        for waiting in range(1, 4):
+            calls.append(asyncio.create_task(batcher.run([row(waiting, 1)], deadline=soon())))
+            await until(lambda expected=waiting: batcher.queue.num_entries == expected)
+            await asyncio.sleep(0.01)
+            assert 2 == len(backend.batches)
+        calls.append(asyncio.create_task(batcher.run([row(4, 1)], deadline=soon())))
+        await asyncio.gather(*calls[1:])
+        gate.open()
+        await calls[0]
+
+    assert [4, 8, 8] == sorted(len(batch.token_ids) for batch in backend.batches)
 
 
 async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch() -> None:

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.queue import Entry, Queue, QueueLimits, cut
+from embedding_service.queue import Entry, Queue, QueueLimits, Rows, cut, may_start
 
 
 @dataclass
@@ -88,6 +88,37 @@ def test_free_slots_share_what_waits() -> None:
 
     assert 4 == len(queue.take(0.0, free_slots=2).batch)
     assert 4 == len(queue.take(0.0, free_slots=1).batch)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "running", "expected"),
+    [
+        pytest.param(Rows(0, 0), [], False, id="nothing waits"),
+        pytest.param(Rows(1, 1), [], True, id="nothing runs"),
+        pytest.param(Rows(0, 0), [Rows(1, 1)], False, id="nothing waits beside a pass"),
+        pytest.param(Rows(1, 1), [Rows(1, 1)], True, id="one row starts beside one"),
+        pytest.param(Rows(1, 1), [Rows(12, 12)], False, id="one row beside many gathers more"),
+        pytest.param(Rows(6, 6), [Rows(12, 12)], True, id="half as many start"),
+        pytest.param(Rows(6, 6), [Rows(12, 12), Rows(20, 20)], False, id="the largest pass is the measure"),
+        pytest.param(Rows(1, 1), [Rows(32, 0)], True, id="an interactive row does not wait for bulk ones"),
+        pytest.param(Rows(1, 0), [Rows(32, 0)], False, id="a bulk row does"),
+        pytest.param(Rows(17, 1), [Rows(20, 20)], True, id="bulk rows help interactive ones to fill a pass"),
+    ],
+)
+def test_a_pass_starts_beside_others_when_enough_waits(waiting: Rows, running: list[Rows], expected: bool) -> None:
+    assert expected == may_start(waiting, running, 0.5)
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=40), st.integers(1, 4))
+def test_the_queue_counts_its_rows_whatever_comes_and_goes(queued: list[tuple[int, bool]], free_slots: int) -> None:
+    queue = queue_of(*(entry(tokens, bulk=bulk) for tokens, bulk in queued), max_batch_requests=3)
+    while True:
+        left = list(queue)
+        assert Rows(len(left), sum(not item.is_bulk for item in left)) == queue.rows
+        if not left:
+            break
+        taken = queue.take(0.0, free_slots=free_slots)
+        assert Rows(len(taken.batch), sum(not item.is_bulk for item in taken.batch)) == taken.rows
 
 
 def test_departed_and_expired_entries_leave_without_being_run() -> None:
