@@ -1,6 +1,7 @@
 """Calls of many requests made as few: while the allowed calls are out, arrivals gather, and leave together in the next.
 
-No timer. Under light load a call leaves at once and alone; under load each call carries what came while the others ran.
+No timer. Under light load a call leaves at once and alone; what comes in the same turn of the event loop, and under load what
+came while the other calls were out, leaves together.
 """
 
 import asyncio
@@ -44,7 +45,8 @@ class Coalescer(Generic[Row, Answer]):
         self._limits = limits
         self._pending: deque[_Waiter[Row, Answer]] = deque()
         self._num_rows = 0
-        self._calls: set[asyncio.Task[None]] = set()
+        self._calls: dict[asyncio.Task[None], list[_Waiter[Row, Answer]]] = {}
+        self._will_dispatch = False
 
     def __repr__(self) -> str:
         return f"<Coalescer [{len(self._calls)} calls out, {self._num_rows} rows pending]>"
@@ -61,7 +63,9 @@ class Coalescer(Generic[Row, Answer]):
             raise Overloaded("too many texts wait for a backend", retry_after=0.5)
         size = self._limits.max_rows
         waiters = [self._queue(rows[start : start + size], deadline) for start in range(0, len(rows), size)]
-        self._dispatch()
+        if not self._will_dispatch:
+            self._will_dispatch = True
+            asyncio.get_running_loop().call_soon(self._dispatch)
         try:
             async with asyncio.timeout(deadline.remaining()):
                 parts = [await waiter.future for waiter in waiters]
@@ -70,6 +74,7 @@ class Coalescer(Generic[Row, Answer]):
         finally:
             for waiter in waiters:
                 _leave(waiter.future)
+            self._cancel_deserted()
         return parts[0] if len(parts) == 1 else [answer for part in parts for answer in part]
 
     async def close(self) -> None:
@@ -86,11 +91,12 @@ class Coalescer(Generic[Row, Answer]):
         return waiter
 
     def _dispatch(self) -> None:
+        self._will_dispatch = False
         while self._pending and len(self._calls) < self._limits.max_calls:
             members = self._take()
             if members:
                 call = asyncio.create_task(self._call(members))
-                self._calls.add(call)
+                self._calls[call] = members
                 call.add_done_callback(self._ended)
 
     def _take(self) -> list[_Waiter[Row, Answer]]:
@@ -126,8 +132,14 @@ class Coalescer(Generic[Row, Answer]):
             _settle(members, answers)
 
     def _ended(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
+        del self._calls[call]
         self._dispatch()
+
+    def _cancel_deserted(self) -> None:
+        """A call whose members have all left is of use to nobody."""
+        for call, members in self._calls.items():
+            if all(member.future.done() for member in members):
+                call.cancel()
 
 
 def _counted(answers: Sequence[Answer], expected: int) -> Sequence[Answer]:

@@ -116,7 +116,9 @@ class Pipeline:
     ) -> dict[str, HeadOutcome]:
         own = deadline.at if deadline.remaining() <= self._head_timeout else Deadline.after(self._head_timeout).at
         calls = [self._one(name, head, embeddings, request, Deadline(own)) for name, head in heads.items()]
-        return dict(zip(heads, await asyncio.gather(*calls), strict=True))
+        # A single call needs no task of its own.
+        outcomes = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
+        return dict(zip(heads, outcomes, strict=True))
 
     async def _one(
         self, name: str, head: LiveHead, embeddings: dict[View, FloatArray], request: Classification, deadline: Deadline

@@ -31,6 +31,9 @@ from gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _encoder: Final = msgspec.json.Encoder()
+LOOK_AFTER: Final = 0.1
+"""Seconds. Most answers are out by then, and a task that waits for a caller to hang up costs as much as reading the body."""
+
 _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 router = APIRouter()
@@ -134,9 +137,10 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 @asynccontextmanager
 async def while_connected(request: Request) -> AsyncIterator[None]:
-    """Cancel what is inside when the caller hangs up; it sees ClientDisconnect."""
+    """Cancel what is inside when the caller hangs up; it sees ClientDisconnect. Looks only after `LOOK_AFTER` seconds."""
     task = asyncio.current_task()
     assert task is not None
+    watcher: asyncio.Task[None] | None = None
     gone = False
 
     async def watch() -> None:
@@ -146,7 +150,11 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
         gone = True
         task.cancel()
 
-    watcher = asyncio.create_task(watch())
+    def look() -> None:
+        nonlocal watcher
+        watcher = asyncio.create_task(watch())
+
+    waiting = asyncio.get_running_loop().call_later(LOOK_AFTER, look)
     try:
         yield
     except asyncio.CancelledError:
@@ -155,9 +163,11 @@ async def while_connected(request: Request) -> AsyncIterator[None]:
         task.uncancel()
         raise ClientDisconnect from None
     finally:
-        watcher.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watcher
+        waiting.cancel()
+        if watcher is not None:
+            watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watcher
 
 
 def request_id_of(request: Request) -> str:

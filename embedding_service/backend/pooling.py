@@ -27,17 +27,21 @@ def flattened(token_ids: Sequence[Sequence[int]]) -> tuple[dict[str, NDArray[np.
     """The inputs of a graph of the flat dialect (`models.graph`), and the rows' lengths.
 
     The grid of attention is as wide as the longest row, rounded up to a multiple of 8: its products then fill whole vector
-    registers, which saves more than the added padding costs.
+    registers, which saves more than the padding costs. In all but small batches a few spare tokens at the end round their
+    number up, since an engine compiles kernels for each number it has not seen.
     """
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
-    width, num_tokens = -(-int(lengths.max()) // 8) * 8, int(lengths.sum())
-    columns = np.arange(width)
-    present = columns < lengths[:, None]
+    width, num_tokens = _rounded_up(int(lengths.max()), 8), int(lengths.sum())
+    spare = _rounded_up(num_tokens, _TOKENS_STEP) - num_tokens if num_tokens >= 4 * _TOKENS_STEP else 0
+    present = np.arange(width) < lengths[:, None]
     places = np.flatnonzero(present)
     grid = np.zeros(present.shape, dtype=np.int64)
     grid[present] = np.arange(num_tokens)
+    ids = np.zeros(num_tokens + spare, dtype=np.int64)
+    ids[:num_tokens] = np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=num_tokens)
+    places = np.pad(places, (0, spare))
     inputs = {
-        "input_ids": np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=num_tokens),
+        "input_ids": ids,
         "position_ids": places % width,
         "attention_mask": present.astype(np.int64),
         "grid": grid,
@@ -46,9 +50,17 @@ def flattened(token_ids: Sequence[Sequence[int]]) -> tuple[dict[str, NDArray[np.
     return inputs, lengths
 
 
-def read_views(hidden: Mapping[int, FloatArray], lengths: Lengths, batch: Batch) -> BatchResult:
-    """Read each row by each of its views. *hidden* maps a layer to float32 [tokens, width], row after row, without padding.
+_TOKENS_STEP: Final = 16
 
+
+def _rounded_up(number: int, step: int) -> int:
+    return -(-number // step) * step
+
+
+def read_views(hidden: Mapping[int, FloatArray], lengths: Lengths, batch: Batch) -> BatchResult:
+    """Read each row by each of its views.
+
+    *hidden* maps a layer to float32 [tokens, width], row after row without padding; what follows the last row is ignored.
     A view is computed once for all rows that ask for it. The arrays own their memory: *hidden* may be reused.
 
     Raises:
@@ -58,7 +70,7 @@ def read_views(hidden: Mapping[int, FloatArray], lengths: Lengths, batch: Batch)
     starts = np.cumsum(lengths) - lengths
     for view, places in _places(batch.views).items():
         rows = [row for row, _ in places]
-        states = hidden[view.layer]
+        states = hidden[view.layer][: lengths.sum()]
         if rows == list(range(len(lengths))):
             vectors = _read(states, starts, lengths, view)
         else:

@@ -1,8 +1,10 @@
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from embedding_service.backend import BackendError, Batch, View
-from embedding_service.backend.pooling import padded, read_views
+from embedding_service.backend.pooling import flattened, padded, read_views
 
 IDS = ((2, 5, 3), (2, 9, 8, 7, 3), (2, 3))
 
@@ -35,3 +37,20 @@ def test_numbers_that_are_not_finite_fail_the_pass():
     hidden = np.full((2, 4), np.nan, dtype=np.float32)
     with pytest.raises(BackendError, match="not finite"):
         read_views({-1: hidden}, np.array([2]), Batch(((2, 3),), ((View(),),)))
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_flattened_rows_find_each_token_in_the_grid_and_back(lengths: list[int]) -> None:
+    ids = [tuple(range(1 + 100 * row, 1 + 100 * row + length)) for row, length in enumerate(lengths)]
+
+    inputs, told = flattened(ids)
+
+    total, grid, places = sum(lengths), inputs["grid"], inputs["places"]
+    assert lengths == told.tolist()
+    assert [token for row in ids for token in row] == inputs["input_ids"][:total].tolist()
+    assert [place for length in lengths for place in range(length)] == inputs["position_ids"][:total].tolist()
+    assert list(range(total)) == grid.reshape(-1)[places[:total]].tolist()
+    assert lengths == inputs["attention_mask"].sum(axis=1).tolist()
+    assert 0 == grid.shape[1] % 8
+    assert {len(values) for name, values in inputs.items() if name not in {"grid", "attention_mask"}} == {len(places)}
+    assert len(places) - total < 16
