@@ -6,7 +6,7 @@ next one gathers while the current one runs.
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol, cast
@@ -110,17 +110,7 @@ class Batcher:
             DeadlineExceeded: the deadline passed; what had not started is not executed.
             Unavailable: draining, or a forward pass failed.
         """
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        pending = PendingRequest(len(rows), future)
-        now = time.monotonic()
-        self.admit([Entry(row.token_ids, row.views, pending, i, now, deadline, is_bulk) for i, row in enumerate(rows)])
-        try:
-            async with asyncio.timeout(deadline - time.monotonic()):
-                return await future
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed before the vectors were ready") from None
-        finally:
-            future.cancel()
+        return await run_rows(self.admit, rows, deadline=deadline, is_bulk=is_bulk)
 
     def admit(self, entries: list[Entry]) -> None:
         """Queue all *entries* or none; their tickets are `Waiter`s, told later.
@@ -219,6 +209,23 @@ class Batcher:
     def _learn_speed(self, num_tokens: int, seconds: float) -> None:
         speed = self._backend.engine.concurrency * num_tokens / max(seconds, 1e-6)
         self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)
+
+
+async def run_rows(
+    admit: Callable[[list[Entry]], None], rows: Sequence[Row], *, deadline: float, is_bulk: bool = False
+) -> Outcome:
+    """*rows* by way of *admit*, as `Batcher.run` does it."""
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    pending = PendingRequest(len(rows), future)
+    now = time.monotonic()
+    admit([Entry(row.token_ids, row.views, pending, i, now, deadline, is_bulk) for i, row in enumerate(rows)])
+    try:
+        async with asyncio.timeout(deadline - time.monotonic()):
+            return await future
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed before the vectors were ready") from None
+    finally:
+        future.cancel()
 
 
 def _waiter(entry: Entry) -> Waiter:

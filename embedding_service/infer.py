@@ -10,9 +10,10 @@ import numpy as np
 
 from clients.wire.text import Encoded, TextEncoder
 from embedding_service.backend import Backend, EngineSpec, FloatArray, TrunkSpec, View
-from embedding_service.batching import Batcher, Outcome, Row, Waiter
+from embedding_service.batching import Batcher, Row, Waiter
 from embedding_service.errors import EmbedError, InvalidInput, UnknownTrunk, WrongTrunk
 from embedding_service.queue import Entry, QueueLimits
+from embedding_service.reuse import Reuse, VectorCache
 from embedding_service.telemetry import Telemetry, Timings
 
 Truncation = Literal["right", "left", "error"]
@@ -91,10 +92,11 @@ class InputWaiter(Waiter, Protocol):
 class HostedTrunk:
     """A trunk and what serves it."""
 
-    def __init__(self, backend: Backend, limits: QueueLimits, telemetry: Telemetry) -> None:
+    def __init__(self, backend: Backend, limits: QueueLimits, telemetry: Telemetry, *, cache_bytes: int = 0) -> None:
         self.spec: TrunkSpec = backend.trunk
         self.engine: EngineSpec = backend.engine
         self.batcher = Batcher(backend, limits, telemetry)
+        self.reuse = Reuse(self.batcher, VectorCache(cache_bytes), telemetry)
         self.encoder = TextEncoder(self.spec.tokenizer_json, max_tokens=self.spec.max_tokens, prompt=self.spec.prompt)
 
 
@@ -121,7 +123,7 @@ class Infer:
             raise UnknownTrunk(f"no such trunk; this service has: {', '.join(sorted(self.trunks))}") from None
 
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
-        """Answer *call*, all of it or with an `EmbedError`. Equal inputs of one call go through the trunk once."""
+        """Answer *call*, all of it or with an `EmbedError`. Equal inputs go through the trunk once."""
         started = time.monotonic()
         try:
             answer = await self._embed(call, started)
@@ -140,13 +142,11 @@ class Infer:
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
         encoded = await self._encode(call, trunk)
         tokenization = time.monotonic() - started
-        distinct: dict[tuple[int, ...], int] = {}
-        places = [distinct.setdefault(tuple(item.ids), len(distinct)) for item in encoded]
-        rows = [Row(ids, views) for ids in distinct]
-        outcome = await trunk.batcher.run(rows, deadline=call.deadline, is_bulk=call.is_bulk)
+        rows = [Row(tuple(item.ids), views) for item in encoded]
+        outcome = await trunk.reuse.run(rows, deadline=call.deadline, is_bulk=call.is_bulk)
         return EmbedAnswer(
             trunk=trunk.spec,
-            views=[_gather(outcome, places, index, view) for index, view in enumerate(views)],
+            views=[gather([vectors[index] for vectors in outcome.vectors], view) for index, view in enumerate(views)],
             num_tokens=[len(item.ids) for item in encoded],
             truncated=[item.truncated for item in encoded],
             timings=Timings(tokenization, outcome.queue_seconds, outcome.inference_seconds, time.monotonic() - started),
@@ -169,7 +169,7 @@ class Infer:
                 ids = tuple(encoded.ids)
                 waiter.begin(trunk.spec, views, Tokenized(len(ids), encoded.truncated, time.monotonic() - started))
                 if not waiter.is_settled:
-                    trunk.batcher.admit([Entry(ids, views, waiter, 0, started, deadline, call.is_bulk)])
+                    trunk.reuse.admit([Entry(ids, views, waiter, 0, started, deadline, call.is_bulk)])
             except EmbedError as error:
                 waiter.fail(error)
 
@@ -238,10 +238,6 @@ def _resolve(choice: ViewChoice, trunk: HostedTrunk) -> View:
         raise InvalidInput(f"{choice.dims} dims are more than the {width} of this view")
     normalize = habit.normalize if choice.normalize is None else choice.normalize
     return View(pooling, layer, normalize, choice.dims)
-
-
-def _gather(outcome: Outcome, places: list[int], index: int, view: View) -> ViewVectors:
-    return gather([outcome.vectors[place][index] for place in places], view)
 
 
 def gather(arrays: Sequence[FloatArray], view: View) -> ViewVectors:

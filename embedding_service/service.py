@@ -58,7 +58,7 @@ async def running(backend: Backend, settings: Settings) -> AsyncIterator[Address
     """Serve *backend* on both ports for as long as the context lasts; leaving it drains and closes the backend."""
     registry = CollectorRegistry()
     telemetry = PrometheusTelemetry(registry)
-    trunk = HostedTrunk(backend, settings.queue_limits, telemetry)
+    trunk = HostedTrunk(backend, settings.queue_limits, telemetry, cache_bytes=settings.cache_bytes)
     infer = Infer([trunk], InferLimits(max_request_inputs=settings.max_request_inputs), telemetry)
     health = health_aio.HealthServicer()
     serving = _Readiness(health, [EMBEDDING_SERVICE, f"trunk/{trunk.spec.name}", ""])

@@ -46,6 +46,11 @@ class Settings(BaseSettings):
     max_queued_tokens: int = Field(
         65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."
     )
+    cache_bytes: int = Field(
+        64 * 1024 * 1024,
+        ge=0,
+        description="Memory for vectors of texts seen before; 0: none. Equal texts at once always share a pass.",
+    )
     max_request_inputs: int = Field(1_024, ge=1, description="Inputs of one call.")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, description="Of one HTTP body; longer ones are refused while read.")
     default_timeout_seconds: float = Field(30.0, gt=0, description="For a call that brings no deadline, and the most it gets.")

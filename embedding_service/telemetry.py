@@ -46,6 +46,10 @@ class Telemetry(Protocol):
         """Entries left the queue unexecuted: "departed" or "expired"."""
         ...
 
+    def entries_reused(self, how: str, count: int) -> None:
+        """Inputs that needed no forward pass of their own: "cached", or "joined" to an equal one under way."""
+        ...
+
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -78,6 +82,9 @@ class PrometheusTelemetry:
         self._dropped = Counter(
             "trunkline_embedding_dropped_total", "Entries that left unexecuted.", ["reason"], registry=registry
         )
+        self._reused = Counter(
+            "trunkline_embedding_reused_total", "Inputs without a pass of their own.", ["how"], registry=registry
+        )
 
     def request_ended(self, outcome: str, num_texts: int, timings: Timings | None) -> None:
         """See `Telemetry`."""
@@ -106,3 +113,7 @@ class PrometheusTelemetry:
     def entries_dropped(self, reason: str, count: int) -> None:
         """See `Telemetry`."""
         self._dropped.labels(reason).inc(count)
+
+    def entries_reused(self, how: str, count: int) -> None:
+        """See `Telemetry`."""
+        self._reused.labels(how).inc(count)

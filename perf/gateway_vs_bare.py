@@ -61,6 +61,8 @@ async def run(console: Console) -> None:
     texts = _texts()
     backend = load_backend(prepare(None, cache_dir=paths.cache_dir(), engine="auto"))
     encoder = TextEncoder(backend.trunk.tokenizer_json, max_tokens=backend.trunk.max_tokens)
+    # The texts come again and again: a cache would answer for the engine.
+    os.environ["TRUNKLINE_EMBEDDING_CACHE_BYTES"] = "0"
     settings = StackSettings(home / "repository", paths.cache_dir(), home / "logs").on_any_ports()
     stack = Stack(settings, lambda _: None)
     with contextlib.closing(backend):

@@ -23,6 +23,7 @@ class CountingTelemetry:
     def __init__(self) -> None:
         self.batches: list[BatchFacts] = []
         self.dropped: dict[str, int] = {}
+        self.reused: dict[str, int] = {}
 
     def request_ended(self, outcome: str, num_texts: int, timings: Timings | None) -> None:
         pass
@@ -35,6 +36,9 @@ class CountingTelemetry:
 
     def entries_dropped(self, reason: str, count: int) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
+
+    def entries_reused(self, how: str, count: int) -> None:
+        self.reused[how] = self.reused.get(how, 0) + count
 
 
 class Gate:

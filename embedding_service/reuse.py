@@ -1,0 +1,171 @@
+"""What is known, or under way already, is not computed again. Stands between those who ask and the batcher.
+
+Vectors are kept by token ids and view, for one trunk and engine: the same ids always give the same vectors, to the last places
+that the company in a batch may change. Equal inputs that meet before they are answered share one entry of the queue.
+"""
+
+import zlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Final, cast
+from weakref import WeakValueDictionary
+
+import numpy as np
+
+from embedding_service.backend import FloatArray, View
+from embedding_service.batching import Batcher, Outcome, Row, Waiter, run_rows
+from embedding_service.errors import EmbedError
+from embedding_service.queue import Entry
+from embedding_service.telemetry import Telemetry
+
+_Ids = tuple[int, ...]
+
+ENTRY_OVERHEAD: Final = 400
+"""Bytes a cached vector costs beside itself and 8 bytes a token id: the objects around it."""
+
+
+class VectorCache:
+    """The last used pooled vectors, at most *max_bytes* of them. A vector whose checksum fails is forgotten."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._rows: OrderedDict[tuple[_Ids, View], tuple[FloatArray, int]] = OrderedDict()
+        self.num_bytes = 0
+
+    def __repr__(self) -> str:
+        return f"<VectorCache [{len(self._rows)} vectors, {self.num_bytes} bytes]>"
+
+    def find(self, ids: _Ids, views: Sequence[View]) -> list[FloatArray] | None:
+        """The vectors of *ids* by all *views*, or None when one is missing. For reading only."""
+        found = []
+        for view in views:
+            row = self._rows.get((ids, view))
+            if row is None:
+                return None
+            vector, checksum = row
+            if zlib.crc32(vector.data) != checksum:
+                self._forget((ids, view))
+                return None
+            self._rows.move_to_end((ids, view))
+            found.append(vector)
+        return found
+
+    def keep(self, ids: _Ids, views: Sequence[View], vectors: Sequence[FloatArray]) -> None:
+        """Remember *vectors*; those of tokens are too large to be worth it."""
+        for view, vector in zip(views, vectors, strict=True):
+            size = _size(ids, vector)
+            if view.pooling == "tokens" or size > self._max_bytes or (ids, view) in self._rows:
+                continue
+            own = np.array(vector)  # a row of a batch would keep the whole batch
+            self._rows[ids, view] = own, zlib.crc32(own.data)
+            self.num_bytes += size
+            while self.num_bytes > self._max_bytes:
+                self._forget(next(iter(self._rows)))
+
+    def _forget(self, key: tuple[_Ids, View]) -> None:
+        vector, _ = self._rows.pop(key)
+        self.num_bytes -= _size(key[0], vector)
+
+
+def _size(ids: _Ids, vector: FloatArray) -> int:
+    return vector.nbytes + 8 * len(ids) + ENTRY_OVERHEAD
+
+
+class Reuse:
+    """Single owner of the cache and of what is under way. All methods belong to the event loop's thread."""
+
+    def __init__(self, batcher: Batcher, cache: VectorCache, telemetry: Telemetry) -> None:
+        self._batcher = batcher
+        self._cache = cache
+        self._telemetry = telemetry
+        # Weak: a flight nobody waits for leaves the queue without a word.
+        self._flights: WeakValueDictionary[tuple[_Ids, tuple[View, ...]], _Flight] = WeakValueDictionary()
+
+    async def run(self, rows: Sequence[Row], *, deadline: float, is_bulk: bool = False) -> Outcome:
+        """See `batching.Batcher.run`, errors included."""
+        return await run_rows(self.admit, rows, deadline=deadline, is_bulk=is_bulk)
+
+    def admit(self, entries: list[Entry]) -> None:
+        """See `batching.Batcher.admit`, errors included: where it refuses what is new, nothing of *entries* is answered."""
+        known: list[tuple[Entry, list[FloatArray]]] = []
+        joining: list[tuple[Entry, _Flight]] = []
+        fresh: dict[tuple[_Ids, tuple[View, ...]], _Flight] = {}
+        for entry in entries:
+            key = entry.token_ids, entry.views
+            vectors = self._cache.find(*key)
+            flight = fresh.get(key) or self._flights.get(key)
+            if vectors is not None:
+                known.append((entry, vectors))
+            elif flight is not None and flight.takes(entry):
+                joining.append((entry, flight))
+            else:
+                fresh[key] = _Flight(entry, self)
+        if fresh:
+            self._batcher.admit([flight.entry for flight in fresh.values()])
+        self._flights.update(fresh)
+        for entry, flight in joining:
+            flight.join(entry)
+        for entry, vectors in known:
+            _waiter(entry).put(entry.index, vectors, 0.0, 0.0)
+        self._count(known=len(known), joined=len(joining))
+
+    def landed(self, flight: "_Flight", vectors: list[FloatArray]) -> None:
+        """*flight* has its *vectors*; whoever comes now finds them in the cache."""
+        self._cache.keep(flight.entry.token_ids, flight.entry.views, vectors)
+        self.ended(flight)
+
+    def ended(self, flight: "_Flight") -> None:
+        """*flight* can no longer be joined."""
+        key = flight.entry.token_ids, flight.entry.views
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    def _count(self, *, known: int, joined: int) -> None:
+        if known:
+            self._telemetry.entries_reused("cached", known)
+        if joined:
+            self._telemetry.entries_reused("joined", joined)
+
+
+class _Flight:
+    """One entry of the queue and all who wait for its vectors; a `batching.Waiter` itself."""
+
+    __slots__ = ("__weakref__", "_members", "_reuse", "entry")
+
+    def __init__(self, first: Entry, reuse: Reuse) -> None:
+        self.entry = Entry(first.token_ids, first.views, self, 0, first.arrived, first.deadline, first.is_bulk)
+        self._members = [first]
+        self._reuse = reuse
+
+    @property
+    def is_settled(self) -> bool:
+        """Nobody waits any more."""
+        return all(member.ticket.is_settled for member in self._members)
+
+    def takes(self, entry: Entry) -> bool:
+        """Whether *entry* may join: not where all have left, since that is not executed, nor in a class below its own."""
+        return not self.is_settled and (entry.is_bulk or not self.entry.is_bulk)
+
+    def join(self, entry: Entry) -> None:
+        """*entry* waits for the same vectors; the most patient decides how long they may take."""
+        self._members.append(entry)
+        self.entry.deadline = max(self.entry.deadline, entry.deadline)
+
+    def put(self, index: int, vectors: list[FloatArray], queue_seconds: float, inference_seconds: float) -> None:
+        """See `batching.Waiter`."""
+        del index
+        self._reuse.landed(self, vectors)
+        for member in self._members:
+            # Who joined late has queued for less.
+            queued = max(0.0, queue_seconds - (member.arrived - self.entry.arrived))
+            _waiter(member).put(member.index, vectors, queued, inference_seconds)
+
+    def fail(self, error: EmbedError) -> None:
+        """See `batching.Waiter`."""
+        self._reuse.ended(self)
+        for member in self._members:
+            _waiter(member).fail(error)
+
+
+def _waiter(entry: Entry) -> Waiter:
+    return cast("Waiter", entry.ticket)
