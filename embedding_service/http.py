@@ -7,7 +7,7 @@ nothing, and base64 there is little-endian float32; optional fields may be null.
 import base64
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from clients.wire.metadata import RETRY_AFTER, RETRY_AFTER_MS
+from embedding_service.edge import json_response, read_body, retry_headers, split_inputs
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, ViewChoice
 
@@ -38,7 +38,7 @@ class EmbeddingsBody(msgspec.Struct):
 
 
 class HttpEdge:
-    """The routes. *is_ready* says whether work may be sent here; *info* is what `/info` answers."""
+    """The routes, and *more_routes*. *is_ready* says whether work may be sent here; *info* is what `/info` answers."""
 
     def __init__(
         self,
@@ -49,6 +49,7 @@ class HttpEdge:
         info: Callable[[], dict[str, Any]],
         max_body_bytes: int,
         default_timeout: float,
+        more_routes: Sequence[Route] = (),
     ) -> None:
         self._infer = infer
         self._registry = registry
@@ -56,6 +57,7 @@ class HttpEdge:
         self._info = info
         self._max_body_bytes = max_body_bytes
         self._default_timeout = default_timeout
+        self._more_routes = more_routes
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -67,13 +69,14 @@ class HttpEdge:
                 Route("/readyz", self.readyz),
                 Route("/metrics", self.metrics),
                 Route("/info", self.info),
+                *self._more_routes,
             ],
             exception_handlers={EmbedError: _on_embed_error, HTTPException: _on_http_error, Exception: _on_fault},
         )
 
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`, OpenAI's shape."""
-        body = parse_embeddings(await self._body(request))
+        body = parse_embeddings(await read_body(request, self._max_body_bytes))
         inputs = [body.input] if isinstance(body.input, str) else _inputs_of(body.input)
         name = body.model if body.model in self._infer.trunks else ""
         call = EmbedCall(
@@ -83,21 +86,21 @@ class HttpEdge:
             views=[ViewChoice(normalize=True, dims=body.dimensions or 0)],
         )
         answer = await self._infer.embed(call)
-        return _json(openai_answer(answer, body.model or answer.trunk.name, body.encoding_format == "base64"))
+        return json_response(openai_answer(answer, body.model or answer.trunk.name, body.encoding_format == "base64"))
 
     async def models(self, _: Request) -> Response:
         """`GET /v1/models`, OpenAI's shape."""
         rows = [{"id": name, "object": "model", "created": 0, "owned_by": "trunkline"} for name in self._infer.trunks]
-        return _json({"object": "list", "data": rows})
+        return json_response({"object": "list", "data": rows})
 
     async def healthz(self, _: Request) -> Response:
         """The process lives."""
-        return _json({"status": "live"})
+        return json_response({"status": "live"})
 
     async def readyz(self, _: Request) -> Response:
         """Work may be sent here."""
         ready = self._is_ready()
-        return _json({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
+        return json_response({"status": "ready" if ready else "not ready"}, 200 if ready else 503)
 
     async def metrics(self, _: Request) -> Response:
         """Prometheus text."""
@@ -105,18 +108,7 @@ class HttpEdge:
 
     async def info(self, _: Request) -> Response:
         """The effective settings and trunks."""
-        return _json(self._info())
-
-    async def _body(self, request: Request) -> bytes:
-        """The body, refused as soon as it is seen to be too long, not once it has arrived."""
-        if request.headers.get("content-encoding", "identity") != "identity":
-            raise HTTPException(415, "compressed bodies are not accepted")
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body_bytes:
-                raise HTTPException(413, f"the body is longer than {self._max_body_bytes} bytes")
-        return bytes(body)
+        return json_response(self._info())
 
 
 def parse_embeddings(body: bytes) -> EmbeddingsBody:
@@ -151,30 +143,20 @@ def openai_answer(answer: EmbedAnswer, model: str, as_base64: bool) -> dict[str,
 
 
 def _inputs_of(items: list[str | int | list[int]]) -> list[str | list[int]]:
-    """A list of texts, of token ids (one input), or of lists of token ids."""
-    if items and all(isinstance(item, int) for item in items):
-        return [[item for item in items if isinstance(item, int)]]
-    mixed = [item for item in items if isinstance(item, int)]
-    if mixed:
+    inputs = split_inputs(items)
+    if inputs is None:
         raise InvalidInput("input mixes token ids with texts or lists")
-    return [item for item in items if not isinstance(item, int)]
-
-
-def _json(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(msgspec.json.encode(content), status, headers, media_type="application/json")
+    return inputs
 
 
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return _json({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
+    return json_response({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
 
 
 async def _on_embed_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, EmbedError)
-    headers = {}
-    if error.retry_after is not None:
-        headers = {RETRY_AFTER: str(max(1, round(error.retry_after))), RETRY_AFTER_MS: str(round(error.retry_after * 1000))}
-    return _error(HTTP_STATUS[type(error)], error.code, str(error), headers)
+    return _error(HTTP_STATUS[type(error)], error.code, str(error), retry_headers(error))
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:

@@ -11,6 +11,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -27,6 +28,7 @@ from embedding_service.http import HttpEdge
 from embedding_service.infer import HostedTrunk, Infer, InferLimits
 from embedding_service.server import EmbeddingServicer
 from embedding_service.settings import Settings
+from embedding_service.tei import TeiEdge
 from embedding_service.telemetry import PrometheusTelemetry
 
 _log = logging.getLogger(__name__)
@@ -62,13 +64,24 @@ async def running(backend: Backend, settings: Settings) -> AsyncIterator[Address
     infer = Infer([trunk], InferLimits(max_request_inputs=settings.max_request_inputs), telemetry)
     health = health_aio.HealthServicer()
     serving = _Readiness(health, [EMBEDDING_SERVICE, f"trunk/{trunk.spec.name}", ""])
+
+    def is_ready() -> bool:
+        return serving.is_ready and trunk.batcher.is_healthy
+
+    tei = TeiEdge(
+        infer,
+        is_ready=is_ready,
+        max_body_bytes=settings.max_body_bytes,
+        default_timeout=settings.default_timeout_seconds,
+    )
     edge = HttpEdge(
         infer,
         registry=registry,
-        is_ready=lambda: serving.is_ready and trunk.batcher.is_healthy,
+        is_ready=is_ready,
         info=lambda: _info(settings, trunk),
         max_body_bytes=settings.max_body_bytes,
         default_timeout=settings.default_timeout_seconds,
+        more_routes=tei.routes(),
     )
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(backend.close)
@@ -173,5 +186,18 @@ def _info(settings: Settings, trunk: HostedTrunk) -> dict[str, Any]:
         "concurrency": engine.concurrency,
         "layers": engine.layers,
     }
+    # The names text-embeddings-inference has for the same facts; its clients read them.
+    in_tei_words = {
+        "model_id": spec.name,
+        "model_sha": spec.fingerprint,
+        "model_dtype": engine.label,
+        "model_type": {"embedding": {"pooling": spec.default_view.pooling}},
+        "max_input_length": spec.max_tokens,
+        "max_batch_tokens": settings.max_batch_tokens,
+        "max_batch_requests": settings.max_batch_requests,
+        "max_client_batch_size": settings.max_request_inputs,
+        "auto_truncate": True,
+        "version": version("trunkline"),
+    }
     effective = settings.model_dump(mode="json", exclude={"cache_dir", "model"})
-    return {"service": "embedding", "trunks": [described], "settings": effective}
+    return {"service": "embedding", "trunks": [described], "settings": effective, **in_tei_words}

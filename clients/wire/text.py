@@ -42,6 +42,17 @@ class Encoded:
     truncated: bool
 
 
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token; *start* and *stop* are characters of the text as given: None for special ones and where that is not known."""
+
+    id: int
+    text: str
+    is_special: bool
+    start: int | None = None
+    stop: int | None = None
+
+
 class TextEncoder:
     """Turns texts into token ids for one trunk. Thread-safe once made; the GIL is released while it works.
 
@@ -67,6 +78,25 @@ class TextEncoder:
         prepared = [self._prompt + normalize_text(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
         return [self._fit(encoding.ids, side) for encoding in encodings]
+
+    def tokens(self, text: str, *, with_special: bool = True) -> list[Token]:
+        """All tokens of *text*, none dropped, without the prompt; the special ones only *with_special*."""
+        normalized = normalize_text(text)
+        encoding = self._tokenizer.encode(normalized, add_special_tokens=with_special)
+        parts = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
+        tokens = []
+        for number, piece, special, (start, stop) in parts:
+            if special:
+                tokens.append(Token(number, piece, is_special=True))
+            elif normalized == text:
+                tokens.append(Token(number, normalized[start:stop], is_special=False, start=start, stop=stop))
+            else:
+                tokens.append(Token(number, normalized[start:stop], is_special=False))
+        return tokens
+
+    def decode(self, ids: "Sequence[int]", *, skip_special: bool = True) -> str:
+        """The text of *ids*, as far as tokens tell it; unknown ids are left out."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
 
     def _fit(self, ids: list[int], side: TruncationSide) -> Encoded:
         room = self.max_tokens - 2
