@@ -6,11 +6,13 @@ In the open loop latency counts from the intended time, so a stall of the servic
 
 import argparse
 import asyncio
+import contextlib
+import itertools
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -99,9 +101,35 @@ async def closed_loop(
         await closed_loop(target, in_flight=in_flight, seconds=warm_up_seconds)
     result = LoadResult()
     turn = _endless(target.bodies)
-    with _cpu(pids or {}, result):
+    with cpu_measured(pids or {}, result):
         started = time.perf_counter()
         await asyncio.gather(*(_caller(target, turn, started + seconds, result) for _ in range(in_flight)))
+        result.seconds = time.perf_counter() - started
+    return result
+
+
+async def repeated(
+    call: Callable[[int], Awaitable[None]], *, texts: int, in_flight: int, seconds: float, pids: dict[str, int] | None = None
+) -> LoadResult:
+    """A closed loop over any client: *call*, told a number that grows, answers *texts* texts or raises.
+
+    *outcomes* counts texts, *latencies* are of calls.
+    """
+    result, numbers = LoadResult(), itertools.count()
+
+    async def caller(end: float) -> None:
+        while (began := time.perf_counter()) < end:
+            try:
+                await call(next(numbers))
+            except Exception as error:  # whatever it was, it is an outcome
+                result.outcomes[type(error).__name__] += texts
+            else:
+                result.latencies.append(time.perf_counter() - began)
+                result.outcomes["200"] += texts
+
+    with cpu_measured(pids or {}, result):
+        started = time.perf_counter()
+        await asyncio.gather(*(caller(started + seconds) for _ in range(in_flight)))
         result.seconds = time.perf_counter() - started
     return result
 
@@ -113,7 +141,7 @@ async def open_loop(
     result = LoadResult()
     pool: list[Connection] = []
     turn, chance = _endless(target.bodies), random.Random(seed)  # noqa: S311 (a repeatable load, no secret)
-    with _cpu(pids or {}, result):
+    with cpu_measured(pids or {}, result):
         started = intended = time.perf_counter()
         async with asyncio.TaskGroup() as group:
             while intended < started + seconds:
@@ -163,7 +191,7 @@ def _endless(bodies: Sequence[bytes]) -> Iterator[bytes]:
         yield from bodies
 
 
-class _cpu:  # noqa: N801 (reads as the statement it is)
+class cpu_measured:  # noqa: N801 (reads as the statement it is)
     """Fills *cpu_ms_per_text* with what each process used meanwhile; the generator itself is "load"."""
 
     def __init__(self, pids: dict[str, int], result: LoadResult) -> None:
@@ -171,13 +199,21 @@ class _cpu:  # noqa: N801 (reads as the statement it is)
         self._result = result
 
     def __enter__(self) -> None:
-        self._before = {name: cpu_seconds(pid) for name, pid in self._pids.items()}
+        self._before = self._now()
 
     def __exit__(self, *_: object) -> None:
         answered = max(1, self._result.outcomes["200"])
         self._result.cpu_ms_per_text = {
-            name: (cpu_seconds(pid) - self._before[name]) * 1000 / answered for name, pid in self._pids.items()
+            name: (after - self._before[name]) * 1000 / answered for name, after in self._now().items() if name in self._before
         }
+
+    def _now(self) -> dict[str, float]:
+        """Without the processes that have ended: a run may be about just that."""
+        seconds = {}
+        for name, pid in self._pids.items():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                seconds[name] = cpu_seconds(pid)
+        return seconds
 
 
 def cpu_seconds(pid: int) -> float:

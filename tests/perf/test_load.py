@@ -1,9 +1,10 @@
+import asyncio
 import os
 
 import msgspec
 import pytest
 
-from perf.load import LoadResult, classify_bodies, closed_loop, cpu_seconds, open_loop, target_of
+from perf.load import LoadResult, classify_bodies, closed_loop, cpu_seconds, open_loop, repeated, target_of
 from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, StallsOnce, serving
 
 STALL_SECONDS = 0.5
@@ -102,3 +103,28 @@ async def test_cpu_of_the_processes_asked_for_is_told_for_each_text() -> None:
 
     assert {"itself", "load"} == set(result.cpu_ms_per_text)
     assert 0 <= result.cpu_ms_per_text["itself"] * result.outcomes["200"] <= cpu_seconds(os.getpid()) * 1000
+
+
+async def test_repeated_calls_count_their_texts_and_their_failures_by_kind() -> None:
+    async def call(number: int) -> None:
+        await asyncio.sleep(0.001)
+        if number % 3 == 0:
+            raise ValueError("every third")
+
+    result = await repeated(call, texts=4, in_flight=2, seconds=0.1)
+
+    assert result.outcomes["200"] == 4 * len(result.latencies) > 0
+    assert result.outcomes["ValueError"] > 0
+    assert 0 == result.outcomes.total() % 4
+
+
+async def test_a_process_that_ended_is_left_out_of_the_cpu_times() -> None:
+    child = await asyncio.create_subprocess_exec("sleep", "0.05")
+
+    async def call(_: int) -> None:
+        await asyncio.sleep(0.2)
+        await child.wait()
+
+    result = await repeated(call, texts=1, in_flight=1, seconds=0.1, pids={"child": child.pid})
+
+    assert {"load"} == set(result.cpu_ms_per_text)
