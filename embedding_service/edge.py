@@ -5,8 +5,10 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from clients.wire.asgi import CallerLeftError, while_connected
 from clients.wire.metadata import RETRY_AFTER, RETRY_AFTER_MS
 from embedding_service.errors import EmbedError
+from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -23,6 +25,20 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise HTTPException(413, f"the body is longer than {max_bytes} bytes")
     return bytes(body)
+
+
+async def embed_while_connected(request: Request, infer: Infer, call: EmbedCall) -> EmbedAnswer:
+    """`Infer.embed`, given up when the caller hangs up: what is still queued for it is then never executed.
+
+    Raises:
+        EmbedError: see `Infer.embed`.
+        HTTPException: 499, which nobody will read.
+    """
+    try:
+        async with while_connected(request.receive):
+            return await infer.embed(call)
+    except CallerLeftError:
+        raise HTTPException(499, "the caller left") from None
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

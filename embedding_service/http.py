@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from embedding_service.edge import json_response, read_body, retry_headers, split_inputs
+from embedding_service.edge import embed_while_connected, json_response, read_body, retry_headers, split_inputs
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, ViewChoice
 
@@ -85,7 +85,7 @@ class HttpEdge:
             trunk=name or "",
             views=[ViewChoice(normalize=True, dims=body.dimensions or 0)],
         )
-        answer = await self._infer.embed(call)
+        answer = await embed_while_connected(request, self._infer, call)
         return json_response(openai_answer(answer, body.model or answer.trunk.name, body.encoding_format == "base64"))
 
     async def models(self, _: Request) -> Response:

@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from clients.wire.text import Token
-from embedding_service.edge import json_response, read_body, retry_headers, split_inputs
+from embedding_service.edge import embed_while_connected, json_response, read_body, retry_headers, split_inputs
 from embedding_service.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable, UnknownTrunk, WrongTrunk
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, Truncation, ViewChoice
 
@@ -119,13 +119,15 @@ class TeiEdge:
         """`POST /embed`: float32 [inputs, width] as lists."""
         body = await self._read(request, EmbedBody)
         normalize = True if body.normalize is None else body.normalize
-        answer = await self._embed(_inputs(body.inputs), body, ViewChoice(normalize=normalize, dims=body.dimensions or 0))
+        answer = await self._embed(
+            request, _inputs(body.inputs), body, ViewChoice(normalize=normalize, dims=body.dimensions or 0)
+        )
         return json_response(answer.views[0].array.tolist(), headers=_headers(answer, body.inputs))
 
     async def embed_all(self, request: Request) -> Response:
         """`POST /embed_all`: for each input float32 [tokens, width] as lists."""
         body = await self._read(request, EmbedBody)
-        answer = await self._embed(_inputs(body.inputs), body, ViewChoice("tokens", normalize=False))
+        answer = await self._embed(request, _inputs(body.inputs), body, ViewChoice("tokens", normalize=False))
         view = answer.views[0]
         rows = np.split(view.array, np.cumsum(view.row_tokens)[:-1])
         return json_response([row.tolist() for row in rows], headers=_headers(answer, body.inputs))
@@ -134,7 +136,7 @@ class TeiEdge:
         """`POST /similarity`: the cosine of each sentence with the source, as a list."""
         body = await self._read(request, SimilarityBody)
         texts = [*_inputs(body.inputs.source_sentence), *_inputs(body.inputs.sentences)]
-        answer = await self._embed(texts, body.parameters or SimilarityParameters(), ViewChoice(normalize=True))
+        answer = await self._embed(request, texts, body.parameters or SimilarityParameters(), ViewChoice(normalize=True))
         source, *others = answer.views[0].array
         return json_response([float(source @ other) for other in others], headers=_headers(answer, texts))
 
@@ -167,14 +169,14 @@ class TeiEdge:
         return Response() if self._is_ready() else _error(503, "Unhealthy", "the trunk is not ready")
 
     async def _embed(
-        self, inputs: Sequence[str | list[int]], asked: EmbedBody | SimilarityParameters, view: ViewChoice
+        self, request: Request, inputs: Sequence[str | list[int]], asked: EmbedBody | SimilarityParameters, view: ViewChoice
     ) -> EmbedAnswer:
         _check_prompt(asked.prompt_name)
         self._check_batch(inputs)
         call = EmbedCall(
             inputs=inputs, deadline=time.monotonic() + self._default_timeout, views=[view], truncation=_truncation(asked)
         )
-        return await self._infer.embed(call)
+        return await embed_while_connected(request, self._infer, call)
 
     def _check_batch(self, inputs: Sequence[object]) -> None:
         most = self._infer.limits.max_request_inputs

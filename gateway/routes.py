@@ -1,12 +1,8 @@
 """The HTTP edge. The hot route reads and writes bytes by msgspec; FastAPI keeps the documentation."""
 
-import asyncio
-import contextlib
 import logging
 import re
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,6 +14,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from clients import Deadline, InvalidRequest, TrunklineError
+from clients.wire.asgi import CallerLeftError, while_connected
 from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS
 from gateway.adapters import ClientTrunks
 from gateway.admission import Admission
@@ -31,9 +28,6 @@ from gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _encoder: Final = msgspec.json.Encoder()
-LOOK_AFTER: Final = 0.1
-"""Seconds. Most answers are out by then, and a task that waits for a caller to hang up costs as much as reading the body."""
-
 _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 router = APIRouter()
@@ -87,7 +81,7 @@ async def classify(request: Request) -> Response:
         if status >= 500:
             _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
         return response_of(public(error), request_id)
-    except ClientDisconnect:
+    except (ClientDisconnect, CallerLeftError):
         state.telemetry.refused(499)
         return Response(status_code=499)
     state.telemetry.answered(answer)
@@ -99,7 +93,7 @@ async def _classify(request: Request, state: State) -> Answer:
     work, timeout = parse_classify(body, state.settings.max_texts)
     deadline = Deadline.after(_patience(request, timeout, state.settings))
     with state.admission.admit(len(work.texts)):
-        async with while_connected(request):
+        async with while_connected(request.receive):
             return await state.pipeline.classify(work, deadline)
 
 
@@ -133,41 +127,6 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
         if len(body) > max_bytes:
             raise TooLarge(f"the body is longer than {max_bytes} bytes")
     return bytes(body)
-
-
-@asynccontextmanager
-async def while_connected(request: Request) -> AsyncIterator[None]:
-    """Cancel what is inside when the caller hangs up; it sees ClientDisconnect. Looks only after `LOOK_AFTER` seconds."""
-    task = asyncio.current_task()
-    assert task is not None
-    watcher: asyncio.Task[None] | None = None
-    gone = False
-
-    async def watch() -> None:
-        nonlocal gone
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
-
-    def look() -> None:
-        nonlocal watcher
-        watcher = asyncio.create_task(watch())
-
-    waiting = asyncio.get_running_loop().call_later(LOOK_AFTER, look)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        task.uncancel()
-        raise ClientDisconnect from None
-    finally:
-        waiting.cancel()
-        if watcher is not None:
-            watcher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await watcher
 
 
 def request_id_of(request: Request) -> str:

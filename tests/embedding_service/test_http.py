@@ -1,3 +1,5 @@
+import asyncio
+
 import httpx
 import numpy as np
 import openai
@@ -6,6 +8,7 @@ import pytest
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.errors import GRPC_STATUS, HTTP_STATUS, EmbedError
 from tests.embedding_service.conftest import Start
+from tests.embedding_service.test_batching import Gate
 
 
 def unit(*token_ids: int) -> list[float]:
@@ -107,3 +110,24 @@ def test_every_error_has_its_place_in_both_tables() -> None:
     leaves = set(EmbedError.__subclasses__())
 
     assert leaves == set(GRPC_STATUS) == set(HTTP_STATUS)
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed"])
+async def test_what_waits_for_a_caller_that_hung_up_is_never_executed(start: Start, tokenizer_json: bytes, path: str) -> None:
+    gate = Gate()
+    backend = FakeBackend(tokenizer_json, fault=gate)
+    addresses = await start(backend)
+    key = "input" if path.startswith("/v1") else "inputs"
+    async with httpx.AsyncClient(base_url=addresses.http) as staying, httpx.AsyncClient(base_url=addresses.http) as leaving:
+        first = asyncio.create_task(staying.post(path, json={key: "w1"}))
+        while not backend.batches:
+            await asyncio.sleep(0.001)
+        with pytest.raises(httpx.ReadTimeout):
+            await leaving.post(path, json={key: "w2"}, timeout=0.3)
+        while 'requests_total{outcome="cancelled"} 1.0' not in (await staying.get("/metrics")).text:
+            await asyncio.sleep(0.01)
+        gate.open()
+        assert 200 == (await first).status_code
+        assert 200 == (await staying.post(path, json={key: "w3"})).status_code
+
+    assert [(2, 5, 3), (2, 7, 3)] == [ids for batch in backend.batches for ids in batch.token_ids]

@@ -1,0 +1,73 @@
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any
+
+import pytest
+
+from clients.wire.asgi import CallerLeftError, while_connected
+
+
+class Caller:
+    """What a server's *receive* gives: nothing until the caller hangs up."""
+
+    def __init__(self) -> None:
+        self.left = asyncio.Event()
+        self.asked = 0
+
+    async def receive(self) -> MutableMapping[str, Any]:
+        self.asked += 1
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+
+async def test_work_is_cancelled_when_the_caller_hangs_up() -> None:
+    caller, ended = Caller(), asyncio.Event()
+
+    async def work() -> None:
+        async with while_connected(caller.receive, look_after=0.0):
+            try:
+                await asyncio.sleep(10)
+            finally:
+                ended.set()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    caller.left.set()
+
+    with pytest.raises(CallerLeftError):
+        await task
+    assert ended.is_set()
+
+
+async def test_quick_work_never_listens() -> None:
+    caller = Caller()
+    async with while_connected(caller.receive):
+        await asyncio.sleep(0)
+
+    assert 0 == caller.asked
+
+
+async def test_a_cancellation_from_elsewhere_stays_one_and_leaves_no_task() -> None:
+    caller = Caller()
+
+    async def work() -> None:
+        async with while_connected(caller.receive, look_after=0.0):
+            await asyncio.sleep(10)
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert {asyncio.current_task()} == asyncio.all_tasks()
+
+
+async def test_a_fault_inside_passes_through() -> None:
+    async def work() -> None:
+        async with while_connected(Caller().receive, look_after=0.0):
+            await asyncio.sleep(0.01)
+            raise ValueError("inside")
+
+    with pytest.raises(ValueError, match="inside"):
+        await work()
