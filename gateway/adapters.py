@@ -44,6 +44,7 @@ class ClientTrunks:
             return self._known
         if self._asking is None or self._asking.done():
             self._asking = asyncio.create_task(self._ask())
+            self._asking.add_done_callback(_retrieve)
         try:
             async with asyncio.timeout(deadline.remaining()):
                 return await asyncio.shield(self._asking)
@@ -54,9 +55,19 @@ class ClientTrunks:
         found = await self._client.trunk(with_tokenizer=True, timeout=5.0)
         if found.normalizer != NORMALIZER:
             raise InvalidResponse(f"the embedding service normalises by {found.normalizer}, this gateway by {NORMALIZER}")
-        encoder = TextEncoder(found.tokenizer_json, max_tokens=found.max_tokens, prompt=found.prompt)
+        try:
+            encoder = TextEncoder(found.tokenizer_json, max_tokens=found.max_tokens, prompt=found.prompt)
+        # The tokenizers library raises plain Exceptions.
+        except Exception as error:
+            raise InvalidResponse("the embedding service's tokenizer cannot be read") from error
         self._known = LiveTrunk(found.name, found.fingerprint, encoder, found.max_request_inputs)
         return self._known
+
+
+def _retrieve(asking: "asyncio.Task[LiveTrunk]") -> None:
+    """Whoever waited may have left; the error is told to the next who asks."""
+    if not asking.cancelled():
+        asking.exception()
 
 
 class ClientEmbedder:
