@@ -35,6 +35,14 @@ def normalize_text(text: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class TextPair:
+    """Two texts read together by one forward pass: [CLS] first [SEP] second [SEP]."""
+
+    first: str
+    second: str
+
+
+@dataclass(frozen=True, slots=True)
 class Encoded:
     """Token ids with the special tokens in place, and whether the text had more than fit."""
 

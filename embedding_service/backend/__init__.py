@@ -28,11 +28,13 @@ class Batch:
     """One forward pass's input.
 
     *token_ids* are rows of ids of any lengths, special tokens in place; the backend pads them as it likes.
-    *views[i]* are the views row i is to be read by.
+    *views[i]* are the views row i is to be read by. *pair_at[i]* is where in row i the second text of a pair begins, 0 where
+    there is only one text; empty when all rows are single texts. Tokens from there on are of segment 1, all others of 0.
     """
 
     token_ids: tuple[tuple[int, ...], ...]
     views: tuple[tuple[View, ...], ...]
+    pair_at: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
