@@ -7,7 +7,7 @@ twin. Everything they raise is a `TrunklineError`.
 from clients._deadline import Deadline
 from clients._embedding import AsyncEmbeddingClient, EmbeddingClient
 from clients._embedding_stream import AsyncEmbeddingStream
-from clients._embedding_wire import Durations, Embeddings, Trunk, View, ViewArray
+from clients._embedding_wire import Durations, Embeddings, TableKey, Trunk, View, ViewArray
 from clients._errors import (
     GRPC_ERRORS,
     HTTP_ERRORS,
@@ -30,6 +30,7 @@ from clients._gateway import AsyncClient, Client
 from clients._gateway_wire import HeadError, HeadResult, Result
 from clients._heads import AsyncHeadClient, HeadClient
 from clients._heads_wire import Prediction, VersionStatus
+from clients.wire.text import TextPair
 
 __all__ = [
     "GRPC_ERRORS",
@@ -58,6 +59,8 @@ __all__ = [
     "Refused",
     "Result",
     "ServerFault",
+    "TableKey",
+    "TextPair",
     "Trunk",
     "TrunklineError",
     "Unauthenticated",

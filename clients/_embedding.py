@@ -19,6 +19,7 @@ from clients._embedding_wire import (
     EmbedOptions,
     Input,
     Priority,
+    TableKey,
     Truncation,
     Trunk,
     View,
@@ -32,7 +33,7 @@ from clients._embedding_wire import (
 from clients._errors import InvalidRequest, Overloaded
 from clients.wire.metadata import EMBEDDING_SERVICE
 
-__all__ = ["AsyncEmbeddingClient", "Durations", "EmbeddingClient", "Embeddings", "Trunk", "View", "ViewArray"]
+__all__ = ["AsyncEmbeddingClient", "Durations", "EmbeddingClient", "Embeddings", "TableKey", "Trunk", "View", "ViewArray"]
 
 
 class AsyncEmbeddingClient:
@@ -69,13 +70,14 @@ class AsyncEmbeddingClient:
         timeout: float | None = None,
         request_id: str = "",
     ) -> Embeddings:
-        """Embed texts, or token ids with their special tokens in place, in one call and one forward pass each.
+        """Embed texts, pairs of texts or token ids in one call and one forward pass each; or look them up in a table.
 
         Args:
             inputs: at most the trunk's *max_request_inputs*; nothing is split here.
             trunk: its name; "" is the service's default.
             views: the ways to read each forward pass; none means one view, all of the trunk's own habits.
-            truncation: which end of a text that is too long is dropped, or "error": it is refused.
+            truncation: which end of a text that is too long is dropped; "error": it is refused; "window": all of it is read, in
+                overlapping windows whose vectors are pooled.
             priority: "bulk" lets interactive work go first.
             dtype: of the vectors, as they travel and as they are returned.
             trunk_fingerprint: refuse (FailedPrecondition) any trunk but this one; "" takes any.

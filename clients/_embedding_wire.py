@@ -19,11 +19,22 @@ from clients._errors import (
     TrunklineError,
 )
 from clients.wire import embedding_pb2 as pb
+from clients.wire.text import TextPair
 
-Input = str | Sequence[int]
+
+@dataclass(frozen=True, slots=True)
+class TableKey:
+    """A key of a resource table, to be found exactly as it is."""
+
+    key: str
+
+
+Input = str | TextPair | TableKey | Sequence[int]
+"""A text, two texts to be read together, a key of a table, or token ids with their special tokens."""
+
 FloatArray = NDArray[np.floating[Any]]
 """float32 or float16."""
-Truncation = Literal["right", "left", "error"]
+Truncation = Literal["right", "left", "error", "window"]
 Priority = Literal["interactive", "bulk"]
 DTypeName = Literal["float32", "float16"]
 
@@ -39,6 +50,7 @@ TRUNCATIONS: Final["Mapping[str, pb.Truncation.ValueType]"] = {
     "right": pb.TRUNCATION_RIGHT,
     "left": pb.TRUNCATION_LEFT,
     "error": pb.TRUNCATION_ERROR,
+    "window": pb.TRUNCATION_WINDOW,
 }
 PRIORITIES: Final["Mapping[str, pb.Priority.ValueType]"] = {
     "interactive": pb.PRIORITY_INTERACTIVE,
@@ -87,7 +99,10 @@ class Durations:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embeddings:
-    """What one call answers: one array a view, and one entry an input in each of the last three tuples."""
+    """What one call answers: one array a view, and one entry an input in each of the other tuples.
+
+    *num_windows* is 1 unless truncation "window" met a long text. *missing* are the keys or words a table does not have.
+    """
 
     trunk: str
     trunk_fingerprint: str
@@ -95,6 +110,8 @@ class Embeddings:
     num_tokens: tuple[int, ...]
     truncated: tuple[bool, ...]
     cached: tuple[bool, ...]
+    num_windows: tuple[int, ...]
+    missing: tuple[tuple[str, ...], ...]
     durations: Durations
 
     @property
@@ -105,7 +122,10 @@ class Embeddings:
 
 @dataclass(frozen=True, slots=True)
 class Trunk:
-    """Everything needed to make token ids for a trunk and to recognise its vectors; see embedding.proto."""
+    """Everything needed to make token ids for a trunk and to recognise its vectors; see embedding.proto.
+
+    A table (*is_table*) has *num_keys*, and no tokens, layers, prompt or engine.
+    """
 
     name: str
     fingerprint: str
@@ -121,6 +141,8 @@ class Trunk:
     agreement: float
     max_request_inputs: int
     tokenizer_json: bytes
+    is_table: bool = False
+    num_keys: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,10 +189,16 @@ def _add_inputs(request: pb.EmbedRequest, inputs: Sequence[Input]) -> None:
         try:
             if isinstance(value, str):
                 add(text=value)
+            elif isinstance(value, TextPair):
+                add(pair=pb.TextPair(first=value.first, second=value.second))
+            elif isinstance(value, TableKey):
+                add(key=value.key)
             else:
                 add(tokens=pb.TokenIds(ids=list(value)))
         except (TypeError, ValueError, OverflowError):
-            raise InvalidRequest(f"input {index} is neither valid Unicode text nor a list of token ids") from None
+            raise InvalidRequest(
+                f"input {index} is neither valid Unicode text, a pair of such, a key nor a list of token ids"
+            ) from None
 
 
 def build_input(value: Input) -> pb.Input:
@@ -269,6 +297,8 @@ def read_embed(response: pb.EmbedResponse, num_inputs: int, views: Sequence[View
         num_tokens=tuple([row.num_tokens for row in rows]),
         truncated=tuple([row.truncated for row in rows]),
         cached=tuple([row.cached for row in rows]),
+        num_windows=tuple([row.num_windows for row in rows]),
+        missing=tuple([tuple(row.missing) for row in rows]),
         durations=Durations(spent.tokenization_ns / 1e9, spent.queue_ns / 1e9, spent.inference_ns / 1e9, spent.total_ns / 1e9),
     )
 
@@ -301,7 +331,8 @@ def parse_trunk(data: bytes) -> Trunk:
         trunk = pb.Trunk.FromString(data)
     except DecodeError:
         raise InvalidResponse("the embedding service's answer is not a Trunk") from None
-    if not trunk.fingerprint or not trunk.width or not trunk.max_tokens or not trunk.max_request_inputs:
+    is_table = trunk.kind == pb.TRUNK_KIND_TABLE
+    if not trunk.fingerprint or not trunk.width or not (trunk.max_tokens or is_table) or not trunk.max_request_inputs:
         raise InvalidResponse("the trunk has no fingerprint, width, max_tokens or max_request_inputs")
     return Trunk(
         name=trunk.name,
@@ -318,6 +349,8 @@ def parse_trunk(data: bytes) -> Trunk:
         agreement=trunk.agreement,
         max_request_inputs=trunk.max_request_inputs,
         tokenizer_json=trunk.tokenizer_json,
+        is_table=is_table,
+        num_keys=trunk.num_keys,
     )
 
 
@@ -348,6 +381,8 @@ def join(parts: Sequence[Embeddings]) -> Embeddings:
         num_tokens=tuple(n for part in parts for n in part.num_tokens),
         truncated=tuple(t for part in parts for t in part.truncated),
         cached=tuple(c for part in parts for c in part.cached),
+        num_windows=tuple(n for part in parts for n in part.num_windows),
+        missing=tuple(m for part in parts for m in part.missing),
         durations=Durations(
             tokenization=sum(part.durations.tokenization for part in parts),
             queue=sum(part.durations.queue for part in parts),

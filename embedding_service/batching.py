@@ -19,10 +19,11 @@ from embedding_service.telemetry import BatchFacts, Telemetry
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One input on its way to the trunk."""
+    """One input on its way to the trunk; *pair_at* as in `backend.Batch`."""
 
     token_ids: tuple[int, ...]
     views: tuple[View, ...]
+    pair_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ class Batcher:
             self._telemetry.entries_dropped("departed", taken.num_departed)
 
     def _start(self, taken: Taken) -> None:
-        batch = Batch(tuple(e.token_ids for e in taken.batch), tuple(e.views for e in taken.batch))
+        batch = _batch_of(taken.batch)
         started = time.monotonic()
         future = asyncio.get_running_loop().run_in_executor(self._pool, self._backend.embed, batch)
         self._free_slots -= 1
@@ -218,7 +219,7 @@ async def run_rows(
     future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
     pending = PendingRequest(len(rows), future)
     now = time.monotonic()
-    admit([Entry(row.token_ids, row.views, pending, i, now, deadline, is_bulk) for i, row in enumerate(rows)])
+    admit([Entry(row.token_ids, row.views, pending, i, now, deadline, is_bulk, row.pair_at) for i, row in enumerate(rows)])
     try:
         async with asyncio.timeout(deadline - time.monotonic()):
             return await future
@@ -226,6 +227,12 @@ async def run_rows(
         raise DeadlineExceeded("the deadline passed before the vectors were ready") from None
     finally:
         future.cancel()
+
+
+def _batch_of(entries: Sequence[Entry]) -> Batch:
+    pair_at = tuple(entry.pair_at for entry in entries)
+    token_ids, views = tuple(entry.token_ids for entry in entries), tuple(entry.views for entry in entries)
+    return Batch(token_ids, views, pair_at if any(pair_at) else ())
 
 
 def _waiter(entry: Entry) -> Waiter:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from embedding_service.backend import FloatArray, TrunkSpec, View
 from embedding_service.errors import EmbedError
-from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, Tokenized, gather
+from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, InputFacts, gather
 from embedding_service.telemetry import Telemetry, Timings
 
 
@@ -141,11 +141,12 @@ class _Input:
         "arrived",
         "dtype",
         "error",
+        "facts",
         "inference_seconds",
         "is_settled",
         "number",
         "queue_seconds",
-        "tokenized",
+        "tokenization_seconds",
         "trunk",
         "vectors",
         "views",
@@ -161,11 +162,12 @@ class _Input:
         self.vectors: list[FloatArray] = []
         self.queue_seconds = self.inference_seconds = 0.0
         self.trunk: TrunkSpec
-        self.tokenized: Tokenized
+        self.facts: InputFacts
+        self.tokenization_seconds = 0.0
         self._conversation = conversation
 
-    def begin(self, trunk: TrunkSpec, views: tuple[View, ...], tokenized: Tokenized) -> None:
-        self.trunk, self.views, self.tokenized = trunk, views, tokenized
+    def begin(self, trunk: TrunkSpec, views: tuple[View, ...], facts: InputFacts, tokenization_seconds: float) -> None:
+        self.trunk, self.views, self.facts, self.tokenization_seconds = trunk, views, facts, tokenization_seconds
 
     def put(self, index: int, vectors: list[FloatArray], queue_seconds: float, inference_seconds: float) -> None:
         del index
@@ -182,7 +184,7 @@ class _Input:
         if self.error is not None:
             return None
         total = time.monotonic() - self.arrived
-        return Timings(self.tokenized.seconds, self.queue_seconds, self.inference_seconds, total)
+        return Timings(self.tokenization_seconds, self.queue_seconds, self.inference_seconds, total)
 
 
 def _join(items: list[_Input]) -> Answered:
@@ -191,8 +193,7 @@ def _join(items: list[_Input]) -> Answered:
     answer = EmbedAnswer(
         trunk=items[0].trunk,
         views=[gather([item.vectors[index] for item in items], view) for index, view in enumerate(items[0].views)],
-        num_tokens=[item.tokenized.num_tokens for item in items],
-        truncated=[item.tokenized.truncated for item in items],
+        inputs=[item.facts for item in items],
         timings=Timings(
             max(timing.tokenization for timing in timings),
             max(timing.queue for timing in timings),

@@ -137,7 +137,7 @@ def openai_answer(answer: EmbedAnswer, model: str, as_base64: bool) -> dict[str,
         }
         for index, row in enumerate(rows)
     ]
-    used = sum(answer.num_tokens)
+    used = sum(item.num_tokens for item in answer.inputs)
     usage = {"prompt_tokens": used, "total_tokens": used}
     return {"object": "list", "data": data, "model": model, "usage": usage}
 

@@ -3,23 +3,21 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, Protocol
 
 import numpy as np
 
-from clients.wire.text import Encoded, TextEncoder
+from clients.wire.text import TextEncoder
 from embedding_service.backend import Backend, EngineSpec, FloatArray, TrunkSpec, View
 from embedding_service.batching import Batcher, Row, Waiter
 from embedding_service.errors import EmbedError, InvalidInput, UnknownTrunk, WrongTrunk
 from embedding_service.queue import Entry, QueueLimits
 from embedding_service.reuse import Reuse, VectorCache
 from embedding_service.telemetry import Telemetry, Timings
-
-Truncation = Literal["right", "left", "error"]
-
-_INLINE_CHARACTERS = 20_000
-"""Up to here tokenising takes about a millisecond and stays on the loop; a thread hand-off would cost more than it frees."""
+from embedding_service.tokenization import Input, InputLimits, InputTokenizer, TokenizedInput, Truncation
+from embedding_service.windows import WindowsWaiter, join_windows, window_views
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +32,9 @@ class ViewChoice:
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
-    """One request. *inputs* are texts or token ids with their special tokens; *deadline* is of `time.monotonic`."""
+    """One request. *deadline* is of `time.monotonic`."""
 
-    inputs: Sequence[str | Sequence[int]]
+    inputs: Sequence[Input]
     deadline: float
     trunk: str = ""
     views: Sequence[ViewChoice] = ()
@@ -54,37 +52,28 @@ class ViewVectors:
 
 
 @dataclass(frozen=True, slots=True)
+class InputFacts:
+    """What became of one input: *num_tokens* went through the trunk in *num_windows* rows."""
+
+    num_tokens: int
+    truncated: bool = False
+    num_windows: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class EmbedAnswer:
     """What a request gets, in the order of its inputs and views."""
 
     trunk: TrunkSpec
     views: list[ViewVectors]
-    num_tokens: list[int]
-    truncated: list[bool]
+    inputs: list[InputFacts]
     timings: Timings
-
-
-@dataclass(frozen=True, slots=True)
-class InferLimits:
-    """*max_request_inputs* is the most inputs one call may carry; *max_characters* the most of one text."""
-
-    max_request_inputs: int = 1_024
-    max_characters: int = 1_000_000
-
-
-@dataclass(frozen=True, slots=True)
-class Tokenized:
-    """One input as token ids: how many, whether some were dropped, and how long that took."""
-
-    num_tokens: int
-    truncated: bool
-    seconds: float
 
 
 class InputWaiter(Waiter, Protocol):
     """Who waits for one input of `Infer.embed_each`."""
 
-    def begin(self, trunk: TrunkSpec, views: tuple[View, ...], tokenized: Tokenized) -> None:
+    def begin(self, trunk: TrunkSpec, views: tuple[View, ...], facts: InputFacts, tokenization_seconds: float) -> None:
         """The input is about to be queued for *trunk*, to be read by *views*."""
         ...
 
@@ -98,12 +87,13 @@ class HostedTrunk:
         self.batcher = Batcher(backend, limits, telemetry)
         self.reuse = Reuse(self.batcher, VectorCache(cache_bytes), telemetry)
         self.encoder = TextEncoder(self.spec.tokenizer_json, max_tokens=self.spec.max_tokens, prompt=self.spec.prompt)
+        self.tokenizer = InputTokenizer(self.spec, self.encoder)
 
 
 class Infer:
     """All trunks of this service, by name; the first is the default."""
 
-    def __init__(self, trunks: Sequence[HostedTrunk], limits: InferLimits, telemetry: Telemetry) -> None:
+    def __init__(self, trunks: Sequence[HostedTrunk], limits: InputLimits, telemetry: Telemetry) -> None:
         self.limits = limits
         self.trunks = {trunk.spec.name: trunk for trunk in trunks}
         self._default = trunks[0]
@@ -140,15 +130,15 @@ class Infer:
         trunk = self.trunk(call.trunk)
         self._check(call, trunk.spec)
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
-        encoded = await self._encode(call, trunk)
+        inputs = await trunk.tokenizer.tokenize(call.inputs, call.truncation, self.limits)
         tokenization = time.monotonic() - started
-        rows = [Row(tuple(item.ids), views) for item in encoded]
+        rows = [row for item in inputs for row in _rows(item, views)]
         outcome = await trunk.reuse.run(rows, deadline=call.deadline, is_bulk=call.is_bulk)
+        vectors = _joined(outcome.vectors, inputs, views)
         return EmbedAnswer(
             trunk=trunk.spec,
-            views=[gather([vectors[index] for vectors in outcome.vectors], view) for index, view in enumerate(views)],
-            num_tokens=[len(item.ids) for item in encoded],
-            truncated=[item.truncated for item in encoded],
+            views=[gather([row[index] for row in vectors], view) for index, view in enumerate(views)],
+            inputs=[_facts(item) for item in inputs],
             timings=Timings(tokenization, outcome.queue_seconds, outcome.inference_seconds, time.monotonic() - started),
         )
 
@@ -165,11 +155,18 @@ class Infer:
             return
         for value, deadline, waiter in zip(call.inputs, deadlines, waiters, strict=True):
             try:
-                encoded = (await self._encode(replace(call, inputs=(value,)), trunk))[0]
-                ids = tuple(encoded.ids)
-                waiter.begin(trunk.spec, views, Tokenized(len(ids), encoded.truncated, time.monotonic() - started))
-                if not waiter.is_settled:
-                    trunk.reuse.admit([Entry(ids, views, waiter, 0, started, deadline, call.is_bulk)])
+                [item] = await trunk.tokenizer.tokenize((value,), call.truncation, self.limits)
+                rows = _rows(item, views)
+                waiter.begin(trunk.spec, views, _facts(item), time.monotonic() - started)
+                if waiter.is_settled:
+                    continue
+                ticket = waiter if len(rows) == 1 else WindowsWaiter(waiter, _weights(item), views)
+                trunk.reuse.admit(
+                    [
+                        Entry(row.token_ids, row.views, ticket, index, started, deadline, call.is_bulk, row.pair_at)
+                        for index, row in enumerate(rows)
+                    ]
+                )
             except EmbedError as error:
                 waiter.fail(error)
 
@@ -181,47 +178,34 @@ class Infer:
         if call.trunk_fingerprint and call.trunk_fingerprint != spec.fingerprint:
             raise WrongTrunk(f"these token ids were made for another trunk; trunk {spec.name!r} is {spec.fingerprint}")
 
-    async def _encode(self, call: EmbedCall, trunk: HostedTrunk) -> list[Encoded]:
-        texts = {index: text for index, text in enumerate(call.inputs) if isinstance(text, str)}
-        self._check_texts(texts)
-        encoded = await self._tokenize(list(texts.values()), call.truncation, trunk)
-        by_index = dict(zip(texts, encoded, strict=True))
-        _check_not_empty(by_index, call.truncation, trunk.spec)
-        return [
-            by_index[index] if isinstance(value, str) else _checked_ids(index, value, trunk.spec)
-            for index, value in enumerate(call.inputs)
-        ]
 
-    def _check_texts(self, texts: dict[int, str]) -> None:
-        for index, text in texts.items():
-            if not text:
-                raise InvalidInput(f"input {index} is empty")
-            if len(text) > self.limits.max_characters:
-                raise InvalidInput(f"input {index} is longer than {self.limits.max_characters} characters")
+def _rows(item: TokenizedInput, views: tuple[View, ...]) -> list[Row]:
+    """The rows *item* goes through the trunk in.
 
-    async def _tokenize(self, texts: list[str], truncation: Truncation, trunk: HostedTrunk) -> list[Encoded]:
-        side: Literal["right", "left"] = "left" if truncation == "left" else "right"
-        if sum(map(len, texts)) <= _INLINE_CHARACTERS:
-            return trunk.encoder.encode(texts, side=side)
-        return await asyncio.to_thread(trunk.encoder.encode, texts, side=side)
+    Raises:
+        InvalidInput: it takes several, and a view cannot be pooled over them.
+    """
+    asked = views if len(item.windows) == 1 else window_views(views)
+    return [Row(tuple(window.ids), asked, window.pair_at) for window in item.windows]
 
 
-def _check_not_empty(encoded: dict[int, Encoded], truncation: Truncation, spec: TrunkSpec) -> None:
-    for index, item in encoded.items():
-        if len(item.ids) <= 2:
-            raise InvalidInput(f"input {index} is empty once white space and control characters are gone")
-        if item.truncated and truncation == "error":
-            raise InvalidInput(f"input {index} has more than the {spec.max_tokens} tokens of trunk {spec.name!r}")
+def _weights(item: TokenizedInput) -> list[int]:
+    return [len(window.ids) for window in item.windows]
 
 
-def _checked_ids(index: int, ids: Sequence[int], spec: TrunkSpec) -> Encoded:
-    if len(ids) < 1:
-        raise InvalidInput(f"input {index} has no token ids")
-    if len(ids) > spec.max_tokens:
-        raise InvalidInput(f"input {index} has {len(ids)} token ids, more than the {spec.max_tokens} of trunk {spec.name!r}")
-    if max(ids) >= spec.vocab_size or min(ids) < 0:
-        raise InvalidInput(f"input {index} has a token id outside the vocabulary of {spec.vocab_size}")
-    return Encoded(list(ids), truncated=False)
+def _joined(rows: list[list[FloatArray]], inputs: list[TokenizedInput], views: tuple[View, ...]) -> list[list[FloatArray]]:
+    """One list of vectors an input, from one a row."""
+    if len(rows) == len(inputs):
+        return rows
+    stops = list(accumulate(len(item.windows) for item in inputs))
+    return [
+        rows[stop - 1] if len(item.windows) == 1 else join_windows(rows[stop - len(item.windows) : stop], _weights(item), views)
+        for item, stop in zip(inputs, stops, strict=True)
+    ]
+
+
+def _facts(item: TokenizedInput) -> InputFacts:
+    return InputFacts(item.num_tokens, item.truncated, len(item.windows))
 
 
 def _resolve(choice: ViewChoice, trunk: HostedTrunk) -> View:

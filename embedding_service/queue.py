@@ -26,7 +26,10 @@ class Ticket(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One queued input. *arrived* and *deadline* are seconds of the same monotonic clock; *index* is its place in the ticket."""
+    """One queued input. *arrived* and *deadline* are seconds of the same monotonic clock; *index* is its place in the ticket.
+
+    *pair_at* as in `backend.Batch`.
+    """
 
     token_ids: tuple[int, ...]
     views: tuple[View, ...]
@@ -35,6 +38,7 @@ class Entry:
     arrived: float
     deadline: float
     is_bulk: bool = False
+    pair_at: int = 0
 
     @property
     def num_tokens(self) -> int:

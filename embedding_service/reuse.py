@@ -91,7 +91,7 @@ class Reuse:
         joining: list[tuple[Entry, _Flight]] = []
         fresh: dict[tuple[_Ids, tuple[View, ...]], _Flight] = {}
         for entry in entries:
-            key = entry.token_ids, entry.views
+            key = _key(entry)
             vectors = self._cache.find(*key)
             flight = fresh.get(key) or self._flights.get(key)
             if vectors is not None:
@@ -111,12 +111,12 @@ class Reuse:
 
     def landed(self, flight: "_Flight", vectors: list[FloatArray]) -> None:
         """*flight* has its *vectors*; whoever comes now finds them in the cache."""
-        self._cache.keep(flight.entry.token_ids, flight.entry.views, vectors)
+        self._cache.keep(*_key(flight.entry), vectors)
         self.ended(flight)
 
     def ended(self, flight: "_Flight") -> None:
         """*flight* can no longer be joined."""
-        key = flight.entry.token_ids, flight.entry.views
+        key = _key(flight.entry)
         if self._flights.get(key) is flight:
             del self._flights[key]
 
@@ -133,7 +133,7 @@ class _Flight:
     __slots__ = ("__weakref__", "_members", "_reuse", "entry")
 
     def __init__(self, first: Entry, reuse: Reuse) -> None:
-        self.entry = Entry(first.token_ids, first.views, self, 0, first.arrived, first.deadline, first.is_bulk)
+        self.entry = Entry(first.token_ids, first.views, self, 0, first.arrived, first.deadline, first.is_bulk, first.pair_at)
         self._members = [first]
         self._reuse = reuse
 
@@ -165,6 +165,12 @@ class _Flight:
         self._reuse.ended(self)
         for member in self._members:
             _waiter(member).fail(error)
+
+
+def _key(entry: Entry) -> tuple[_Ids, tuple[View, ...]]:
+    """What decides the vectors. Where a pair divides is put behind its ids as a negative number, which no id is."""
+    ids = (*entry.token_ids, -entry.pair_at) if entry.pair_at else entry.token_ids
+    return ids, entry.views
 
 
 def _waiter(entry: Entry) -> Waiter:

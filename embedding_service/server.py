@@ -12,12 +12,13 @@ import numpy as np
 
 from clients.wire import embedding_pb2 as pb
 from clients.wire.metadata import EMBEDDING_SERVICE, RETRY_AFTER_MS
-from clients.wire.text import NORMALIZER
+from clients.wire.text import NORMALIZER, TextPair
 from embedding_service.backend import Pooling, View
 from embedding_service.conversation import Conversation, Settled
 from embedding_service.errors import GRPC_STATUS, EmbedError
-from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, Truncation, ViewChoice, ViewVectors
+from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewChoice, ViewVectors
 from embedding_service.telemetry import Telemetry
+from embedding_service.tokenization import Input, TableKey, TokenIds, Truncation
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ _TRUNCATIONS: Final[dict[int, Truncation]] = {
     pb.TRUNCATION_RIGHT: "right",
     pb.TRUNCATION_LEFT: "left",
     pb.TRUNCATION_ERROR: "error",
+    pb.TRUNCATION_WINDOW: "window",
 }
 _DTYPES: Final[dict[int, Literal["<f4", "<f2"]]] = {
     pb.DTYPE_UNSPECIFIED: "<f4",
@@ -158,7 +160,7 @@ class EmbeddingServicer:
 def call_of(request: pb.EmbedRequest, deadline: float) -> EmbedCall:
     """The call that *request* means. What an enum value unknown here means is its default."""
     return EmbedCall(
-        inputs=[item.tokens.ids if item.WhichOneof("value") == "tokens" else item.text for item in request.inputs],
+        inputs=[_input_of(item) for item in request.inputs],
         deadline=deadline,
         trunk=request.trunk,
         views=[_choice_of(view) for view in request.views],
@@ -176,8 +178,8 @@ def response_of(answer: EmbedAnswer, dtype: int) -> pb.EmbedResponse:
         trunk_fingerprint=answer.trunk.fingerprint,
         views=[_view_result(view, dtype) for view in answer.views],
         inputs=[
-            pb.InputResult(num_tokens=count, truncated=truncated)
-            for count, truncated in zip(answer.num_tokens, answer.truncated, strict=True)
+            pb.InputResult(num_tokens=item.num_tokens, truncated=item.truncated, num_windows=item.num_windows)
+            for item in answer.inputs
         ],
         durations=pb.Durations(
             tokenization_ns=round(timings.tokenization * 1e9),
@@ -225,6 +227,18 @@ def trunk_message(trunk: HostedTrunk, max_request_inputs: int, *, with_tokenizer
         max_request_inputs=max_request_inputs,
         tokenizer_json=spec.tokenizer_json if with_tokenizer else b"",
     )
+
+
+def _input_of(value: pb.Input) -> Input:
+    match value.WhichOneof("value"):
+        case "tokens":
+            return TokenIds(value.tokens.ids, value.tokens.pair_at)
+        case "pair":
+            return TextPair(value.pair.first, value.pair.second)
+        case "key":
+            return TableKey(value.key)
+        case _:
+            return value.text
 
 
 def _choice_of(view: pb.View) -> ViewChoice:

@@ -25,11 +25,12 @@ from starlette.applications import Starlette
 from clients.wire.metadata import EMBEDDING_SERVICE, MAX_MESSAGE_BYTES
 from embedding_service.backend import Backend, Batch
 from embedding_service.http import HttpEdge
-from embedding_service.infer import HostedTrunk, Infer, InferLimits
+from embedding_service.infer import HostedTrunk, Infer
 from embedding_service.server import EmbeddingServicer
 from embedding_service.settings import Settings
 from embedding_service.tei import TeiEdge
 from embedding_service.telemetry import PrometheusTelemetry
+from embedding_service.tokenization import InputLimits
 
 _log = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ async def running(backend: Backend, settings: Settings) -> AsyncIterator[Address
     registry = CollectorRegistry()
     telemetry = PrometheusTelemetry(registry)
     trunk = HostedTrunk(backend, settings.queue_limits, telemetry, cache_bytes=settings.cache_bytes)
-    infer = Infer([trunk], InferLimits(max_request_inputs=settings.max_request_inputs), telemetry)
+    infer = Infer([trunk], InputLimits(max_request_inputs=settings.max_request_inputs), telemetry)
     health = health_aio.HealthServicer()
     serving = _Readiness(health, [EMBEDDING_SERVICE, f"trunk/{trunk.spec.name}", ""])
 

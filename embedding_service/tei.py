@@ -20,7 +20,8 @@ from starlette.routing import Route
 from clients.wire.text import Token
 from embedding_service.edge import embed_while_connected, json_response, read_body, retry_headers, split_inputs
 from embedding_service.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable, UnknownTrunk, WrongTrunk
-from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, Truncation, ViewChoice
+from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, ViewChoice
+from embedding_service.tokenization import Truncation
 
 _log = logging.getLogger(__name__)
 
@@ -252,6 +253,6 @@ def _headers(answer: EmbedAnswer, given: _Input | Sequence[str | list[int]]) -> 
     return {
         "x-compute-type": "cpu",
         "x-compute-characters": str(characters),
-        "x-compute-tokens": str(sum(answer.num_tokens)),
+        "x-compute-tokens": str(sum(item.num_tokens for item in answer.inputs)),
         **{name: str(round(seconds * 1000)) for name, seconds in milliseconds.items()},
     }

@@ -75,6 +75,8 @@ class _TruncationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Truncation
     """drop its beginning"""
     TRUNCATION_ERROR: _Truncation.ValueType  # 3
     """refuse it: INVALID_ARGUMENT"""
+    TRUNCATION_WINDOW: _Truncation.ValueType  # 4
+    """read all of it in overlapping windows, and pool their vectors; not for token views"""
 
 class Truncation(_Truncation, metaclass=_TruncationEnumTypeWrapper): ...
 
@@ -86,6 +88,8 @@ TRUNCATION_LEFT: Truncation.ValueType  # 2
 """drop its beginning"""
 TRUNCATION_ERROR: Truncation.ValueType  # 3
 """refuse it: INVALID_ARGUMENT"""
+TRUNCATION_WINDOW: Truncation.ValueType  # 4
+"""read all of it in overlapping windows, and pool their vectors; not for token views"""
 Global___Truncation: _TypeAlias = Truncation  # noqa: Y015
 
 class _Priority:
@@ -125,6 +129,27 @@ DTYPE_UNSPECIFIED: DType.ValueType  # 0
 DTYPE_FLOAT32: DType.ValueType  # 1
 DTYPE_FLOAT16: DType.ValueType  # 2
 Global___DType: _TypeAlias = DType  # noqa: Y015
+
+class _TrunkKind:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TrunkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_TrunkKind.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TRUNK_KIND_UNSPECIFIED: _TrunkKind.ValueType  # 0
+    """TRUNK_KIND_ENCODER"""
+    TRUNK_KIND_ENCODER: _TrunkKind.ValueType  # 1
+    TRUNK_KIND_TABLE: _TrunkKind.ValueType  # 2
+    """vectors by key; has no tokens, layers, prompt or engine"""
+
+class TrunkKind(_TrunkKind, metaclass=_TrunkKindEnumTypeWrapper): ...
+
+TRUNK_KIND_UNSPECIFIED: TrunkKind.ValueType  # 0
+"""TRUNK_KIND_ENCODER"""
+TRUNK_KIND_ENCODER: TrunkKind.ValueType  # 1
+TRUNK_KIND_TABLE: TrunkKind.ValueType  # 2
+"""vectors by key; has no tokens, layers, prompt or engine"""
+Global___TrunkKind: _TypeAlias = TrunkKind  # noqa: Y015
 
 @_typing.final
 class View(_message.Message):
@@ -171,6 +196,9 @@ class TokenIds(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     IDS_FIELD_NUMBER: _builtins.int
+    PAIR_AT_FIELD_NUMBER: _builtins.int
+    pair_at: _builtins.int
+    """Where the second text of a pair begins: tokens from there on are of segment 1. Unset: a single text."""
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """With the special tokens ([CLS] … [SEP]) in place. Longer than the trunk's maximum: INVALID_ARGUMENT."""
@@ -179,14 +207,39 @@ class TokenIds(_message.Message):
         self,
         *,
         ids: _abc.Iterable[_builtins.int] | None = ...,
+        pair_at: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ids", b"ids", "pair_at", b"pair_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___TokenIds: _TypeAlias = TokenIds  # noqa: Y015
+
+@_typing.final
+class TextPair(_message.Message):
+    """Two texts read together by one forward pass: [CLS] first [SEP] second [SEP]. Too long together: the longer one is cut."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    SECOND_FIELD_NUMBER: _builtins.int
+    first: _builtins.str
+    second: _builtins.str
+    def __init__(
+        self,
+        *,
+        first: _builtins.str = ...,
+        second: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "second", b"second"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TextPair: _TypeAlias = TextPair  # noqa: Y015
 
 @_typing.final
 class Input(_message.Message):
@@ -194,20 +247,29 @@ class Input(_message.Message):
 
     TEXT_FIELD_NUMBER: _builtins.int
     TOKENS_FIELD_NUMBER: _builtins.int
+    PAIR_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
     text: _builtins.str
+    """of a table: the mean of its words' vectors"""
+    key: _builtins.str
+    """of a table: the vector kept under exactly this key"""
     @_builtins.property
     def tokens(self) -> Global___TokenIds: ...
+    @_builtins.property
+    def pair(self) -> Global___TextPair: ...
     def __init__(
         self,
         *,
         text: _builtins.str = ...,
         tokens: Global___TokenIds | None = ...,
+        pair: Global___TextPair | None = ...,
+        key: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "tokens", b"tokens", "value", b"value"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "pair", b"pair", "text", b"text", "tokens", b"tokens", "value", b"value"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["text", b"text", "tokens", b"tokens", "value", b"value"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "pair", b"pair", "text", b"text", "tokens", b"tokens", "value", b"value"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["text", "tokens"]  # noqa: Y015
+    _WhichOneofReturnType_value: _TypeAlias = _typing.Literal["text", "tokens", "pair", "key"]  # noqa: Y015
     _WhichOneofArgType_value: _TypeAlias = _typing.Literal["value", b"value"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_value) -> _WhichOneofReturnType_value | None: ...
 
@@ -321,20 +383,30 @@ class InputResult(_message.Message):
     NUM_TOKENS_FIELD_NUMBER: _builtins.int
     TRUNCATED_FIELD_NUMBER: _builtins.int
     CACHED_FIELD_NUMBER: _builtins.int
+    NUM_WINDOWS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
     num_tokens: _builtins.int
     """tokens that went through the trunk, special tokens included"""
     truncated: _builtins.bool
     cached: _builtins.bool
+    num_windows: _builtins.int
+    """forward passes' rows it was read in; 1 unless TRUNCATION_WINDOW met a long text"""
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of a table: keys or words it does not have; an input with none of its own is all zeros"""
+
     def __init__(
         self,
         *,
         num_tokens: _builtins.int = ...,
         truncated: _builtins.bool = ...,
         cached: _builtins.bool = ...,
+        num_windows: _builtins.int = ...,
+        missing: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "num_tokens", b"num_tokens", "truncated", b"truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cached", b"cached", "missing", b"missing", "num_tokens", b"num_tokens", "num_windows", b"num_windows", "truncated", b"truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -546,6 +618,8 @@ class Trunk(_message.Message):
     AGREEMENT_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_INPUTS_FIELD_NUMBER: _builtins.int
     TOKENIZER_JSON_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    NUM_KEYS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     fingerprint: _builtins.str
     """"sha256:<64 hex digits>" """
@@ -566,6 +640,9 @@ class Trunk(_message.Message):
     max_request_inputs: _builtins.int
     tokenizer_json: _builtins.bytes
     """only with_tokenizer: a Hugging Face tokenizer.json"""
+    kind: Global___TrunkKind.ValueType
+    num_keys: _builtins.int
+    """of a table"""
     @_builtins.property
     def default_view(self) -> Global___View: ...
     @_builtins.property
@@ -589,10 +666,12 @@ class Trunk(_message.Message):
         agreement: _builtins.float = ...,
         max_request_inputs: _builtins.int = ...,
         tokenizer_json: _builtins.bytes = ...,
+        kind: Global___TrunkKind.ValueType = ...,
+        num_keys: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_view", b"default_view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "default_view", b"default_view", "engine", b"engine", "fingerprint", b"fingerprint", "layers", b"layers", "max_request_inputs", b"max_request_inputs", "max_tokens", b"max_tokens", "name", b"name", "normalizer", b"normalizer", "num_layers", b"num_layers", "prompt", b"prompt", "tokenizer_json", b"tokenizer_json", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "default_view", b"default_view", "engine", b"engine", "fingerprint", b"fingerprint", "kind", b"kind", "layers", b"layers", "max_request_inputs", b"max_request_inputs", "max_tokens", b"max_tokens", "name", b"name", "normalizer", b"normalizer", "num_keys", b"num_keys", "num_layers", b"num_layers", "prompt", b"prompt", "tokenizer_json", b"tokenizer_json", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

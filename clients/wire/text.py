@@ -44,10 +44,14 @@ class TextPair:
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Token ids with the special tokens in place, and whether the text had more than fit."""
+    """Token ids with the special tokens in place, and whether the text had more than fit.
+
+    *pair_at* is where the second text of a pair begins; 0 for a single text.
+    """
 
     ids: list[int]
     truncated: bool
+    pair_at: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +63,26 @@ class Token:
     is_special: bool
     start: int | None = None
     stop: int | None = None
+
+
+def window_spans(length: int, room: int) -> list[tuple[int, int]]:
+    """Where windows of at most *room* tokens begin and stop in *length* tokens, so that together they cover all of them.
+
+    As few as can be when neighbours overlap by a quarter of *room*; of one length, and as evenly apart as whole numbers allow.
+    """
+    if length <= room:
+        return [(0, length)]
+    overlap = room // 4
+    count = -(-(length - overlap) // (room - overlap))
+    width = -(-(length + (count - 1) * overlap) // count)
+    starts = [round(index * (length - width) / (count - 1)) for index in range(count)]
+    return [(start, start + width) for start in starts]
+
+
+def _kept_of_pair(first: int, second: int, room: int) -> tuple[int, int]:
+    """How many tokens of each text of a pair are kept when only *room* fit: the longer one gives up its tokens first."""
+    shorter = min(first, second, room // 2)
+    return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
 
 
 class TextEncoder:
@@ -87,6 +111,29 @@ class TextEncoder:
         encodings = self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
         return [self._fit(encoding.ids, side) for encoding in encodings]
 
+    def encode_windows(self, text: str) -> list[Encoded]:
+        """All of *text* in windows of one length that overlap by about a quarter of what fits; one window where it all fits."""
+        ids = self._ids(self._prompt + normalize_text(text))
+        return [
+            Encoded([self._first, *ids[start:stop], self._last], truncated=False)
+            for start, stop in window_spans(len(ids), self.max_tokens - 2)
+        ]
+
+    def encode_pair(self, pair: TextPair, *, side: TruncationSide = "right") -> Encoded:
+        """Both texts of *pair*; where they are too long together the longer one loses its end or beginning."""
+        first = self._ids(self._prompt + normalize_text(pair.first))
+        second = self._ids(normalize_text(pair.second))
+        room = max(self.max_tokens - 3, 2)
+        truncated = len(first) + len(second) > room
+        if truncated:
+            kept = _kept_of_pair(len(first), len(second), room)
+            first, second = (
+                ids[:count] if side == "right" else ids[len(ids) - count :]
+                for ids, count in zip((first, second), kept, strict=True)
+            )
+        ids = [self._first, *first, self._last, *second, self._last]
+        return Encoded(ids, truncated, pair_at=len(first) + 2)
+
     def tokens(self, text: str, *, with_special: bool = True) -> list[Token]:
         """All tokens of *text*, none dropped, without the prompt; the special ones only *with_special*."""
         normalized = normalize_text(text)
@@ -105,6 +152,11 @@ class TextEncoder:
     def decode(self, ids: "Sequence[int]", *, skip_special: bool = True) -> str:
         """The text of *ids*, as far as tokens tell it; unknown ids are left out."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+
+    def _ids(self, prepared: str) -> list[int]:
+        """All ids of *prepared*, without the special ones."""
+        ids: list[int] = self._tokenizer.encode(prepared, add_special_tokens=False).ids
+        return ids
 
     def _fit(self, ids: list[int], side: TruncationSide) -> Encoded:
         room = self.max_tokens - 2

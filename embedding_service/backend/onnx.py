@@ -20,14 +20,14 @@ class OnnxBackend:
         """See `embedding_service.backend.Backend`."""
         if self._session is None:
             raise BackendError("the backend is closed")
-        ids, mask, lengths = padded(batch.token_ids)
+        inputs, lengths = padded(batch.token_ids, batch.pair_at)
         layers = sorted({view.layer for views in batch.views for view in views})
         names = [f"hidden_{self.trunk.num_layers + 1 + layer}" for layer in layers]
         try:
-            arrays: list[FloatArray] = self._session.run(names, {"input_ids": ids, "attention_mask": mask})
+            arrays: list[FloatArray] = self._session.run(names, inputs)
         except Exception as error:  # the runtime's own classes are many and private
             raise BackendError(f"ONNX Runtime failed: {error}") from error
-        present = mask.astype(bool)
+        present = inputs["attention_mask"].astype(bool)
         return read_views({layer: array[present] for layer, array in zip(layers, arrays, strict=True)}, lengths, batch)
 
     def close(self) -> None:

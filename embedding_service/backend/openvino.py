@@ -24,7 +24,7 @@ class OpenVinoBackend:
     def embed(self, batch: Batch) -> BatchResult:
         """See `embedding_service.backend.Backend`."""
         request = self._request()
-        inputs, lengths = flattened(batch.token_ids)
+        inputs, lengths = flattened(batch.token_ids, batch.pair_at)
         layers = {view.layer for views in batch.views for view in views}
         try:
             request.infer(inputs, share_inputs=True, share_outputs=True)

@@ -13,17 +13,26 @@ Lengths = NDArray[np.int64]
 _Pool = Callable[[FloatArray, Lengths, Lengths], FloatArray]
 
 
-def padded(token_ids: Sequence[Sequence[int]]) -> tuple[NDArray[np.int64], NDArray[np.int64], Lengths]:
-    """Token ids and mask, int64 [rows, longest], and the rows' lengths. Padding is id 0, mask 0."""
+def padded(token_ids: Sequence[Sequence[int]], pair_at: Sequence[int] = ()) -> tuple[dict[str, NDArray[np.int64]], Lengths]:
+    """The inputs of a graph of the onnxruntime dialect (`models.graph`), and the rows' lengths. Padding is id 0, mask 0."""
     lengths = np.fromiter(map(len, token_ids), dtype=np.int64, count=len(token_ids))
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.int64)
     ids = np.zeros(mask.shape, dtype=np.int64)
     for row, values in zip(ids, token_ids, strict=True):
         row[: len(values)] = values
-    return ids, mask, lengths
+    positions = np.tile(2 * np.arange(mask.shape[1]), (len(mask), 1))
+    if any(pair_at):
+        positions += _segments(mask.shape[1], pair_at)
+    return {"input_ids": ids, "position_ids": positions, "attention_mask": mask}, lengths
 
 
-def flattened(token_ids: Sequence[Sequence[int]]) -> tuple[dict[str, NDArray[np.int64]], Lengths]:
+def _segments(width: int, pair_at: Sequence[int]) -> NDArray[np.int64]:
+    """1 from where a row's second text begins, else 0; int64 [rows, width]."""
+    begins = np.array([begin or width for begin in pair_at], dtype=np.int64)
+    return (np.arange(width) >= begins[:, None]).astype(np.int64)
+
+
+def flattened(token_ids: Sequence[Sequence[int]], pair_at: Sequence[int] = ()) -> tuple[dict[str, NDArray[np.int64]], Lengths]:
     """The inputs of a graph of the flat dialect (`models.graph`), and the rows' lengths.
 
     The grid of attention is as wide as the longest row, rounded up to a multiple of 8: its products then fill whole vector
@@ -40,9 +49,12 @@ def flattened(token_ids: Sequence[Sequence[int]]) -> tuple[dict[str, NDArray[np.
     ids = np.zeros(num_tokens + spare, dtype=np.int64)
     ids[:num_tokens] = np.fromiter(chain.from_iterable(token_ids), dtype=np.int64, count=num_tokens)
     places = np.pad(places, (0, spare))
+    positions = 2 * (places % width)
+    if any(pair_at):
+        positions += _segments(width, pair_at).reshape(-1)[places]
     inputs = {
         "input_ids": ids,
-        "position_ids": places % width,
+        "position_ids": positions,
         "attention_mask": present.astype(np.int64),
         "grid": grid,
         "places": places,
@@ -98,12 +110,16 @@ def _places(views: Sequence[Sequence[View]]) -> dict[View, list[tuple[int, int]]
 
 def _read(states: FloatArray, starts: Lengths, lengths: Lengths, view: View) -> Sequence[FloatArray]:
     if view.pooling == "tokens":
-        return [_finish(rows.copy(), view) for rows in np.split(states, starts[1:])]
-    return list(_finish(_POOLS[view.pooling](states, starts, lengths), view))
+        return [finish(rows.copy(), view) for rows in np.split(states, starts[1:])]
+    return list(finish(_POOLS[view.pooling](states, starts, lengths), view))
 
 
-def _finish(vectors: FloatArray, view: View) -> FloatArray:
-    """Check, cut and scale *vectors*, float32 [any, width]."""
+def finish(vectors: FloatArray, view: View) -> FloatArray:
+    """Check, cut and scale *vectors*, float32 [any, width].
+
+    Raises:
+        BackendError: a number is not finite.
+    """
     if not np.isfinite(vectors).all():
         raise BackendError("the forward pass gave numbers that are not finite")
     if view.dims:

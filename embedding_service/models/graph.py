@@ -2,8 +2,11 @@
 
 All inputs are int64; outputs are named hidden_<k>, where k counts from 0, the embedding layer.
 
-*onnxruntime*: with the operators that runtime has fused kernels for. Inputs input_ids and attention_mask [batch, seq];
-outputs float32 [batch, seq, width].
+In both, position_ids say where a token stands and which segment it is of: 2 * position + segment, so that one look-up adds
+both embeddings; segment is 1 in the second text of a pair and 0 elsewhere.
+
+*onnxruntime*: with the operators that runtime has fused kernels for. Inputs input_ids, position_ids and attention_mask
+[batch, seq]; outputs float32 [batch, seq, width].
 
 *flat*: plain operators, and no padding but inside attention, so that rows of unlike lengths may share a pass. Inputs
 input_ids and position_ids [tokens], the rows one after another; attention_mask [batch, seq]; grid [batch, seq], which token
@@ -24,10 +27,10 @@ from embedding_service.models.bert import BertConfig, Weights
 
 Dialect = Literal["flat", "onnxruntime"]
 
-GRAPH_VERSION: Final = 3
+GRAPH_VERSION: Final = 4
 """Part of the name a graph is kept under: raise it with every change of this file that changes the graph."""
 
-_PADDED_INPUTS: Final = {"input_ids": ["batch", "seq"], "attention_mask": ["batch", "seq"]}
+_PADDED_INPUTS: Final = {name: ["batch", "seq"] for name in ("input_ids", "position_ids", "attention_mask")}
 _FLAT_INPUTS: Final = {
     "input_ids": ["tokens"],
     "position_ids": ["tokens"],
@@ -85,11 +88,12 @@ class _Builder:
         self._mask = ""
 
     def embeddings(self) -> str:
-        """Add word, position and (always the first) segment embeddings, normalised."""
+        """Add word, position and segment embeddings, normalised."""
         tables = self._weights
-        positions = tables["embeddings.position_embeddings.weight"] + tables["embeddings.token_type_embeddings.weight"][0]
+        positions = tables["embeddings.position_embeddings.weight"][:, None] + tables["embeddings.token_type_embeddings.weight"]
         words = self._node("Gather", [self._weight("embeddings.word_embeddings.weight"), "input_ids"])
-        here = self._positions(self._constant("positions", positions))
+        table = self._constant("positions", positions.reshape(-1, self._config.width))
+        here = self._node("Gather", [table, "position_ids"])
         self._mask = self._make_mask()
         return self._normalized(self._node("Add", [words, here]), "embeddings.LayerNorm")
 
@@ -115,13 +119,6 @@ class _Builder:
         graph = helper.make_graph(self._nodes, "trunk", inputs, self._outputs, list(self._constants.values()))
         opsets = [helper.make_opsetid("", _OPSET)] + ([helper.make_opsetid(_FUSED, 1)] if self._is_fused else [])
         return helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name="trunkline")
-
-    def _positions(self, table: str) -> str:
-        if not self._is_fused:
-            return self._node("Gather", [table, "position_ids"])
-        length = self._node("Shape", ["input_ids"], start=1, end=2)
-        start, axis = self._integers("zero", [0]), self._integers("axis", [0])
-        return self._node("Slice", [table, start, length, axis])
 
     def _make_mask(self) -> str:
         if self._is_fused:

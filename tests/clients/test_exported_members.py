@@ -28,6 +28,8 @@ EXPORTED = [
     "Refused",
     "Result",
     "ServerFault",
+    "TableKey",
+    "TextPair",
     "Trunk",
     "TrunklineError",
     "Unauthenticated",

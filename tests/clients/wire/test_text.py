@@ -1,8 +1,10 @@
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.wire.text import TextEncoder, normalize_text
+from clients.wire.text import TextEncoder, TextPair, normalize_text, window_spans
 
 
 @given(st.text(st.characters() | st.characters(categories=["Cc", "Cf", "Cs", "Mn", "Zs"])))
@@ -66,3 +68,40 @@ def test_a_tokenizer_without_two_special_tokens_is_refused():
     bare = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]")).to_str().encode()
     with pytest.raises(ValueError, match="0 special tokens"):
         TextEncoder(bare, max_tokens=8)
+
+
+@given(st.integers(1, 3_000), st.integers(3, 300))
+def test_windows_cover_a_text_are_alike_in_length_and_overlap(length, room):
+    spans = window_spans(length, room)
+
+    assert (spans[0][0], spans[-1][1]) == (0, length)
+    assert len({stop - start for start, stop in spans}) == 1
+    assert all(stop - start <= room for start, stop in spans)
+    assert all(start < stop - room // 4 + 1 for (_, stop), (start, _) in pairwise(spans))
+    assert len(spans) == 1 or length > room
+
+
+def test_a_long_text_is_read_in_windows_with_special_tokens_of_their_own(tokenizer_json):
+    encoder = TextEncoder(tokenizer_json, max_tokens=6)
+    windows = encoder.encode_windows("one two three four one two three")
+    assert [window.ids for window in windows] == [[2, 4, 5, 6, 7, 3], [2, 7, 4, 5, 6, 3]]
+    assert not any(window.truncated for window in windows)
+
+
+def test_a_pair_knows_where_its_second_text_begins(tokenizer_json):
+    found = TextEncoder(tokenizer_json, max_tokens=9).encode_pair(TextPair("one two", " three "))
+    assert (found.ids, found.pair_at, found.truncated) == ([2, 4, 5, 3, 6, 3], 4, False)
+
+
+@pytest.mark.parametrize(
+    ("pair", "side", "ids"),
+    [
+        (TextPair("one two three four", "one"), "right", [2, 4, 5, 3, 4, 3]),
+        (TextPair("one two three four", "one"), "left", [2, 6, 7, 3, 4, 3]),
+        (TextPair("one", "one two three four"), "right", [2, 4, 3, 4, 5, 3]),
+        (TextPair("one two three", "one two three"), "right", [2, 4, 3, 4, 5, 3]),
+    ],
+)
+def test_of_a_pair_that_is_too_long_the_longer_text_is_cut(tokenizer_json, pair, side, ids):
+    found = TextEncoder(tokenizer_json, max_tokens=6).encode_pair(pair, side=side)
+    assert (found.ids, found.truncated) == (ids, True)

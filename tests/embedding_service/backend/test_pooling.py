@@ -19,7 +19,8 @@ def _by_hand(row, pooling):
 @pytest.mark.parametrize("dims", [0, 3])
 def test_a_view_reads_each_row_without_its_padding(pooling, normalize, dims):
     hidden = np.random.default_rng(1).normal(size=(3, 5, 8)).astype(np.float32)
-    _, mask, lengths = padded(IDS)
+    inputs, lengths = padded(IDS)
+    mask = inputs["attention_mask"]
     hidden[mask == 0] = 1e6
     flat = hidden[mask == 1]
     view = View(pooling, -1, normalize, dims)
@@ -48,9 +49,18 @@ def test_flattened_rows_find_each_token_in_the_grid_and_back(lengths: list[int])
     total, grid, places = sum(lengths), inputs["grid"], inputs["places"]
     assert lengths == told.tolist()
     assert [token for row in ids for token in row] == inputs["input_ids"][:total].tolist()
-    assert [place for length in lengths for place in range(length)] == inputs["position_ids"][:total].tolist()
+    assert [2 * place for length in lengths for place in range(length)] == inputs["position_ids"][:total].tolist()
     assert list(range(total)) == grid.reshape(-1)[places[:total]].tolist()
     assert lengths == inputs["attention_mask"].sum(axis=1).tolist()
     assert 0 == grid.shape[1] % 8
     assert {len(values) for name, values in inputs.items() if name not in {"grid", "attention_mask"}} == {len(places)}
     assert len(places) - total < 16
+
+
+def test_tokens_of_a_second_text_stand_in_segment_one() -> None:
+    inputs, _ = padded(IDS, (0, 3, 0))
+    assert [0, 2, 4, 7, 9] == inputs["position_ids"][1].tolist()
+    assert [0, 2, 4, 6, 8] == inputs["position_ids"][0].tolist()
+
+    flat, _ = flattened(IDS, (0, 3, 0))
+    assert [0, 2, 4, 0, 2, 4, 7, 9, 0, 2] == flat["position_ids"].tolist()

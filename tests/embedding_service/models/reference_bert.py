@@ -25,11 +25,12 @@ def _attention(x, w, prefix, heads):
     return np.concatenate(mixed, axis=1)
 
 
-def hidden_states(config, weights, ids):
+def hidden_states(config, weights, ids, pair_at=0):
     """[embedding layer, layer 1, ...], each float64 [tokens, width]."""
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     x = w["embeddings.word_embeddings.weight"][list(ids)] + w["embeddings.position_embeddings.weight"][: len(ids)]
-    x = _norm(x + w["embeddings.token_type_embeddings.weight"][0], w, "embeddings.LayerNorm", config.epsilon)
+    segments = [int(0 < pair_at <= place) for place in range(len(ids))]
+    x = _norm(x + w["embeddings.token_type_embeddings.weight"][segments], w, "embeddings.LayerNorm", config.epsilon)
     states = [x]
     for number in range(config.num_layers):
         name = f"encoder.layer.{number}"

@@ -17,19 +17,21 @@ ROWS = ((2, 5, 3), (2, 9, 8, 7, 6, 11, 3), (2, 3))
 
 @pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])
 @pytest.mark.parametrize("prefix", ["", "bert."])
-def test_ragged_rows_agree_with_a_plain_bert_at_every_layer(tmp_path, engine, prefix):
+def test_ragged_rows_and_pairs_agree_with_a_plain_bert_at_every_layer(tmp_path, engine, prefix):
     trunk = make_tiny_trunk(tmp_path / "tiny", prefix=prefix)
     backend = load_backend(prepare(str(trunk), cache_dir=tmp_path / "cache", engine=engine, layers=(-1, -2, -3)))
     config = read_config(trunk)
     weights = read_weights(trunk, config)
     views = tuple(View("tokens", layer, normalize=False) for layer in (-1, -2, -3))
 
-    result = backend.embed(Batch(ROWS, (views,) * len(ROWS)))
+    results = {pair_at: backend.embed(Batch(ROWS, (views,) * len(ROWS), pair_at)) for pair_at in ((), (0, 4, 1))}
     backend.close()
 
-    for ids, arrays in zip(ROWS, result, strict=True):
-        for layer, array in zip((-1, -2, -3), arrays, strict=True):
-            np.testing.assert_allclose(array, hidden_states(config, weights, ids)[layer], atol=1e-4)
+    for pair_at, result in results.items():
+        for ids, begin, arrays in zip(ROWS, pair_at or (0, 0, 0), result, strict=True):
+            states = hidden_states(config, weights, ids, begin)
+            for layer, array in zip((-1, -2, -3), arrays, strict=True):
+                np.testing.assert_allclose(array, states[layer], atol=1e-4)
 
 
 def test_a_second_preparation_finds_the_first(tmp_path):

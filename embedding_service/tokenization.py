@@ -1,0 +1,143 @@
+"""From what a caller sent to token ids a trunk can take, or a sentence why it cannot. Pure; long texts go to a thread."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from clients.wire.text import Encoded, TextEncoder, TextPair
+from embedding_service.backend import TrunkSpec
+from embedding_service.errors import InvalidInput
+
+Truncation = Literal["right", "left", "error", "window"]
+
+INLINE_CHARACTERS: Final = 20_000
+"""Up to here tokenising takes about a millisecond and stays on the loop; a thread hand-off would cost more than it frees."""
+
+
+@dataclass(frozen=True, slots=True)
+class TableKey:
+    """A key of a table, to be found exactly as it is."""
+
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenIds:
+    """Token ids with their special tokens; *pair_at* is where the second text of a pair begins, 0 for a single text."""
+
+    ids: Sequence[int]
+    pair_at: int = 0
+
+
+Input = str | TextPair | TokenIds | TableKey | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class InputLimits:
+    """*max_request_inputs* is the most inputs, and windows of them, one call may carry; *max_characters* the most of one text."""
+
+    max_request_inputs: int = 1_024
+    max_characters: int = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedInput:
+    """One input as the trunk will see it: *windows* is one row, or more for a long text under the policy "window"."""
+
+    windows: tuple[Encoded, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that go through the trunk, special ones and overlaps included."""
+        return sum(len(window.ids) for window in self.windows)
+
+    @property
+    def truncated(self) -> bool:
+        """Whether some of the input goes through no forward pass."""
+        return any(window.truncated for window in self.windows)
+
+
+class InputTokenizer:
+    """Checks and tokenises inputs for one trunk. *encoder* is the trunk's."""
+
+    def __init__(self, spec: TrunkSpec, encoder: TextEncoder) -> None:
+        self._spec = spec
+        self._encoder = encoder
+
+    async def tokenize(self, inputs: Sequence[Input], truncation: Truncation, limits: InputLimits) -> list[TokenizedInput]:
+        """Each of *inputs* as token ids.
+
+        Raises:
+            InvalidInput: one of them can never be served as it is.
+        """
+        if sum(map(_num_characters, inputs)) <= INLINE_CHARACTERS:
+            return self._tokenize(inputs, truncation, limits)
+        return await asyncio.to_thread(self._tokenize, inputs, truncation, limits)
+
+    def _tokenize(self, inputs: Sequence[Input], truncation: Truncation, limits: InputLimits) -> list[TokenizedInput]:
+        texts = {index: value for index, value in enumerate(inputs) if isinstance(value, str)}
+        for index, text in texts.items():
+            _check_text(f"input {index}", text, limits)
+        encoded = dict(zip(texts, self._encode(list(texts.values()), truncation), strict=True))
+        for index, item in encoded.items():
+            if len(item.windows[0].ids) <= 2:
+                raise InvalidInput(f"input {index} is empty once white space and control characters are gone")
+        found = [
+            encoded[index] if isinstance(value, str) else TokenizedInput((self._other(index, value, truncation, limits),))
+            for index, value in enumerate(inputs)
+        ]
+        self._check(found, truncation, limits)
+        return found
+
+    def _encode(self, texts: list[str], truncation: Truncation) -> list[TokenizedInput]:
+        if truncation == "window":
+            return [TokenizedInput(tuple(self._encoder.encode_windows(text))) for text in texts]
+        side: Literal["left", "right"] = "left" if truncation == "left" else "right"
+        return [TokenizedInput((item,)) for item in self._encoder.encode(texts, side=side)]
+
+    def _other(self, index: int, value: Input, truncation: Truncation, limits: InputLimits) -> Encoded:
+        if isinstance(value, TableKey):
+            raise InvalidInput(f"input {index} is a key; trunk {self._spec.name!r} takes texts or token ids, keys are for tables")
+        if not isinstance(value, TextPair):
+            given = value if isinstance(value, TokenIds) else TokenIds(value)  # type: ignore[arg-type]
+            return self._checked_ids(index, given)
+        for name, text in (("first", value.first), ("second", value.second)):
+            _check_text(f"the {name} text of input {index}", text, limits)
+        encoded = self._encoder.encode_pair(value, side="left" if truncation == "left" else "right")
+        if encoded.pair_at == 2 or len(encoded.ids) == encoded.pair_at + 1:
+            raise InvalidInput(f"a text of input {index} is empty once white space and control characters are gone")
+        return encoded
+
+    def _checked_ids(self, index: int, given: TokenIds) -> Encoded:
+        ids, spec = given.ids, self._spec
+        if len(ids) < 1:
+            raise InvalidInput(f"input {index} has no token ids")
+        if len(ids) > spec.max_tokens:
+            raise InvalidInput(f"input {index} has {len(ids)} token ids, more than the {spec.max_tokens} of trunk {spec.name!r}")
+        if max(ids) >= spec.vocab_size or min(ids) < 0:
+            raise InvalidInput(f"input {index} has a token id outside the vocabulary of {spec.vocab_size}")
+        if not 0 <= given.pair_at < len(ids):
+            raise InvalidInput(f"input {index} has its second text begin outside its {len(ids)} token ids")
+        return Encoded(list(ids), truncated=False, pair_at=given.pair_at)
+
+    def _check(self, found: list[TokenizedInput], truncation: Truncation, limits: InputLimits) -> None:
+        for index, item in enumerate(found):
+            if item.truncated and truncation in {"error", "window"}:
+                raise InvalidInput(f"input {index} has more than the {self._spec.max_tokens} tokens of trunk {self._spec.name!r}")
+        num_windows = sum(len(item.windows) for item in found)
+        if num_windows > limits.max_request_inputs:
+            raise InvalidInput(f"these inputs make {num_windows} windows, more than the {limits.max_request_inputs} of one call")
+
+
+def _num_characters(value: Input) -> int:
+    if isinstance(value, str):
+        return len(value)
+    return len(value.first) + len(value.second) if isinstance(value, TextPair) else 0
+
+
+def _check_text(name: str, text: str, limits: InputLimits) -> None:
+    if not text:
+        raise InvalidInput(f"{name} is empty")
+    if len(text) > limits.max_characters:
+        raise InvalidInput(f"{name} is longer than {limits.max_characters} characters")
