@@ -5,11 +5,13 @@ import gc
 import logging
 import os
 import sys
+from collections.abc import Sequence
 
 import uvloop
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
@@ -31,24 +33,30 @@ def main() -> int:
             _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
         return 2
     try:
-        prepared = prepare(
-            settings.model,
-            cache_dir=settings.cache_dir,
-            engine=settings.engine,
-            layers=settings.layers,
-            progress=_log.info,
-        )
-        backend = load_backend(prepared)
-        warm_up(backend)
+        backends = [_backend(source, settings) for source in settings.model or (None,)]
+        _check_names(backends)
         # What was imported lives as long as the process: the collector need not look at it again and again.
         gc.freeze()
-        uvloop.run(serve(backend, settings, _announce))
+        uvloop.run(serve(backends, settings, _announce))
     except (PreparationError, ListenError) as error:
         _log.error("%s", error)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0
+
+
+def _backend(model: str | None, settings: Settings) -> Backend:
+    prepared = prepare(model, cache_dir=settings.cache_dir, engine=settings.engine, layers=settings.layers, progress=_log.info)
+    backend = load_backend(prepared)
+    warm_up(backend)
+    return backend
+
+
+def _check_names(backends: Sequence[Backend]) -> None:
+    names = [backend.trunk.name for backend in backends]
+    if len(names) > len(set(names)):
+        raise PreparationError(f"two trunks have one name among {', '.join(names)}; call one otherwise with --model NAME=SOURCE")
 
 
 def _announce(addresses: Addresses) -> None:

@@ -6,6 +6,7 @@ next one gathers while the current one runs.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -14,7 +15,7 @@ from typing import Protocol, cast
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
 from embedding_service.queue import Entry, Queue, QueueLimits, Rows, Taken, Ticket, may_start
-from embedding_service.telemetry import BatchFacts, Telemetry
+from embedding_service.telemetry import BatchFacts, TrunkTelemetry
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +80,52 @@ class PendingRequest:
             self._future.set_exception(error)
 
 
-class Batcher:
-    """Runs one backend. All methods belong to the event loop's thread; only `Backend.embed` runs elsewhere."""
+class PassSlots:
+    """How many passes may run at once on one processor, whatever trunks they are of. Those who share it take turns."""
 
-    def __init__(self, backend: Backend, limits: QueueLimits, telemetry: Telemetry) -> None:
+    def __init__(self, total: int) -> None:
+        self.num_free = total
+        self._members: deque[Callable[[], None]] = deque()
+
+    def join(self, dispatch: Callable[[], None]) -> None:
+        """*dispatch* is called when a slot is free that others did not want."""
+        self._members.append(dispatch)
+
+    def take(self) -> None:
+        """A pass starts; the caller has seen that a slot is free."""
+        self.num_free -= 1
+
+    def give(self) -> None:
+        """A pass has ended: all are asked, another one first each time."""
+        self.num_free += 1
+        self._members.rotate(-1)
+        for dispatch in list(self._members):
+            dispatch()
+
+
+class Batcher:
+    """Runs one backend. All methods belong to the event loop's thread; only `Backend.embed` runs elsewhere.
+
+    *slots* are shared with other batchers of the same processor; None: the engine has them to itself.
+    """
+
+    def __init__(self, backend: Backend, limits: QueueLimits, telemetry: TrunkTelemetry, slots: PassSlots | None = None) -> None:
         self._backend = backend
         self._queue = Queue(replace(limits, padding_cost=backend.engine.padding_cost))
         self._telemetry = telemetry
-        self._free_slots = backend.engine.concurrency
-        self._pool = ThreadPoolExecutor(self._free_slots, thread_name_prefix=f"trunk-{backend.trunk.name}")
+        self._concurrency = backend.engine.concurrency
+        self._slots = slots or PassSlots(self._concurrency)
+        self._slots.join(self._dispatch)
+        self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}")
         self._running: dict[asyncio.Future[BatchResult], Rows] = {}
         self._tokens_per_second = 0.0
         self._draining = False
         self._will_dispatch = False
+        self._late_classes: frozenset[bool] = frozenset()
         self.is_healthy = True
         """Whether the last forward pass went well."""
+        self.on_health: Callable[[], None] = lambda: None
+        """Called when `is_healthy` has changed."""
 
     def __repr__(self) -> str:
         return f"<Batcher [{len(self._running)} running, {self._queue.num_entries} queued]>"
@@ -103,11 +135,15 @@ class Batcher:
         """For reading only."""
         return self._queue
 
+    def queue_age(self) -> float:
+        """Seconds the oldest entry has waited."""
+        return self._queue.oldest_age(time.monotonic())
+
     async def run(self, rows: Sequence[Row], *, deadline: float, is_bulk: bool = False) -> Outcome:
         """Queue all *rows* or none, and wait for the last of them. *deadline* is seconds of `time.monotonic`.
 
         Raises:
-            Overloaded: there is no room for all of them.
+            Overloaded: there is no room for all of them, or what is there already has waited too long.
             DeadlineExceeded: the deadline passed; what had not started is not executed.
             Unavailable: draining, or a forward pass failed.
         """
@@ -117,7 +153,7 @@ class Batcher:
         """Queue all *entries* or none; their tickets are `Waiter`s, told later.
 
         Raises:
-            Overloaded: there is no room for all of them.
+            Overloaded: there is no room for all of them, or what is there already has waited too long.
             DeadlineExceeded: a deadline had passed on arrival.
             Unavailable: draining.
         """
@@ -125,13 +161,16 @@ class Batcher:
             raise Unavailable("the embedding service is stopping")
         if any(entry.deadline <= entry.arrived for entry in entries):
             raise DeadlineExceeded("the deadline had passed on arrival")
+        if not self._will_dispatch:
+            self._will_dispatch = True
+            self._late_classes = self._queue.late_classes(time.monotonic())
+            # Not at once: what arrives in the same turn of the loop may share the batch.
+            asyncio.get_running_loop().call_soon(self._dispatch_once)
+        if entries[0].is_bulk in self._late_classes:
+            raise Overloaded("the embedding queue moves too slowly", retry_after=self._seconds_to_drain())
         if not self._queue.has_room(entries):
             raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
         self._queue.append(entries)
-        if not self._will_dispatch:
-            self._will_dispatch = True
-            # Not at once: what arrives in the same turn of the loop may share the batch.
-            asyncio.get_running_loop().call_soon(self._dispatch)
 
     async def drain(self, grace: float) -> None:
         """Take nothing more, finish what is queued within *grace* seconds, fail the rest, and stop the threads."""
@@ -150,15 +189,21 @@ class Batcher:
             return 1.0
         return min(max(self._queue.num_tokens / self._tokens_per_second / 2, 0.05), 10.0)
 
+    def _dispatch_once(self) -> None:
+        self._will_dispatch = False
+        self._dispatch()
+
     def _dispatch(self) -> None:
         """Start as many batches as there are free slots and work for them."""
-        self._will_dispatch = False
-        while self._free_slots and self._may_start():
-            taken = self._queue.take(time.monotonic(), free_slots=self._free_slots)
+        while (free := self._num_free_slots()) and self._may_start():
+            taken = self._queue.take(time.monotonic(), free_slots=free)
             self._let_go(taken)
             if taken.batch:
                 self._start(taken)
         self._telemetry.queue_changed(self._queue.num_entries, self._queue.num_tokens)
+
+    def _num_free_slots(self) -> int:
+        return min(self._slots.num_free, self._concurrency - len(self._running))
 
     def _may_start(self) -> bool:
         return may_start(self._queue.rows, list(self._running.values()), self._queue.limits.side_pass_share)
@@ -175,27 +220,32 @@ class Batcher:
         batch = _batch_of(taken.batch)
         started = time.monotonic()
         future = asyncio.get_running_loop().run_in_executor(self._pool, self._backend.embed, batch)
-        self._free_slots -= 1
+        self._slots.take()
         self._running[future] = taken.rows
         future.add_done_callback(lambda done: self._finish(taken, batch, started, done))
 
     def _finish(self, taken: Taken, batch: Batch, started: float, done: asyncio.Future[BatchResult]) -> None:
-        self._free_slots += 1
         del self._running[done]
         seconds = time.monotonic() - started
         try:
             result = _checked(done.result(), batch)
         # A backend may raise anything, and its batch must be settled whatever it was.
         except (Exception, asyncio.CancelledError) as fault:
-            self.is_healthy = False
+            self._note_health(is_healthy=False)
             self._settle_failed(taken, fault)
         else:
-            self.is_healthy = True
+            self._note_health(is_healthy=True)
             self._settle(taken, result, started, seconds)
         self._learn_speed(batch.num_tokens, seconds)
-        facts = BatchFacts(len(taken.batch), batch.num_tokens, taken.padded_tokens, seconds, not self.is_healthy)
+        computed = taken.computed_tokens(self._queue.limits.padding_cost)
+        facts = BatchFacts(len(taken.batch), batch.num_tokens, computed, seconds, not self.is_healthy)
         self._telemetry.batch_ended(facts)
-        self._dispatch()
+        self._slots.give()
+
+    def _note_health(self, *, is_healthy: bool) -> None:
+        if is_healthy != self.is_healthy:
+            self.is_healthy = is_healthy
+            self.on_health()
 
     def _settle(self, taken: Taken, result: BatchResult, started: float, seconds: float) -> None:
         for entry, vectors in zip(taken.batch, result, strict=True):

@@ -11,11 +11,11 @@ import numpy as np
 
 from clients.wire.text import TextEncoder
 from embedding_service.backend import Backend, EngineSpec, FloatArray, TrunkSpec, View
-from embedding_service.batching import Batcher, Row, Waiter
+from embedding_service.batching import Batcher, PassSlots, Row, Waiter
 from embedding_service.errors import EmbedError, InvalidInput, UnknownTrunk, WrongTrunk
 from embedding_service.queue import Entry, QueueLimits
 from embedding_service.reuse import Reuse, VectorCache
-from embedding_service.telemetry import Telemetry, Timings
+from embedding_service.telemetry import Telemetry, Timings, TrunkTelemetry
 from embedding_service.tokenization import Input, InputLimits, InputTokenizer, TokenizedInput, Truncation
 from embedding_service.windows import WindowsWaiter, join_windows, window_views
 
@@ -81,10 +81,18 @@ class InputWaiter(Waiter, Protocol):
 class HostedTrunk:
     """A trunk and what serves it."""
 
-    def __init__(self, backend: Backend, limits: QueueLimits, telemetry: Telemetry, *, cache_bytes: int = 0) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        limits: QueueLimits,
+        telemetry: TrunkTelemetry,
+        *,
+        slots: PassSlots | None = None,
+        cache_bytes: int = 0,
+    ) -> None:
         self.spec: TrunkSpec = backend.trunk
         self.engine: EngineSpec = backend.engine
-        self.batcher = Batcher(backend, limits, telemetry)
+        self.batcher = Batcher(backend, limits, telemetry, slots)
         self.reuse = Reuse(self.batcher, VectorCache(cache_bytes), telemetry)
         self.encoder = TextEncoder(self.spec.tokenizer_json, max_tokens=self.spec.max_tokens, prompt=self.spec.prompt)
         self.tokenizer = InputTokenizer(self.spec, self.encoder)

@@ -54,7 +54,9 @@ class QueueLimits:
     *pass_overhead* is what a forward pass costs beside its tokens, told in tokens: weights read once, kernels set up for
     another shape. *padding_cost* is the engine's (`backend.EngineSpec`). *ageing* is in tokens a second: how fast waiting
     makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is. *side_pass_share*:
-    how many rows must wait for another pass to start beside a running one, as a share of that one's rows.
+    how many rows must wait for another pass to start beside a running one, as a share of that one's rows. *bulk_queue_share*
+    is how much of *max_queued_tokens* may be taken when a bulk list is to be added, so that interactive ones find room.
+    *max_queue_seconds*: nothing is added to a class whose oldest entry has waited longer than that.
     """
 
     max_batch_tokens: int = 512
@@ -62,6 +64,8 @@ class QueueLimits:
     pass_overhead: float = 40.0
     padding_cost: float = 1.0
     max_queued_tokens: int = 65_536
+    bulk_queue_share: float = 0.75
+    max_queue_seconds: float = 10.0
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
     side_pass_share: float = 0.5
@@ -88,10 +92,11 @@ class Taken:
         """Of *batch*."""
         return Rows(len(self.batch), sum(not entry.is_bulk for entry in self.batch))
 
-    @property
-    def padded_tokens(self) -> int:
-        """Tokens computed for *batch* when each row is padded to the longest."""
-        return max((entry.num_tokens for entry in self.batch), default=0) * len(self.batch)
+    def computed_tokens(self, padding_cost: float) -> int:
+        """Tokens computed for *batch*, each of its padding counted as *padding_cost* of a wanted one."""
+        wanted = sum(entry.num_tokens for entry in self.batch)
+        padded = max((entry.num_tokens for entry in self.batch), default=0) * len(self.batch)
+        return round(wanted + padding_cost * (padded - wanted))
 
 
 def cut(lengths: Sequence[int], *, budget: float, overhead: float, padding_cost: float = 1.0) -> int:
@@ -144,9 +149,15 @@ class Queue:
         return Rows(self.num_entries, self.num_entries - self._num_bulk)
 
     def has_room(self, entries: list[Entry]) -> bool:
-        """Whether *entries* may be appended, all of them. An empty queue takes any list, so none is refused for ever."""
+        """Whether *entries*, of one class, may be appended, all of them. An empty queue takes any list, so none starves."""
         tokens = sum(entry.num_tokens for entry in entries)
-        return not self.num_entries or self.num_tokens + tokens <= self.limits.max_queued_tokens
+        share = self.limits.bulk_queue_share if any(entry.is_bulk for entry in entries) else 1.0
+        return not self.num_entries or self.num_tokens + tokens <= share * self.limits.max_queued_tokens
+
+    def late_classes(self, now: float) -> frozenset[bool]:
+        """The classes, bulk or not, whose oldest entry has waited longer than `max_queue_seconds`."""
+        latest = now - self.limits.max_queue_seconds
+        return frozenset(is_bulk for (is_bulk, _), lane in self._lanes.items() if lane[0].arrived < latest)
 
     def append(self, entries: list[Entry]) -> None:
         """Queue all *entries*. The caller has asked `has_room`."""

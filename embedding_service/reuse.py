@@ -16,7 +16,7 @@ from embedding_service.backend import FloatArray, View
 from embedding_service.batching import Batcher, Outcome, Row, Waiter, run_rows
 from embedding_service.errors import EmbedError
 from embedding_service.queue import Entry
-from embedding_service.telemetry import Telemetry
+from embedding_service.telemetry import TrunkTelemetry
 
 _Ids = tuple[int, ...]
 
@@ -74,7 +74,7 @@ def _size(ids: _Ids, vector: FloatArray) -> int:
 class Reuse:
     """Single owner of the cache and of what is under way. All methods belong to the event loop's thread."""
 
-    def __init__(self, batcher: Batcher, cache: VectorCache, telemetry: Telemetry) -> None:
+    def __init__(self, batcher: Batcher, cache: VectorCache, telemetry: TrunkTelemetry) -> None:
         self._batcher = batcher
         self._cache = cache
         self._telemetry = telemetry

@@ -6,13 +6,14 @@ finish what is in flight within the grace, close the backend.
 
 import asyncio
 import contextlib
+import functools
 import logging
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Final
 
 import grpc
 import grpc.aio
@@ -24,6 +25,7 @@ from starlette.applications import Starlette
 
 from clients.wire.metadata import EMBEDDING_SERVICE, MAX_MESSAGE_BYTES
 from embedding_service.backend import Backend, Batch
+from embedding_service.batching import PassSlots
 from embedding_service.http import HttpEdge
 from embedding_service.infer import HostedTrunk, Infer
 from embedding_service.server import EmbeddingServicer
@@ -57,17 +59,17 @@ def warm_up(backend: Backend) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(backend: Backend, settings: Settings) -> AsyncIterator[Addresses]:
-    """Serve *backend* on both ports for as long as the context lasts; leaving it drains and closes the backend."""
+async def running(backends: Sequence[Backend], settings: Settings) -> AsyncIterator[Addresses]:
+    """Serve *backends* on both ports for as long as the context lasts; leaving it drains and closes them."""
     registry = CollectorRegistry()
     telemetry = PrometheusTelemetry(registry)
-    trunk = HostedTrunk(backend, settings.queue_limits, telemetry, cache_bytes=settings.cache_bytes)
-    infer = Infer([trunk], InputLimits(max_request_inputs=settings.max_request_inputs), telemetry)
+    trunks = _hosted(backends, settings, telemetry)
+    infer = Infer(trunks, InputLimits(max_request_inputs=settings.max_request_inputs), telemetry)
     health = health_aio.HealthServicer()
-    serving = _Readiness(health, [EMBEDDING_SERVICE, f"trunk/{trunk.spec.name}", ""])
+    serving = _Readiness(health, trunks)
 
     def is_ready() -> bool:
-        return serving.is_ready and trunk.batcher.is_healthy
+        return serving.is_ready and all(trunk.batcher.is_healthy for trunk in trunks)
 
     tei = TeiEdge(
         infer,
@@ -79,31 +81,57 @@ async def running(backend: Backend, settings: Settings) -> AsyncIterator[Address
         infer,
         registry=registry,
         is_ready=is_ready,
-        info=lambda: _info(settings, trunk),
+        info=lambda: _info(settings, trunks),
         max_body_bytes=settings.max_body_bytes,
         default_timeout=settings.default_timeout_seconds,
         more_routes=tei.routes(),
     )
     async with contextlib.AsyncExitStack() as stack:
-        stack.callback(backend.close)
+        for backend in backends:
+            stack.callback(backend.close)
         servicer = EmbeddingServicer(infer, telemetry, default_timeout=settings.default_timeout_seconds)
         grpc_server, grpc_port = await _start_grpc(servicer, health, settings)
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
         stack.callback(servicer.drain)
         http_port = await stack.enter_async_context(_http_server(edge.app(), settings))
-        stack.push_async_callback(trunk.batcher.drain, settings.drain_seconds)
+        stack.push_async_callback(_drain, trunks, settings.drain_seconds)
         await serving.turn(on=True)
         stack.push_async_callback(serving.turn, on=False)
         yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}")
 
 
-async def serve(backend: Backend, settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
-    """Serve *backend* until SIGTERM or SIGINT; a second signal ends the process at once."""
+def _hosted(backends: Sequence[Backend], settings: Settings, telemetry: PrometheusTelemetry) -> list[HostedTrunk]:
+    """A trunk for each backend. Passes on one device share its slots."""
+    slots = {
+        device: PassSlots(max(backend.engine.concurrency for backend in backends if backend.engine.device == device))
+        for device in {backend.engine.device for backend in backends}
+    }
+    trunks = []
+    for backend in backends:
+        name = backend.trunk.name
+        trunk = HostedTrunk(
+            backend,
+            settings.queue_limits,
+            telemetry.of_trunk(name),
+            slots=slots[backend.engine.device],
+            cache_bytes=settings.cache_bytes // len(backends),
+        )
+        telemetry.watch_queue(name, trunk.batcher.queue_age)
+        trunks.append(trunk)
+    return trunks
+
+
+async def _drain(trunks: Sequence[HostedTrunk], grace: float) -> None:
+    await asyncio.gather(*(trunk.batcher.drain(grace) for trunk in trunks))
+
+
+async def serve(backends: Sequence[Backend], settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
+    """Serve *backends* until SIGTERM or SIGINT; a second signal ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stop, loop, number)
-    async with running(backend, settings) as addresses:
+    async with running(backends, settings) as addresses:
         on_ready(addresses)
         await stop.wait()
         _log.info("draining")
@@ -115,18 +143,39 @@ def _on_signal(stop: asyncio.Event, loop: asyncio.AbstractEventLoop, number: sig
 
 
 class _Readiness:
-    """Whether work may be sent here, and gRPC health telling the same."""
+    """Whether work may be sent here, and gRPC health telling the same: of the service, and of each trunk by "trunk/NAME".
 
-    def __init__(self, health: health_aio.HealthServicer, names: list[str]) -> None:
+    A trunk whose last forward pass failed is NOT_SERVING until one goes well.
+    """
+
+    def __init__(self, health: health_aio.HealthServicer, trunks: Sequence[HostedTrunk]) -> None:
         self.is_ready = False
         self._health = health
-        self._names = names
+        self._trunks = trunks
+        self._telling: set[asyncio.Task[None]] = set()
+        for trunk in trunks:
+            trunk.batcher.on_health = functools.partial(self._trunk_changed, trunk)
 
     async def turn(self, *, on: bool) -> None:
         self.is_ready = on
-        status = health_pb2.HealthCheckResponse.SERVING if on else health_pb2.HealthCheckResponse.NOT_SERVING
-        for name in self._names:
-            await self._health.set(name, status)
+        for name in (EMBEDDING_SERVICE, ""):
+            await self._health.set(name, _STATUS[on])
+        for trunk in self._trunks:
+            await self._tell(trunk)
+
+    def _trunk_changed(self, trunk: HostedTrunk) -> None:
+        telling = asyncio.ensure_future(self._tell(trunk))
+        self._telling.add(telling)
+        telling.add_done_callback(self._telling.discard)
+
+    async def _tell(self, trunk: HostedTrunk) -> None:
+        await self._health.set(f"trunk/{trunk.spec.name}", _STATUS[self.is_ready and trunk.batcher.is_healthy])
+
+
+_STATUS: Final = {
+    True: health_pb2.HealthCheckResponse.SERVING,
+    False: health_pb2.HealthCheckResponse.NOT_SERVING,
+}
 
 
 async def _start_grpc(
@@ -175,9 +224,9 @@ def _taken(port: int, flag: str) -> str:
     return f"port {port} is taken; stop what listens there or choose another with {flag} (0: any free one)"
 
 
-def _info(settings: Settings, trunk: HostedTrunk) -> dict[str, Any]:
+def _described(trunk: HostedTrunk) -> dict[str, Any]:
     spec, engine = trunk.spec, trunk.engine
-    described = {
+    return {
         "name": spec.name,
         "fingerprint": spec.fingerprint,
         "width": spec.width,
@@ -187,6 +236,10 @@ def _info(settings: Settings, trunk: HostedTrunk) -> dict[str, Any]:
         "concurrency": engine.concurrency,
         "layers": engine.layers,
     }
+
+
+def _info(settings: Settings, trunks: Sequence[HostedTrunk]) -> dict[str, Any]:
+    spec, engine = trunks[0].spec, trunks[0].engine
     # The names text-embeddings-inference has for the same facts; its clients read them.
     in_tei_words = {
         "model_id": spec.name,
@@ -201,4 +254,4 @@ def _info(settings: Settings, trunk: HostedTrunk) -> dict[str, Any]:
         "version": version("trunkline"),
     }
     effective = settings.model_dump(mode="json", exclude={"cache_dir", "model"})
-    return {"service": "embedding", "trunks": [described], "settings": effective, **in_tei_words}
+    return {"service": "embedding", "trunks": [_described(trunk) for trunk in trunks], "settings": effective, **in_tei_words}

@@ -1,11 +1,11 @@
 """The service's settings: flags, or environment variables with the prefix TRUNKLINE_EMBEDDING_. What each one costs is said."""
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from platformdirs import user_cache_path
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from embedding_service.queue import QueueLimits
 
@@ -28,7 +28,11 @@ class Settings(BaseSettings):
     grpc_port: int = Field(8101, ge=0, le=65_535, description="0: any free port.")
     http_port: int = Field(8100, ge=0, le=65_535, description="0: any free port.")
 
-    model: str | None = Field(None, description="A local directory or a hub name; unset: all-MiniLM-L6-v2.")
+    model: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="A trunk: a directory or a hub name, with NAME= before it to call it otherwise. Several: give it several"
+        " times (in the environment: commas between); the first is the default. Unset: all-MiniLM-L6-v2.",
+    )
     engine: Engine = Field("auto", description="auto: bfloat16 where the processor computes with it, else float32.")
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("trunkline"),
@@ -46,6 +50,9 @@ class Settings(BaseSettings):
     max_queued_tokens: int = Field(
         65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."
     )
+    max_queue_seconds: float = Field(
+        10.0, gt=0, description="While the oldest entry has waited longer, callers get 429 instead of waiting behind it."
+    )
     cache_bytes: int = Field(
         64 * 1024 * 1024,
         ge=0,
@@ -55,6 +62,12 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, description="Of one HTTP body; longer ones are refused while read.")
     default_timeout_seconds: float = Field(30.0, gt=0, description="For a call that brings no deadline, and the most it gets.")
     drain_seconds: float = Field(5.0, ge=0, description="Given to work in flight when told to stop.")
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        """The environment gives one string, the command line a list of them."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
@@ -72,4 +85,5 @@ class Settings(BaseSettings):
             max_batch_requests=self.max_batch_requests,
             pass_overhead=self.pass_overhead,
             max_queued_tokens=self.max_queued_tokens,
+            max_queue_seconds=self.max_queue_seconds,
         )

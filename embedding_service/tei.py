@@ -84,7 +84,7 @@ class EmptyInputs(InvalidInput):
 _ERRORS: Final[dict[type[EmbedError], tuple[int, str]]] = {
     EmptyInputs: (400, "Empty"),
     InvalidInput: (422, "Validation"),
-    UnknownTrunk: (422, "Validation"),
+    UnknownTrunk: (404, "Validation"),
     WrongTrunk: (422, "Validation"),
     Overloaded: (429, "Overloaded"),
     DeadlineExceeded: (424, "Backend"),
@@ -95,7 +95,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 class TeiEdge:
-    """The routes, over the default trunk. *is_ready* says whether work may be sent here."""
+    """The routes, over the default trunk, and under /trunks/NAME over any. *is_ready* says whether work may be sent here."""
 
     def __init__(self, infer: Infer, *, is_ready: Callable[[], bool], max_body_bytes: int, default_timeout: float) -> None:
         self._infer = infer
@@ -114,7 +114,11 @@ class TeiEdge:
             "/decode": self.decode,
         }
         gets = [Route(path, self.health) for path in ("/", "/health", "/ping")]
-        return [Route(path, _answered(handler), methods=["POST"]) for path, handler in posts.items()] + gets
+        return gets + [
+            Route((prefix + path.rstrip("/")) or "/", _answered(handler), methods=["POST"])
+            for prefix in ("", "/trunks/{trunk}")
+            for path, handler in posts.items()
+        ]
 
     async def embed(self, request: Request) -> Response:
         """`POST /embed`: float32 [inputs, width] as lists."""
@@ -147,7 +151,7 @@ class TeiEdge:
         _check_prompt(body.prompt_name)
         texts = [text for text in _inputs(body.inputs) if isinstance(text, str)]
         self._check_batch(texts)
-        encoder = self._infer.trunk("").encoder
+        encoder = self._infer.trunk(_trunk_name(request)).encoder
         with_special = body.add_special_tokens is not False
         return json_response([[_token(token) for token in encoder.tokens(text, with_special=with_special)] for text in texts])
 
@@ -158,7 +162,7 @@ class TeiEdge:
         if rows is None:
             raise InvalidInput("ids mixes token ids with lists of them")
         self._check_batch(rows)
-        trunk = self._infer.trunk("")
+        trunk = self._infer.trunk(_trunk_name(request))
         lists = [[number for number in row if isinstance(number, int)] for row in rows]
         if any(not 0 <= number < trunk.spec.vocab_size for row in lists for number in row):
             raise InvalidInput(f"a token id is outside the vocabulary of {trunk.spec.vocab_size}")
@@ -175,7 +179,11 @@ class TeiEdge:
         _check_prompt(asked.prompt_name)
         self._check_batch(inputs)
         call = EmbedCall(
-            inputs=inputs, deadline=time.monotonic() + self._default_timeout, views=[view], truncation=_truncation(asked)
+            inputs=inputs,
+            deadline=time.monotonic() + self._default_timeout,
+            trunk=_trunk_name(request),
+            views=[view],
+            truncation=_truncation(asked),
         )
         return await embed_while_connected(request, self._infer, call)
 
@@ -214,6 +222,11 @@ def _answered(handler: Handler) -> Handler:
 
 def _error(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> Response:
     return json_response({"error": message, "error_type": kind}, status, headers)
+
+
+def _trunk_name(request: Request) -> str:
+    name: str = request.path_params.get("trunk", "")
+    return name
 
 
 def _inputs(given: _Input | list[str]) -> list[str | list[int]]:

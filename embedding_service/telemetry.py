@@ -1,5 +1,6 @@
 """The facts worth counting, as one Protocol, and Prometheus as its only implementation. Metric names stand here alone."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,21 +19,25 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class BatchFacts:
-    """One forward pass: *padded_tokens* were computed, *num_tokens* of them were wanted."""
+    """One forward pass: *num_tokens* were wanted, *computed_tokens* computed, padding counted by what it costs the engine."""
 
     num_rows: int
     num_tokens: int
-    padded_tokens: int
+    computed_tokens: int
     seconds: float
     failed: bool = False
 
 
 class Telemetry(Protocol):
-    """Told of what happened; must be quick and never raise."""
+    """Told of what happened to requests; must be quick and never raise."""
 
     def request_ended(self, outcome: str, num_texts: int, timings: Timings | None) -> None:
         """A request was answered; *outcome* is "ok" or an error's code."""
         ...
+
+
+class TrunkTelemetry(Protocol):
+    """Told of what happened inside one trunk; must be quick and never raise."""
 
     def batch_ended(self, facts: BatchFacts) -> None:
         """A forward pass ended."""
@@ -70,21 +75,15 @@ class PrometheusTelemetry:
         )
         # Looked up once: a labelled look-up takes longer than the count.
         self._stage = {name: self._stages.labels(name) for name in ("tokenization", "queue", "inference", "total")}
-        self._batches = Counter("trunkline_embedding_batches_total", "Forward passes by outcome.", ["outcome"], registry=registry)
-        self._rows = Histogram("trunkline_embedding_batch_rows", "Rows a batch.", buckets=_ROWS, registry=registry)
-        self._tokens = Counter("trunkline_embedding_tokens_total", "Tokens wanted.", registry=registry)
-        self._padded = Counter(
-            "trunkline_embedding_computed_tokens_total", "Tokens computed, padding included.", registry=registry
-        )
-        self._busy = Counter("trunkline_embedding_inference_seconds_total", "Time in the backend.", registry=registry)
-        self._queue_entries = Gauge("trunkline_embedding_queue_entries", "Entries waiting.", registry=registry)
-        self._queue_tokens = Gauge("trunkline_embedding_queue_tokens", "Tokens waiting.", registry=registry)
-        self._dropped = Counter(
-            "trunkline_embedding_dropped_total", "Entries that left unexecuted.", ["reason"], registry=registry
-        )
-        self._reused = Counter(
-            "trunkline_embedding_reused_total", "Inputs without a pass of their own.", ["how"], registry=registry
-        )
+        self._trunks = _TrunkMetrics(registry)
+
+    def of_trunk(self, name: str) -> TrunkTelemetry:
+        """Where trunk *name* tells what happens in it."""
+        return _PrometheusTrunk(self._trunks, name)
+
+    def watch_queue(self, name: str, age: Callable[[], float]) -> None:
+        """*age* is asked how many seconds the oldest entry of trunk *name* has waited, whenever the metrics are read."""
+        self._trunks.queue_age.labels(name).set_function(age)
 
     def request_ended(self, outcome: str, num_texts: int, timings: Timings | None) -> None:
         """See `Telemetry`."""
@@ -97,23 +96,67 @@ class PrometheusTelemetry:
         self._stage["inference"].observe(timings.inference)
         self._stage["total"].observe(timings.total)
 
+
+class _TrunkMetrics:
+    """The families of metrics that have a label for the trunk."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.batches = Counter(
+            "trunkline_embedding_batches_total", "Forward passes by outcome.", ["trunk", "outcome"], registry=registry
+        )
+        self.rows = Histogram("trunkline_embedding_batch_rows", "Rows a batch.", ["trunk"], buckets=_ROWS, registry=registry)
+        self.tokens = Counter("trunkline_embedding_tokens_total", "Tokens wanted.", ["trunk"], registry=registry)
+        self.computed = Counter(
+            "trunkline_embedding_computed_tokens_total",
+            "Tokens computed, padding by its cost.",
+            ["trunk"],
+            registry=registry,
+        )
+        self.busy = Counter("trunkline_embedding_inference_seconds_total", "Time in the backend.", ["trunk"], registry=registry)
+        self.queue_entries = Gauge("trunkline_embedding_queue_entries", "Entries waiting.", ["trunk"], registry=registry)
+        self.queue_tokens = Gauge("trunkline_embedding_queue_tokens", "Tokens waiting.", ["trunk"], registry=registry)
+        self.queue_age = Gauge(
+            "trunkline_embedding_queue_age_seconds", "How long the oldest entry waits.", ["trunk"], registry=registry
+        )
+        self.dropped = Counter(
+            "trunkline_embedding_dropped_total", "Entries that left unexecuted.", ["trunk", "reason"], registry=registry
+        )
+        self.reused = Counter(
+            "trunkline_embedding_reused_total", "Inputs without a pass of their own.", ["trunk", "how"], registry=registry
+        )
+
+
+class _PrometheusTrunk:
+    """Telemetry of one trunk. Labelled metrics are looked up once: a look-up takes longer than the count."""
+
+    def __init__(self, metrics: _TrunkMetrics, name: str) -> None:
+        self._batches = {outcome: metrics.batches.labels(name, outcome) for outcome in ("ok", "failed")}
+        self._rows = metrics.rows.labels(name)
+        self._tokens = metrics.tokens.labels(name)
+        self._computed = metrics.computed.labels(name)
+        self._busy = metrics.busy.labels(name)
+        self._queue_entries = metrics.queue_entries.labels(name)
+        self._queue_tokens = metrics.queue_tokens.labels(name)
+        self._dropped = {reason: metrics.dropped.labels(name, reason) for reason in ("departed", "expired")}
+        self._reused = {how: metrics.reused.labels(name, how) for how in ("cached", "joined")}
+
     def batch_ended(self, facts: BatchFacts) -> None:
-        """See `Telemetry`."""
-        self._batches.labels("failed" if facts.failed else "ok").inc()
+        """See `TrunkTelemetry`."""
+        self._batches["failed" if facts.failed else "ok"].inc()
         self._rows.observe(facts.num_rows)
         self._tokens.inc(facts.num_tokens)
-        self._padded.inc(facts.padded_tokens)
+        self._computed.inc(facts.computed_tokens)
         self._busy.inc(facts.seconds)
 
     def queue_changed(self, num_entries: int, num_tokens: int) -> None:
-        """See `Telemetry`."""
+        """See `TrunkTelemetry`."""
         self._queue_entries.set(num_entries)
         self._queue_tokens.set(num_tokens)
 
     def entries_dropped(self, reason: str, count: int) -> None:
-        """See `Telemetry`."""
-        self._dropped.labels(reason).inc(count)
+        """See `TrunkTelemetry`."""
+        self._dropped[reason].inc(count)
 
     def entries_reused(self, how: str, count: int) -> None:
-        """See `Telemetry`."""
-        self._reused.labels(how).inc(count)
+        """See `TrunkTelemetry`."""
+        self._reused[how].inc(count)

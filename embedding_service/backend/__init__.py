@@ -67,7 +67,7 @@ class EngineSpec:
 
     *padding_cost* is what a token of padding costs beside a wanted one: 1 where rows are padded to the longest, less where
     only attention sees the padding. *concurrency* is how many threads may be inside `Backend.embed` at once, *layers* the
-    negative layer numbers a view may ask for.
+    negative layer numbers a view may ask for. Passes on one *device* share its slots, whatever trunks they are of.
     """
 
     label: str
@@ -75,6 +75,7 @@ class EngineSpec:
     padding_cost: float
     concurrency: int
     layers: tuple[int, ...]
+    device: str = "cpu"
 
 
 class BackendError(Exception):

@@ -27,14 +27,15 @@ class FakeBackend:
         self,
         tokenizer_json: bytes = b"",
         *,
+        name: str = "fake",
         concurrency: int = 1,
         seconds_per_token: float = 0.0,
         max_tokens: int = 64,
         fault: Callable[[Batch], None] | None = None,
     ) -> None:
         self.trunk = TrunkSpec(
-            name="fake",
-            fingerprint="sha256:" + "0" * 64,
+            name=name,
+            fingerprint="sha256:" + hashlib.sha256(name.encode()).hexdigest(),
             width=8,
             num_layers=2,
             vocab_size=30_522,

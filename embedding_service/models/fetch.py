@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -10,7 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -66,6 +67,9 @@ FILE_HASHES: Final[Mapping[str, str]] = {
 }
 
 
+_NAMED: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*=")
+
+
 @dataclass(frozen=True, slots=True)
 class TrunkFiles:
     """A directory with at least `REQUIRED_FILES`, and the name the trunk goes by."""
@@ -77,9 +81,14 @@ class TrunkFiles:
 def fetch(model: str | None, *, cache_dir: Path, progress: Progress) -> TrunkFiles:
     """The files of *model*: a directory, a hub name (`owner/name` or `owner/name@revision`), or None for the default.
 
+    `NAME=` before it is what the trunk is to be called; otherwise it goes by the last part of its own name.
+
     Raises:
         PreparationError: they cannot be had, or are not what was pinned.
     """
+    if model is not None and _NAMED.match(model):
+        name, _, model = model.partition("=")
+        return replace(fetch(model, cache_dir=cache_dir, progress=progress), name=name)
     if model is not None and Path(model).is_dir():
         return TrunkFiles(Path(model).resolve().name, _complete(Path(model)))
     with said_plainly():

@@ -32,8 +32,8 @@ async def start() -> AsyncIterator[Start]:
     """Starts the service around a backend, on free ports, with any settings."""
     async with AsyncExitStack() as stack:
 
-        async def begin(backend: FakeBackend, **settings: object) -> Addresses:
+        async def begin(*backends: FakeBackend, **settings: object) -> Addresses:
             values = {"grpc_port": 0, "http_port": 0, "drain_seconds": 2.0, **settings}
-            return await stack.enter_async_context(running(backend, Settings(**values)))  # type: ignore[arg-type]
+            return await stack.enter_async_context(running(backends, Settings(**values)))  # type: ignore[arg-type]
 
         yield begin

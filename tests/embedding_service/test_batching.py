@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 from embedding_service.backend import Batch, BatchResult, View
 from embedding_service.backend.fake import FakeBackend, checksum_vector
-from embedding_service.batching import Batcher, Outcome, Row
+from embedding_service.batching import Batcher, Outcome, PassSlots, Row
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
 from embedding_service.queue import QueueLimits
-from embedding_service.telemetry import BatchFacts, Timings
+from embedding_service.telemetry import BatchFacts
 
 VIEW = View(normalize=False)
 
@@ -24,9 +24,6 @@ class CountingTelemetry:
         self.batches: list[BatchFacts] = []
         self.dropped: dict[str, int] = {}
         self.reused: dict[str, int] = {}
-
-    def request_ended(self, outcome: str, num_texts: int, timings: Timings | None) -> None:
-        pass
 
     def batch_ended(self, facts: BatchFacts) -> None:
         self.batches.append(facts)
@@ -313,3 +310,49 @@ def test_every_caller_is_answered_exactly_once_whatever_happens(
         assert "<Batcher [0 running, 0 queued]>" == repr(batcher)
 
     asyncio.run(scenario())
+
+
+async def test_nothing_is_added_behind_an_entry_that_has_waited_too_long() -> None:
+    gate = Gate()
+    async with batching(FakeBackend(fault=gate), max_queue_seconds=0.05) as batcher:
+        first = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
+        await until(lambda: "1 running" in repr(batcher))
+        waiting = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
+        await until(lambda: batcher.queue_age() > 0.05)
+        with pytest.raises(Overloaded, match="too slowly") as refused:
+            await batcher.run([row(3)], deadline=soon())
+        bulk = asyncio.create_task(batcher.run([row(4)], deadline=soon(), is_bulk=True))
+        await until(lambda: batcher.queue.num_entries == 2)
+        gate.open()
+        await asyncio.gather(first, waiting, bulk)
+        await batcher.run([row(5)], deadline=soon())
+
+    assert refused.value.retry_after
+
+
+async def test_batchers_of_one_processor_share_its_slots_in_turns() -> None:
+    gate, slots, order = Gate(), PassSlots(2), []
+
+    def noting(name: str) -> Callable[[Batch], None]:
+        return lambda batch: (gate(batch), order.append(name))[0]
+
+    backends = {name: FakeBackend(concurrency=2, fault=noting(name)) for name in "ab"}
+    batchers = {
+        name: Batcher(backend, QueueLimits(max_batch_requests=1), CountingTelemetry(), slots)
+        for name, backend in backends.items()
+    }
+    asked = [asyncio.create_task(batchers["a"].run([row(number)], deadline=soon())) for number in range(1, 7)]
+    await until(lambda: len(backends["a"].batches) == 2)
+    asked += [asyncio.create_task(batchers["b"].run([row(number)], deadline=soon())) for number in range(1, 3)]
+    await until(lambda: batchers["b"].queue.num_entries == 2)
+
+    assert [] == backends["b"].batches
+    gate.open()
+    await asyncio.gather(*asked)
+    for batcher in batchers.values():
+        await batcher.drain(5)
+
+    assert 2 == slots.num_free
+    assert {"a": 6, "b": 2} == {name: order.count(name) for name in "ab"}
+    # Whoever came last does not wait for all of the other's.
+    assert "b" in order[2:5]

@@ -166,8 +166,8 @@ def test_every_entry_leaves_exactly_once_and_every_batch_keeps_its_bounds(
         departed += taken.num_departed
         left += [id(item) for item in taken.batch + taken.expired]
         assert len(taken.batch) <= 8
-        assert len(taken.batch) <= 1 or taken.padded_tokens <= 100
-        assert len(taken.batch) <= 1 or taken.padded_tokens - sum(lengths(taken.batch)) <= pass_overhead
+        assert len(taken.batch) <= 1 or taken.computed_tokens(1.0) <= 100
+        assert len(taken.batch) <= 1 or taken.computed_tokens(1.0) - sum(lengths(taken.batch)) <= pass_overhead
         assert all(not item.ticket.is_settled and item.deadline > 15.0 for item in taken.batch)
         assert taken.batch or taken.expired or taken.num_departed
 
@@ -190,3 +190,29 @@ def test_nothing_starves_under_a_stream_of_short_texts(others: list[int]) -> Non
         pytest.fail("the long entry starved")
 
     assert now <= 0.6
+
+
+def test_bulk_leaves_room_for_interactive_entries() -> None:
+    queue = queue_of(entry(60), max_queued_tokens=100)
+
+    assert not queue.has_room([entry(16, bulk=True)])
+    assert queue.has_room([entry(15, bulk=True)])
+    assert queue.has_room([entry(40)])
+
+
+@pytest.mark.parametrize(
+    ("arrivals", "expected"),
+    [
+        ([], set()),
+        ([(0.0, False)], {False}),
+        ([(0.0, True), (8.0, False)], {True}),
+        ([(0.0, True), (1.0, False)], {True, False}),
+        ([(2.0, True), (2.0, False)], set()),
+    ],
+)
+def test_a_class_is_late_when_its_oldest_entry_is(arrivals: list[tuple[float, bool]], expected: set[bool]) -> None:
+    queue = queue_of(
+        *(entry(5 + number, arrived=at, bulk=bulk) for number, (at, bulk) in enumerate(arrivals)), max_queue_seconds=8.0
+    )
+
+    assert expected == queue.late_classes(10.0)

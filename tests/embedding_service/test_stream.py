@@ -177,7 +177,7 @@ async def test_a_deadline_is_kept_while_the_backend_hangs(start: Start, tokenize
 
 async def test_a_service_that_stops_answers_what_it_took_and_a_new_one_is_found(tokenizer_json: bytes) -> None:
     gate = Gate(held=77)
-    first = running(FakeBackend(tokenizer_json, fault=gate), Settings(grpc_port=0, http_port=0, drain_seconds=5.0))
+    first = running([FakeBackend(tokenizer_json, fault=gate)], Settings(grpc_port=0, http_port=0, drain_seconds=5.0))
     addresses = await first.__aenter__()
     async with streaming(addresses.grpc) as stream:
         taken = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
@@ -192,7 +192,7 @@ async def test_a_service_that_stops_answers_what_it_took_and_a_new_one_is_found(
         with pytest.raises(Unavailable):
             await stream.embed([(2, 5, 3)], soon())
         port = int(addresses.grpc.rpartition(":")[2])
-        async with running(FakeBackend(tokenizer_json), Settings(grpc_port=port, http_port=0)):
+        async with running([FakeBackend(tokenizer_json)], Settings(grpc_port=port, http_port=0)):
             async with asyncio.timeout(10):
                 while True:
                     try:

@@ -150,7 +150,7 @@ async def test_a_full_queue_and_a_broken_trunk_have_their_own_kinds(start: Start
         while not backend.batches:
             await asyncio.sleep(0.001)
         calls.append(asyncio.create_task(http.post("/embed", json={"inputs": "w2 w1 w1"})))
-        while "queue_entries 1.0" not in (await http.get("/metrics")).text:
+        while 'queue_entries{trunk="fake"} 1.0' not in (await http.get("/metrics")).text:
             await asyncio.sleep(0.01)
         full = await http.post("/embed", json={"inputs": "w7 w8 w9"})
         gate.open()

@@ -1,0 +1,90 @@
+import httpx
+import numpy as np
+import pytest
+from grpc.aio import insecure_channel
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from clients import AsyncEmbeddingClient, NotFound, Unavailable
+from embedding_service.__main__ import _check_names
+from embedding_service.backend import Batch
+from embedding_service.backend.fake import FakeBackend, checksum_vector
+from embedding_service.models.errors import PreparationError
+from embedding_service.settings import Settings
+from tests.embedding_service.conftest import Start
+
+
+async def test_each_trunk_answers_by_its_name_and_the_first_is_the_default(start: Start, tokenizer_json: bytes) -> None:
+    first, second = FakeBackend(tokenizer_json, name="one"), FakeBackend(tokenizer_json, name="two", max_tokens=4)
+    addresses = await start(first, second)
+    async with AsyncEmbeddingClient(addresses.grpc) as client:
+        default = await client.embed(["w1 w2 w3"])
+        named = await client.embed(["w1 w2 w3"], trunk="two")
+        trunks = [await client.trunk(name) for name in ("", "two")]
+        with pytest.raises(NotFound, match="this service has: one, two"):
+            await client.embed(["w1"], trunk="three")
+
+    assert ("one", "two") == (default.trunk, named.trunk)
+    assert default.trunk_fingerprint != named.trunk_fingerprint
+    assert ["one", "two"] == [trunk.name for trunk in trunks]
+    np.testing.assert_array_equal(checksum_vector((2, 5, 6, 3)), named.vectors[0])
+    assert 1 == len(first.batches)
+
+
+async def test_every_http_protocol_reaches_every_trunk(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json, name="one"), FakeBackend(tokenizer_json, name="two", max_tokens=4))
+    async with httpx.AsyncClient(base_url=addresses.http) as client:
+        models = (await client.get("/v1/models")).json()
+        openai = (await client.post("/v1/embeddings", json={"input": "w1 w2 w3", "model": "two"})).json()
+        tei = [await client.post(f"/trunks/two{path}", json={"inputs": "w1 w2 w3"}) for path in ("", "/embed", "/embed_all")]
+        unknown = await client.post("/trunks/three/embed", json={"inputs": "w1"})
+        tokens = (await client.post("/trunks/two/tokenize", json={"inputs": "w1"})).json()
+        info = (await client.get("/info")).json()
+        metrics = (await client.get("/metrics")).text
+
+    assert ["one", "two"] == [row["id"] for row in models["data"]]
+    assert 4 == openai["usage"]["total_tokens"]
+    assert [200, 200, 200] == [answer.status_code for answer in tei]
+    assert 4 == len(tei[2].json()[0])
+    assert (404, "Validation") == (unknown.status_code, unknown.json()["error_type"])
+    assert [2, 5, 3] == [token["id"] for token in tokens[0]]
+    assert ["one", "two"] == [trunk["name"] for trunk in info["trunks"]]
+    assert 'trunkline_embedding_batches_total{outcome="ok",trunk="two"}' in metrics
+    assert 'trunkline_embedding_queue_age_seconds{trunk="one"} 0.0' in metrics
+
+
+async def test_a_trunk_that_fails_says_so_in_its_own_health_until_a_pass_goes_well(start: Start, tokenizer_json: bytes) -> None:
+    def fail(_: Batch) -> None:
+        raise RuntimeError("broken")
+
+    first, second = FakeBackend(tokenizer_json, name="one"), FakeBackend(tokenizer_json, name="two", fault=fail)
+    addresses = await start(first, second, cache_bytes=0)
+    async with AsyncEmbeddingClient(addresses.grpc) as client, insecure_channel(addresses.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+
+        async def statuses() -> list[int]:
+            names = ("trunk/one", "trunk/two")
+            return [(await health.Check(health_pb2.HealthCheckRequest(service=name))).status for name in names]
+
+        before = await statuses()
+        with pytest.raises(Unavailable, match="forward pass failed"):
+            await client.embed(["w1"], trunk="two")
+        broken = await statuses()
+        await client.embed(["w1"])
+        second.fault = None
+        await client.embed(["w1"], trunk="two")
+        after = await statuses()
+
+    assert ([1, 1], [1, 2], [1, 1]) == (before, broken, after)
+
+
+def test_two_trunks_of_one_name_are_refused() -> None:
+    with pytest.raises(PreparationError, match="call one otherwise with --model NAME=SOURCE"):
+        _check_names([FakeBackend(), FakeBackend()])
+
+
+@pytest.mark.parametrize(("given", "expected"), [("a", ("a",)), ("x=a, b", ("x=a", "b")), ("", ())])
+def test_the_environment_names_several_trunks_with_commas_between(
+    monkeypatch: pytest.MonkeyPatch, given: str, expected: tuple[str, ...]
+) -> None:
+    monkeypatch.setenv("TRUNKLINE_EMBEDDING_MODEL", given)
+    assert expected == Settings().model
