@@ -4,7 +4,8 @@
 
 - A word is a run of letters, digits and marks, with single joiners (- ' . , : / & @ · _) between them: *o'brien*, *1,000*,
   *line-up*. Single letters with a full stop after each keep the last one: *u.s.* All else (punctuation, symbols) is no word.
-- ’ is read as ', and ‐ and ‑ as -. Where all keys of a table are lower case, so is the text made.
+- ’ is read as ', and ‐ and ‑ as -; selectors of a character's variant are not read.
+- Where all keys of a table are lower case, so is the text made.
 - A word that is no key is read as its parts: before an English ending (*do n't*, *it 's*: the Penn Treebank's cut, which
   GloVe's texts had), then between joiners, then between scripts.
 - A part in a script written without spaces (Chinese, Japanese, Thai, …) is read from the left by the longest key, of at most
@@ -27,7 +28,8 @@ LONGEST_MATCH: Final = 8
 Lookup = Callable[[Sequence[str]], Sequence[int]]
 """The row of each key, -1 for one the table lacks."""
 
-_SAME: Final = str.maketrans({"’": "'", "‐": "-", "‑": "-"})
+_VARIANTS: Final = (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
+_SAME: Final = {ord("’"): "'", ord("‐"): "-", ord("‑"): "-", **dict.fromkeys(_VARIANTS)}
 _JOINERS: Final = "-'.,:/&@·_"
 _ENDING: Final = re.compile(r"(?:n't|'s|'re|'ve|'m|'ll|'d)\Z", re.IGNORECASE | re.ASCII)
 _UNSPACED: Final = (
@@ -58,12 +60,12 @@ def split_words(text: str) -> list[str]:
 @cache
 def _pattern() -> "re.Pattern[str]":
     # Python's \w lacks the marks that many scripts write vowels with, and the joiners that Persian puts inside words.
-    letter = rf"(?:[^\W_]|[\u200c\u200d{_marks()}])"
-    return re.compile(rf"(?:{letter}\.){{2,}}(?!{letter})|{letter}+(?:[{re.escape(_JOINERS)}]{letter}+)*")
+    letter, letters = r"[^\W_]", rf"[^\W_](?:[^\W_]|[\u200c\u200d{_marks()}])*"
+    return re.compile(rf"(?:{letter}\.){{2,}}(?!{letter})|{letters}(?:[{re.escape(_JOINERS)}]{letters})*")
 
 
 def _marks() -> str:
-    points = [point for point in (*range(0x300, 0x20000), *range(0xE0100, 0xE01F0)) if unicodedata.category(chr(point))[0] == "M"]
+    points = [point for point in range(0x300, 0x20000) if unicodedata.category(chr(point))[0] == "M"]
     runs = [[point for _, point in run] for _, run in groupby(enumerate(points), key=lambda pair: pair[1] - pair[0])]
     return "".join(f"{chr(run[0])}-{chr(run[-1])}" for run in runs)
 
