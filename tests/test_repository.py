@@ -18,6 +18,7 @@ HEAVY = {
     "onnxruntime": ("embedding_service/backend/", "embedding_service/models/"),
     "openvino": ("embedding_service/backend/", "embedding_service/models/"),
     "onnx": ("embedding_service/models/",),
+    "pyarrow": ("embedding_service/models/",),
     "sklearn": ("head_service/training/",),
     "tensorflow_serving": (),
     "pickle": (),

@@ -111,14 +111,14 @@ def said_plainly() -> Iterator[None]:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from preparing the same thing at once."""
+def locked(path: Path, what: str = "the trunk") -> Iterator[None]:
+    """Keep other processes from preparing the same thing, *what*, at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(path, timeout=LOCK_TIMEOUT_SECONDS):
             yield
     except Timeout as error:
-        raise PreparationError(f"another process has been preparing the trunk for too long; stop it or remove {path}") from error
+        raise PreparationError(f"another process has been preparing {what} for too long; stop it or remove {path}") from error
 
 
 def check_files(directory: Path, hashes: Mapping[str, str]) -> None:

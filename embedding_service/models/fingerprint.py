@@ -5,6 +5,7 @@ import json
 
 from clients.wire.text import NORMALIZER
 from embedding_service.backend import View
+from embedding_service.backend.words import WORDS
 
 
 def fingerprint(*, weights_sha256: str, tokenizer_json: bytes, view: View, prompt: str, max_tokens: int) -> str:
@@ -18,5 +19,21 @@ def fingerprint(*, weights_sha256: str, tokenizer_json: bytes, view: View, promp
         "normalize": view.normalize,
         "prompt": prompt,
         "max_tokens": max_tokens,
+    }
+    return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def table_fingerprint(*, vectors_sha256: str, keys_sha256: str, offsets_sha256: str, is_lowercase: bool) -> str:
+    """Return "sha256:<64 hex digits>" over a table's numbers, its keys in their order, and how texts are read by it.
+
+    The hashes are those of the arrays' bytes as `backend.tables` lays them out, so the form of the source leaves no trace.
+    """
+    facts = {
+        "vectors": vectors_sha256,
+        "keys": keys_sha256,
+        "offsets": offsets_sha256,
+        "lowercase": is_lowercase,
+        "normalizer": NORMALIZER,
+        "words": WORDS,
     }
     return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
