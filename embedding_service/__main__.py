@@ -13,8 +13,10 @@ from pydantic_settings import CliApp
 
 from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
+from embedding_service.backend.tables import Table
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
+from embedding_service.models.tables import prepare_table
 from embedding_service.service import Addresses, ListenError, serve, warm_up
 from embedding_service.settings import Settings
 
@@ -34,10 +36,11 @@ def main() -> int:
         return 2
     try:
         backends = [_backend(source, settings) for source in settings.model or (None,)]
-        _check_names(backends)
+        tables = [_table(given, settings) for given in settings.table]
+        _check_names([*(backend.trunk.name for backend in backends), *(table.spec.name for table in tables)])
         # What was imported lives as long as the process: the collector need not look at it again and again.
         gc.freeze()
-        uvloop.run(serve(backends, settings, _announce))
+        uvloop.run(serve(backends, settings, _announce, tables))
     except (PreparationError, ListenError) as error:
         _log.error("%s", error)
         return 1
@@ -53,10 +56,15 @@ def _backend(model: str | None, settings: Settings) -> Backend:
     return backend
 
 
-def _check_names(backends: Sequence[Backend]) -> None:
-    names = [backend.trunk.name for backend in backends]
+def _table(given: str, settings: Settings) -> Table:
+    name, _, source = given.partition("=")
+    prepared = prepare_table(source, name=name, cache_dir=settings.cache_dir, progress=_log.info)
+    return Table(prepared.spec, prepared.folder)
+
+
+def _check_names(names: Sequence[str]) -> None:
     if len(names) > len(set(names)):
-        raise PreparationError(f"two trunks have one name among {', '.join(names)}; call one otherwise with --model NAME=SOURCE")
+        raise PreparationError(f"two have one name among {', '.join(names)}; call one otherwise with NAME=SOURCE")
 
 
 def _announce(addresses: Addresses) -> None:

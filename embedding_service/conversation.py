@@ -10,9 +10,11 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 
 from embedding_service.backend import FloatArray, TrunkSpec, View
+from embedding_service.backend.tables import TableSpec
 from embedding_service.errors import EmbedError
-from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, InputFacts, gather
+from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, gather
 from embedding_service.telemetry import Telemetry, Timings
+from embedding_service.tokenization import InputFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,13 +163,13 @@ class _Input:
         self.views: tuple[View, ...] = ()
         self.vectors: list[FloatArray] = []
         self.queue_seconds = self.inference_seconds = 0.0
-        self.trunk: TrunkSpec
+        self.trunk: TrunkSpec | TableSpec
         self.facts: InputFacts
         self.tokenization_seconds = 0.0
         self._conversation = conversation
 
-    def begin(self, trunk: TrunkSpec, views: tuple[View, ...], facts: InputFacts, tokenization_seconds: float) -> None:
-        self.trunk, self.views, self.facts, self.tokenization_seconds = trunk, views, facts, tokenization_seconds
+    def begin(self, trunk: TrunkSpec | TableSpec, views: tuple[View, ...], facts: InputFacts, tokenization: float) -> None:
+        self.trunk, self.views, self.facts, self.tokenization_seconds = trunk, views, facts, tokenization
 
     def put(self, index: int, vectors: list[FloatArray], queue_seconds: float, inference_seconds: float) -> None:
         del index

@@ -20,7 +20,8 @@ from starlette.routing import Route
 
 from embedding_service.edge import embed_while_connected, json_response, read_body, retry_headers, split_inputs
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
-from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, ViewChoice
+from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
+from embedding_service.tokenization import ViewChoice
 
 _log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class HttpEdge:
         """`POST /v1/embeddings`, OpenAI's shape."""
         body = parse_embeddings(await read_body(request, self._max_body_bytes))
         inputs = [body.input] if isinstance(body.input, str) else _inputs_of(body.input)
-        name = body.model if body.model in self._infer.trunks else ""
+        name = body.model if body.model in self._infer.hosted else ""
         call = EmbedCall(
             inputs=inputs,
             deadline=time.monotonic() + self._default_timeout,
@@ -90,7 +91,7 @@ class HttpEdge:
 
     async def models(self, _: Request) -> Response:
         """`GET /v1/models`, OpenAI's shape."""
-        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "trunkline"} for name in self._infer.trunks]
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "trunkline"} for name in self._infer.hosted]
         return json_response({"object": "list", "data": rows})
 
     async def healthz(self, _: Request) -> Response:

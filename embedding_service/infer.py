@@ -5,29 +5,29 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from clients.wire.text import TextEncoder
 from embedding_service.backend import Backend, EngineSpec, FloatArray, TrunkSpec, View
+from embedding_service.backend.tables import TableSpec
 from embedding_service.batching import Batcher, PassSlots, Row, Waiter
 from embedding_service.errors import EmbedError, InvalidInput, UnknownTrunk, WrongTrunk
+from embedding_service.hosted_table import HostedTable
 from embedding_service.queue import Entry, QueueLimits
 from embedding_service.reuse import Reuse, VectorCache
 from embedding_service.telemetry import Telemetry, Timings, TrunkTelemetry
-from embedding_service.tokenization import Input, InputLimits, InputTokenizer, TokenizedInput, Truncation
+from embedding_service.tokenization import (
+    Input,
+    InputFacts,
+    InputLimits,
+    InputTokenizer,
+    TokenizedInput,
+    Truncation,
+    ViewChoice,
+)
 from embedding_service.windows import WindowsWaiter, join_windows, window_views
-
-
-@dataclass(frozen=True, slots=True)
-class ViewChoice:
-    """A view as asked for: what is None is the trunk's own habit."""
-
-    pooling: Literal["mean", "cls", "max", "mean_max", "sep", "tokens"] | None = None
-    layer: int | None = None
-    normalize: bool | None = None
-    dims: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +52,10 @@ class ViewVectors:
 
 
 @dataclass(frozen=True, slots=True)
-class InputFacts:
-    """What became of one input: *num_tokens* went through the trunk in *num_windows* rows."""
-
-    num_tokens: int
-    truncated: bool = False
-    num_windows: int = 1
-
-
-@dataclass(frozen=True, slots=True)
 class EmbedAnswer:
     """What a request gets, in the order of its inputs and views."""
 
-    trunk: TrunkSpec
+    trunk: TrunkSpec | TableSpec
     views: list[ViewVectors]
     inputs: list[InputFacts]
     timings: Timings
@@ -73,7 +64,9 @@ class EmbedAnswer:
 class InputWaiter(Waiter, Protocol):
     """Who waits for one input of `Infer.embed_each`."""
 
-    def begin(self, trunk: TrunkSpec, views: tuple[View, ...], facts: InputFacts, tokenization_seconds: float) -> None:
+    def begin(
+        self, trunk: TrunkSpec | TableSpec, views: tuple[View, ...], facts: InputFacts, tokenization_seconds: float
+    ) -> None:
         """The input is about to be queued for *trunk*, to be read by *views*."""
         ...
 
@@ -99,16 +92,16 @@ class HostedTrunk:
 
 
 class Infer:
-    """All trunks of this service, by name; the first is the default."""
+    """All trunks and tables of this service, by name; the first is the default."""
 
-    def __init__(self, trunks: Sequence[HostedTrunk], limits: InputLimits, telemetry: Telemetry) -> None:
+    def __init__(self, hosted: Sequence[HostedTrunk | HostedTable], limits: InputLimits, telemetry: Telemetry) -> None:
         self.limits = limits
-        self.trunks = {trunk.spec.name: trunk for trunk in trunks}
-        self._default = trunks[0]
+        self.hosted = {one.spec.name: one for one in hosted}
+        self._default = hosted[0]
         self._telemetry = telemetry
 
-    def trunk(self, name: str) -> HostedTrunk:
-        """The trunk called *name*, or the default one for "".
+    def find(self, name: str) -> HostedTrunk | HostedTable:
+        """The trunk or table called *name*, or the default one for "".
 
         Raises:
             UnknownTrunk: there is none of that name.
@@ -116,9 +109,21 @@ class Infer:
         if not name:
             return self._default
         try:
-            return self.trunks[name]
+            return self.hosted[name]
         except KeyError:
-            raise UnknownTrunk(f"no such trunk; this service has: {', '.join(sorted(self.trunks))}") from None
+            raise UnknownTrunk(f"no such trunk; this service has: {', '.join(sorted(self.hosted))}") from None
+
+    def trunk(self, name: str) -> HostedTrunk:
+        """The trunk called *name*, or the default one for "".
+
+        Raises:
+            UnknownTrunk: there is none of that name.
+            InvalidInput: it is a table.
+        """
+        found = self.find(name)
+        if isinstance(found, HostedTable):
+            raise InvalidInput(f"{found.spec.name!r} is a table: it has no tokens")
+        return found
 
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
         """Answer *call*, all of it or with an `EmbedError`. Equal inputs go through the trunk once."""
@@ -135,8 +140,10 @@ class Infer:
         return answer
 
     async def _embed(self, call: EmbedCall, started: float) -> EmbedAnswer:
-        trunk = self.trunk(call.trunk)
+        trunk = self.find(call.trunk)
         self._check(call, trunk.spec)
+        if isinstance(trunk, HostedTable):
+            return await self._look_up(call, trunk, started)
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
         inputs = await trunk.tokenizer.tokenize(call.inputs, call.truncation, self.limits)
         tokenization = time.monotonic() - started
@@ -150,17 +157,35 @@ class Infer:
             timings=Timings(tokenization, outcome.queue_seconds, outcome.inference_seconds, time.monotonic() - started),
         )
 
+    async def _look_up(self, call: EmbedCall, table: HostedTable, started: float) -> EmbedAnswer:
+        views = [table.resolve(choice) for choice in call.views or (ViewChoice(),)]
+        vectors, facts = await table.look_up(call.inputs, views, self.limits, call.deadline)
+        seconds = time.monotonic() - started
+        return EmbedAnswer(
+            trunk=table.spec,
+            views=[gather([row[index] for row in vectors], view) for index, view in enumerate(views)],
+            inputs=facts,
+            timings=Timings(0.0, 0.0, seconds, seconds),
+        )
+
     async def embed_each(self, call: EmbedCall, deadlines: Sequence[float], waiters: "Sequence[InputWaiter]") -> None:
         """Queue each input of *call* on its own, by its own deadline; its waiter is told what becomes of it. Never raises."""
-        started = time.monotonic()
         try:
-            trunk = self.trunk(call.trunk)
-            self._check(call, trunk.spec)
-            views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
+            found = self.find(call.trunk)
+            self._check(call, found.spec)
+            if isinstance(found, HostedTable):
+                await self._look_up_each(found, call, deadlines, waiters)
+            else:
+                await self._queue_each(found, call, deadlines, waiters)
         except EmbedError as error:
             for waiter in waiters:
                 waiter.fail(error)
-            return
+
+    async def _queue_each(
+        self, trunk: HostedTrunk, call: EmbedCall, deadlines: Sequence[float], waiters: "Sequence[InputWaiter]"
+    ) -> None:
+        started = time.monotonic()
+        views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
         for value, deadline, waiter in zip(call.inputs, deadlines, waiters, strict=True):
             try:
                 [item] = await trunk.tokenizer.tokenize((value,), call.truncation, self.limits)
@@ -178,7 +203,21 @@ class Infer:
             except EmbedError as error:
                 waiter.fail(error)
 
-    def _check(self, call: EmbedCall, spec: TrunkSpec) -> None:
+    async def _look_up_each(
+        self, table: HostedTable, call: EmbedCall, deadlines: Sequence[float], waiters: "Sequence[InputWaiter]"
+    ) -> None:
+        views = tuple(table.resolve(choice) for choice in call.views or (ViewChoice(),))
+        for value, deadline, waiter in zip(call.inputs, deadlines, waiters, strict=True):
+            started = time.monotonic()
+            try:
+                [vectors], [facts] = await table.look_up((value,), views, self.limits, deadline)
+            except EmbedError as error:
+                waiter.fail(error)
+            else:
+                waiter.begin(table.spec, views, facts, 0.0)
+                waiter.put(0, vectors, 0.0, time.monotonic() - started)
+
+    def _check(self, call: EmbedCall, spec: TrunkSpec | TableSpec) -> None:
         if not call.inputs:
             raise InvalidInput("there are no inputs")
         if len(call.inputs) > self.limits.max_request_inputs:

@@ -14,11 +14,13 @@ from clients.wire import embedding_pb2 as pb
 from clients.wire.metadata import EMBEDDING_SERVICE, RETRY_AFTER_MS
 from clients.wire.text import NORMALIZER, TextPair
 from embedding_service.backend import Pooling, View
+from embedding_service.backend.words import WORDS
 from embedding_service.conversation import Conversation, Settled
 from embedding_service.errors import GRPC_STATUS, EmbedError
-from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewChoice, ViewVectors
+from embedding_service.hosted_table import HostedTable
+from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewVectors
 from embedding_service.telemetry import Telemetry
-from embedding_service.tokenization import Input, TableKey, TokenIds, Truncation
+from embedding_service.tokenization import Input, TableKey, TokenIds, Truncation, ViewChoice
 
 _log = logging.getLogger(__name__)
 
@@ -143,8 +145,11 @@ class EmbeddingServicer:
         return response_of(answer, request.dtype)
 
     async def _describe(self, request: pb.GetTrunkRequest) -> pb.Trunk:
-        trunk = self._infer.trunk(request.trunk)
-        return trunk_message(trunk, self._infer.limits.max_request_inputs, with_tokenizer=request.with_tokenizer)
+        found = self._infer.find(request.trunk)
+        most = self._infer.limits.max_request_inputs
+        if isinstance(found, HostedTable):
+            return table_message(found, most)
+        return trunk_message(found, most, with_tokenizer=request.with_tokenizer)
 
     async def _answered(self, context: Context, work: Callable[[], Awaitable[Answer]]) -> Answer:
         try:
@@ -178,7 +183,9 @@ def response_of(answer: EmbedAnswer, dtype: int) -> pb.EmbedResponse:
         trunk_fingerprint=answer.trunk.fingerprint,
         views=[_view_result(view, dtype) for view in answer.views],
         inputs=[
-            pb.InputResult(num_tokens=item.num_tokens, truncated=item.truncated, num_windows=item.num_windows)
+            pb.InputResult(
+                num_tokens=item.num_tokens, truncated=item.truncated, num_windows=item.num_windows, missing=item.missing
+            )
             for item in answer.inputs
         ],
         durations=pb.Durations(
@@ -226,6 +233,21 @@ def trunk_message(trunk: HostedTrunk, max_request_inputs: int, *, with_tokenizer
         agreement=engine.agreement,
         max_request_inputs=max_request_inputs,
         tokenizer_json=spec.tokenizer_json if with_tokenizer else b"",
+        kind=pb.TRUNK_KIND_ENCODER,
+    )
+
+
+def table_message(table: HostedTable, max_request_inputs: int) -> pb.Trunk:
+    """*table* as `GetTrunk` answers it."""
+    spec = table.spec
+    return pb.Trunk(
+        name=spec.name,
+        fingerprint=spec.fingerprint,
+        width=spec.width,
+        kind=pb.TRUNK_KIND_TABLE,
+        num_keys=spec.num_keys,
+        max_request_inputs=max_request_inputs,
+        normalizer=f"{NORMALIZER} {WORDS}",
     )
 
 

@@ -6,6 +6,7 @@ finish what is in flight within the grace, close the backend.
 
 import asyncio
 import contextlib
+import dataclasses
 import functools
 import logging
 import signal
@@ -25,7 +26,9 @@ from starlette.applications import Starlette
 
 from clients.wire.metadata import EMBEDDING_SERVICE, MAX_MESSAGE_BYTES
 from embedding_service.backend import Backend, Batch
+from embedding_service.backend.tables import Table
 from embedding_service.batching import PassSlots
+from embedding_service.hosted_table import HostedTable
 from embedding_service.http import HttpEdge
 from embedding_service.infer import HostedTrunk, Infer
 from embedding_service.server import EmbeddingServicer
@@ -59,14 +62,15 @@ def warm_up(backend: Backend) -> None:
 
 
 @contextlib.asynccontextmanager
-async def running(backends: Sequence[Backend], settings: Settings) -> AsyncIterator[Addresses]:
-    """Serve *backends* on both ports for as long as the context lasts; leaving it drains and closes them."""
+async def running(backends: Sequence[Backend], settings: Settings, tables: Sequence[Table] = ()) -> AsyncIterator[Addresses]:
+    """Serve *backends* and *tables* on both ports for as long as the context lasts; leaving it drains and closes them."""
     registry = CollectorRegistry()
     telemetry = PrometheusTelemetry(registry)
     trunks = _hosted(backends, settings, telemetry)
-    infer = Infer(trunks, InputLimits(max_request_inputs=settings.max_request_inputs), telemetry)
+    hosted_tables = [HostedTable(table) for table in tables]
+    infer = Infer([*trunks, *hosted_tables], InputLimits(max_request_inputs=settings.max_request_inputs), telemetry)
     health = health_aio.HealthServicer()
-    serving = _Readiness(health, trunks)
+    serving = _Readiness(health, trunks, [table.spec.name for table in tables])
 
     def is_ready() -> bool:
         return serving.is_ready and all(trunk.batcher.is_healthy for trunk in trunks)
@@ -81,14 +85,15 @@ async def running(backends: Sequence[Backend], settings: Settings) -> AsyncItera
         infer,
         registry=registry,
         is_ready=is_ready,
-        info=lambda: _info(settings, trunks),
+        info=lambda: _info(settings, trunks, tables),
         max_body_bytes=settings.max_body_bytes,
         default_timeout=settings.default_timeout_seconds,
         more_routes=tei.routes(),
     )
     async with contextlib.AsyncExitStack() as stack:
-        for backend in backends:
-            stack.callback(backend.close)
+        closers = [backend.close for backend in backends] + [table.close for table in hosted_tables]
+        for close in closers:
+            stack.callback(close)
         servicer = EmbeddingServicer(infer, telemetry, default_timeout=settings.default_timeout_seconds)
         grpc_server, grpc_port = await _start_grpc(servicer, health, settings)
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
@@ -125,13 +130,15 @@ async def _drain(trunks: Sequence[HostedTrunk], grace: float) -> None:
     await asyncio.gather(*(trunk.batcher.drain(grace) for trunk in trunks))
 
 
-async def serve(backends: Sequence[Backend], settings: Settings, on_ready: Callable[[Addresses], None]) -> None:
-    """Serve *backends* until SIGTERM or SIGINT; a second signal ends the process at once."""
+async def serve(
+    backends: Sequence[Backend], settings: Settings, on_ready: Callable[[Addresses], None], tables: Sequence[Table] = ()
+) -> None:
+    """Serve *backends* and *tables* until SIGTERM or SIGINT; a second signal ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stop, loop, number)
-    async with running(backends, settings) as addresses:
+    async with running(backends, settings, tables) as addresses:
         on_ready(addresses)
         await stop.wait()
         _log.info("draining")
@@ -148,8 +155,9 @@ class _Readiness:
     A trunk whose last forward pass failed is NOT_SERVING until one goes well.
     """
 
-    def __init__(self, health: health_aio.HealthServicer, trunks: Sequence[HostedTrunk]) -> None:
+    def __init__(self, health: health_aio.HealthServicer, trunks: Sequence[HostedTrunk], tables: Sequence[str]) -> None:
         self.is_ready = False
+        self._always = (EMBEDDING_SERVICE, "", *(f"trunk/{name}" for name in tables))
         self._health = health
         self._trunks = trunks
         self._telling: set[asyncio.Task[None]] = set()
@@ -158,7 +166,7 @@ class _Readiness:
 
     async def turn(self, *, on: bool) -> None:
         self.is_ready = on
-        for name in (EMBEDDING_SERVICE, ""):
+        for name in self._always:
             await self._health.set(name, _STATUS[on])
         for trunk in self._trunks:
             await self._tell(trunk)
@@ -238,7 +246,7 @@ def _described(trunk: HostedTrunk) -> dict[str, Any]:
     }
 
 
-def _info(settings: Settings, trunks: Sequence[HostedTrunk]) -> dict[str, Any]:
+def _info(settings: Settings, trunks: Sequence[HostedTrunk], tables: Sequence[Table]) -> dict[str, Any]:
     spec, engine = trunks[0].spec, trunks[0].engine
     # The names text-embeddings-inference has for the same facts; its clients read them.
     in_tei_words = {
@@ -253,5 +261,7 @@ def _info(settings: Settings, trunks: Sequence[HostedTrunk]) -> dict[str, Any]:
         "auto_truncate": True,
         "version": version("trunkline"),
     }
-    effective = settings.model_dump(mode="json", exclude={"cache_dir", "model"})
-    return {"service": "embedding", "trunks": [_described(trunk) for trunk in trunks], "settings": effective, **in_tei_words}
+    effective = settings.model_dump(mode="json", exclude={"cache_dir", "model", "table"})
+    of_tables = [dataclasses.asdict(table.spec) for table in tables]
+    of_trunks = [_described(trunk) for trunk in trunks]
+    return {"service": "embedding", "trunks": of_trunks, "tables": of_tables, "settings": effective, **in_tei_words}

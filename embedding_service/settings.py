@@ -1,5 +1,6 @@
 """The service's settings: flags, or environment variables with the prefix TRUNKLINE_EMBEDDING_. What each one costs is said."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -33,6 +34,11 @@ class Settings(BaseSettings):
         description="A trunk: a directory or a hub name, with NAME= before it to call it otherwise. Several: give it several"
         " times (in the environment: commas between); the first is the default. Unset: all-MiniLM-L6-v2.",
     )
+    table: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="A resource table to serve beside the trunks, as NAME=FILE (word2vec, GloVe or fastText, text or binary,"
+        " or .npy with .keys.txt beside it) or NAME=glove-6b-50d; several like several trunks.",
+    )
     engine: Engine = Field("auto", description="auto: bfloat16 where the processor computes with it, else float32.")
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("trunkline"),
@@ -63,7 +69,7 @@ class Settings(BaseSettings):
     default_timeout_seconds: float = Field(30.0, gt=0, description="For a call that brings no deadline, and the most it gets.")
     drain_seconds: float = Field(5.0, ge=0, description="Given to work in flight when told to stop.")
 
-    @field_validator("model", mode="before")
+    @field_validator("model", "table", mode="before")
     @classmethod
     def _several(cls, value: object) -> object:
         """The environment gives one string, the command line a list of them."""
@@ -71,6 +77,9 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
+        for table in self.table:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*=.+", table):
+                raise ValueError("a table is given as NAME=FILE, the name of letters, digits, dots, dashes and underscores")
         if self.max_queued_tokens < self.max_batch_tokens:
             raise ValueError(
                 "max_queued_tokens is below max_batch_tokens: no full batch could ever gather; raise the one or lower the other"

@@ -20,8 +20,8 @@ from starlette.routing import Route
 from clients.wire.text import Token
 from embedding_service.edge import embed_while_connected, json_response, read_body, retry_headers, split_inputs
 from embedding_service.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable, UnknownTrunk, WrongTrunk
-from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, ViewChoice
-from embedding_service.tokenization import Truncation
+from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
+from embedding_service.tokenization import Truncation, ViewChoice
 
 _log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from clients.wire.text import Encoded, TextEncoder, TextPair
-from embedding_service.backend import TrunkSpec
+from embedding_service.backend import Pooling, TrunkSpec
 from embedding_service.errors import InvalidInput
 
 Truncation = Literal["right", "left", "error", "window"]
@@ -31,6 +31,29 @@ class TokenIds:
 
 
 Input = str | TextPair | TokenIds | TableKey | Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class ViewChoice:
+    """A view as asked for: what is None is the trunk's own habit."""
+
+    pooling: Pooling | None = None
+    layer: int | None = None
+    normalize: bool | None = None
+    dims: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class InputFacts:
+    """What became of one input: *num_tokens* went through the trunk in *num_windows* rows.
+
+    Of a table: *num_tokens* are words, *missing* the keys or words it does not have.
+    """
+
+    num_tokens: int
+    truncated: bool = False
+    num_windows: int = 1
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +101,7 @@ class InputTokenizer:
     def _tokenize(self, inputs: Sequence[Input], truncation: Truncation, limits: InputLimits) -> list[TokenizedInput]:
         texts = {index: value for index, value in enumerate(inputs) if isinstance(value, str)}
         for index, text in texts.items():
-            _check_text(f"input {index}", text, limits)
+            check_text(f"input {index}", text, limits)
         encoded = dict(zip(texts, self._encode(list(texts.values()), truncation), strict=True))
         for index, item in encoded.items():
             if len(item.windows[0].ids) <= 2:
@@ -103,7 +126,7 @@ class InputTokenizer:
             given = value if isinstance(value, TokenIds) else TokenIds(value)  # type: ignore[arg-type]
             return self._checked_ids(index, given)
         for name, text in (("first", value.first), ("second", value.second)):
-            _check_text(f"the {name} text of input {index}", text, limits)
+            check_text(f"the {name} text of input {index}", text, limits)
         encoded = self._encoder.encode_pair(value, side="left" if truncation == "left" else "right")
         if encoded.pair_at == 2 or len(encoded.ids) == encoded.pair_at + 1:
             raise InvalidInput(f"a text of input {index} is empty once white space and control characters are gone")
@@ -136,7 +159,12 @@ def _num_characters(value: Input) -> int:
     return len(value.first) + len(value.second) if isinstance(value, TextPair) else 0
 
 
-def _check_text(name: str, text: str, limits: InputLimits) -> None:
+def check_text(name: str, text: str, limits: InputLimits) -> None:
+    """Refuse *text*, to be called *name*, when it is empty or too long.
+
+    Raises:
+        InvalidInput: it is.
+    """
     if not text:
         raise InvalidInput(f"{name} is empty")
     if len(text) > limits.max_characters:
