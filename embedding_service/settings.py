@@ -9,7 +9,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from embedding_service.queue import QueueLimits
 
-Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32"]
+Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
 
 
 class Settings(BaseSettings):
@@ -29,7 +29,7 @@ class Settings(BaseSettings):
     http_port: int = Field(8100, ge=0, le=65_535, description="0: any free port.")
 
     model: str | None = Field(None, description="A local directory or a hub name; unset: all-MiniLM-L6-v2.")
-    engine: Engine = Field("auto", description="auto: bfloat16 where the processor computes with it, else float32.")
+    engine: Engine = Field("auto", description="auto: bfloat16 where a GPU with PyTorch or the processor has it, else float32.")
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("trunkline"),
         description="Downloads and prepared graphs; losing it costs a minute at the next start.",
