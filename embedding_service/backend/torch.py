@@ -95,8 +95,9 @@ class TorchBackend:
         self.trunk = trunk
         self.engine = engine
         self.device = torch.device(device)
-        self._encoder: _Encoder | None = _read_encoder(directory, self.device, DTYPES[precision], compiles=compiles)
+        # First: what is compiled is compiled for the number of threads set there.
         self._lane = _Lane(self.device)
+        self._encoder: _Encoder | None = _read_encoder(directory, self.device, DTYPES[precision], compiles=compiles)
         if self.device.type == "cuda":
             # The weights were copied on the default stream; the lanes' own streams do not wait for that one.
             torch.cuda.synchronize(self.device)
@@ -348,11 +349,13 @@ class _FlatBert:
         ids, places, bounds = _stage([rows.ids, rows.positions + config.max_positions * rows.segments, rows.bounds], self._device)
         attend = self._attention(rows, bounds)
         embedded = self._words.index_select(0, ids) + self._places.index_select(0, places)
+        # A single token would be compiled for anew.
+        finish = self._finish if len(rows.ids) > 1 else finish_layer
         states = {0: functional.layer_norm(embedded, (config.width,), *self._norm, config.epsilon)}
         for number, layer in enumerate(self._layers[: max(layers)]):
             hidden = states[number] if number in layers else states.pop(number)
             context = attend(functional.linear(hidden, layer.qkv, layer.qkv_bias))
-            states[number + 1] = self._finish(hidden, context, layer.rest, config.epsilon)
+            states[number + 1] = finish(hidden, context, layer.rest, config.epsilon)
         return bounds, states
 
     def _attention(self, rows: Rows, bounds: Tensor) -> Callable[[Tensor], Tensor]:
@@ -371,13 +374,14 @@ class _FlatBert:
 
     def _compiled(self) -> _Finish:
         config = self._config
-        samples = [torch.randn(count, config.width, device=self._device, dtype=self._words.dtype) for count in (24, 40)]
 
         def attempt(finish: _Finish) -> None:
-            # The second length makes the number of tokens a variable of what was compiled.
-            for sample in samples:
-                finish(sample, sample.clone(), self._layers[0].rest, config.epsilon)
+            # Two numbers of tokens: from the second on that number is a variable of what was compiled.
+            for count in (24, 40):
+                sample = torch.randn(count, config.width, device=self._device, dtype=self._words.dtype)
+                finish(sample, -sample, self._layers[0].rest, config.epsilon)
 
+        # As in a pass: what was compiled for tensors of another mode would not be used there.
         with torch.inference_mode():
             return compiled_or_plain(finish_layer, attempt)
 

@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -187,6 +188,26 @@ def test_attention_is_within_each_row_of_a_group():
 
     torch.testing.assert_close(both[:5], attend_group(qkv, 1, 1, 5))
     torch.testing.assert_close(both[5:], attend_group(qkv, 6, 1, 5))
+
+
+def test_attention_over_unlike_rows_at_once_is_given_each_row_and_its_bounds(trunk, monkeypatch):
+    """The kernel itself runs on a GPU only: in its place stands one that takes the same arguments, row by row."""
+
+    def by_row(query, key, value, bounds, key_bounds, longest, longest_key):
+        assert bounds is key_bounds
+        assert bounds.dtype == torch.int32
+        assert longest == longest_key == bounds.diff().max()
+        spans = [slice(start, end) for start, end in itertools.pairwise(bounds.tolist())]
+        rows = [[part[span].transpose(0, 1) for part in (query, key, value)] for span in spans]
+        return torch.cat([torch.nn.functional.scaled_dot_product_attention(*row).transpose(0, 1) for row in rows])
+
+    monkeypatch.setattr("embedding_service.backend.torch.varlen_attn", by_row)
+    batch = Batch(ROWS, ((View(), View("tokens", -2)),) * len(ROWS), (0, 4, 0, 0, 9, 0))
+    expected = backend_of(trunk).embed(batch)
+    backend = backend_of(trunk)
+    backend._encoder._is_varlen = True
+
+    assert least_cosine(expected, backend.embed(batch)) >= 0.999999
 
 
 def test_numbers_that_are_not_finite_fail_the_pass(tmp_path):
