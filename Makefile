@@ -2,13 +2,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH := .venv-torch
+TORCH_VERSION := 2.13.0
 
-.PHONY: help demo serve test lint bench protos locks clean
+.PHONY: help demo serve test test-torch lint bench protos locks clean
 
 help:
 	@echo "make demo    train three heads on real data, ask the gateway, measure through it, stop"
 	@echo "make serve   run the local stack with the demo heads until Ctrl-C"
 	@echo "make test    all tests        make lint   style, types, stubs, images"
+	@echo "make test-torch   tests of the PyTorch engines, in an environment of their own"
 	@echo "make bench   throughput of the gateway beside the bare engine"
 	@echo "make protos  stubs from .proto files        make locks  requirements/*.txt from pyproject.toml"
 
@@ -20,6 +23,9 @@ serve: $(VENV)/.run
 
 test: $(VENV)/.dev
 	@HF_HUB_OFFLINE=1 $(BIN)/python -m pytest $(ARGS)
+
+test-torch: $(TORCH)/.done
+	@HF_HUB_OFFLINE=1 $(TORCH)/bin/python -m pytest tests/torch $(ARGS)
 
 lint: $(VENV)/.dev
 	@$(BIN)/ruff check .
@@ -39,7 +45,7 @@ locks: $(VENV)/.dev
 	@PATH="$(abspath $(BIN)):$$PATH" sh requirements/compile.sh
 
 clean:
-	@rm -rf $(VENV)
+	@rm -rf $(VENV) $(TORCH)
 
 # The environment: pip brings uv (hash-pinned), uv brings the rest, every file of it checked against its hash.
 $(VENV)/.bootstrap: requirements/bootstrap.txt
@@ -65,3 +71,13 @@ $(VENV)/.run: requirements/all.txt pyproject.toml $(VENV)/.bootstrap
 $(VENV)/.dev: requirements/dev.txt pyproject.toml $(VENV)/.bootstrap
 	$(call install,dev)
 	@touch $(VENV)/.run
+
+# PyTorch is pinned by version only: its builds for the CPU and for each CUDA are different files, and which one this machine
+# takes is for its package index to say. All else is checked against hashes.
+$(TORCH)/.done: requirements/torch.txt Makefile $(VENV)/.bootstrap
+	@echo "making $(TORCH)"
+	@$(PYTHON) -m venv $(TORCH)
+	@$(TORCH)/bin/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH_VERSION) && \
+		$(BIN)/uv pip install --quiet --python $(TORCH)/bin/python --no-deps --require-hashes -r requirements/torch.txt || \
+		{ echo "packages could not be installed; check that the package index can be reached and the disk has 3 GB free, and run this again"; exit 1; }
+	@touch $@

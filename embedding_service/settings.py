@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from embedding_service.queue import QueueLimits
 
-Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32"]
+Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
 
 
 class Settings(BaseSettings):
@@ -39,7 +39,7 @@ class Settings(BaseSettings):
         description="A resource table to serve beside the trunks, as NAME=FILE (word2vec, GloVe or fastText, text or binary,"
         " or .npy with .keys.txt beside it) or NAME=glove-6b-50d; several like several trunks.",
     )
-    engine: Engine = Field("auto", description="auto: bfloat16 where the processor computes with it, else float32.")
+    engine: Engine = Field("auto", description="auto: bfloat16 where a GPU with PyTorch or the processor has it, else float32.")
     cache_dir: Path = Field(
         default_factory=lambda: user_cache_path("trunkline"),
         description="Downloads and prepared graphs; losing it costs a minute at the next start.",

@@ -10,10 +10,13 @@ lock() {
         --no-emit-index-url --no-emit-find-links --overrides requirements/overrides.txt --quiet \
         "$@" --output-file "requirements/$out.txt"
 }
-lock dev --all-extras --group dev
-lock all --all-extras --constraints requirements/dev.txt
+lock dev --extra all --group dev
+lock all --extra all --constraints requirements/dev.txt
 for extra in gateway embedding heads; do
     lock "$extra" --extra "$extra" --constraints requirements/dev.txt
 done
+# All that the torch engines and their tests need but PyTorch itself: its builds differ by machine, so no hash fits all.
+lock torch --extra embedding-gpu --group torch-test --constraints requirements/dev.txt \
+    --overrides requirements/overrides-torch.txt --no-emit-package torch
 echo "uv==$(uv --version | cut -d' ' -f2)" | uv pip compile - --universal --python-version 3.11 --generate-hashes --no-header \
     --no-emit-index-url --no-emit-find-links --quiet --output-file requirements/bootstrap.txt

@@ -8,12 +8,12 @@ from typing import Literal
 from embedding_service.backend import Backend, EngineSpec, TrunkSpec
 from embedding_service.models.errors import PreparationError
 
-EngineName = Literal["onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32"]
+EngineName = Literal["onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedTrunk:
-    """A trunk that can be loaded: *graph* is an ONNX file made for *engine_name*."""
+    """A trunk that can be loaded: *graph* is an ONNX file made for *engine_name*; for torch engines, the model's directory."""
 
     spec: TrunkSpec
     engine: EngineSpec
@@ -38,6 +38,10 @@ def _load(prepared: PreparedTrunk) -> Backend:
         from embedding_service.backend.onnx import OnnxBackend  # noqa: PLC0415 (heavy)
 
         return OnnxBackend(prepared.spec, prepared.engine, prepared.graph)
+    if prepared.engine_name.startswith("torch-"):
+        from embedding_service.backend.torch import load_torch  # noqa: PLC0415 (heavy)
+
+        return load_torch(prepared)
     from embedding_service.backend.openvino import OpenVinoBackend  # noqa: PLC0415 (heavy)
 
     precision: Literal["bf16", "f32"] = "bf16" if prepared.engine_name == "openvino-bf16" else "f32"

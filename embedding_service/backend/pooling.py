@@ -80,7 +80,7 @@ def read_views(hidden: Mapping[int, FloatArray], lengths: Lengths, batch: Batch)
     """
     results: BatchResult = [[_NOTHING] * len(views) for views in batch.views]
     starts = np.cumsum(lengths) - lengths
-    for view, places in _places(batch.views).items():
+    for view, places in rows_by_view(batch.views).items():
         rows = [row for row, _ in places]
         states = hidden[view.layer][: lengths.sum()]
         if rows == list(range(len(lengths))):
@@ -97,7 +97,8 @@ def read_views(hidden: Mapping[int, FloatArray], lengths: Lengths, batch: Batch)
 _NOTHING: Final[FloatArray] = np.empty(0, dtype=np.float32)
 
 
-def _places(views: Sequence[Sequence[View]]) -> dict[View, list[tuple[int, int]]]:
+def rows_by_view(views: Sequence[Sequence[View]]) -> dict[View, list[tuple[int, int]]]:
+    """For each view the places it is asked for at: (row, index among the row's views)."""
     first = views[0]
     if len(first) == len(set(first)) and all(others == first for others in views):
         return {view: [(row, index) for row in range(len(views))] for index, view in enumerate(first)}

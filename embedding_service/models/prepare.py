@@ -13,7 +13,7 @@ import onnx
 from clients.wire.text import TextEncoder
 from embedding_service.backend import Backend, Batch, EngineSpec, FloatArray, Pooling, TrunkSpec, View
 from embedding_service.backend.load import EngineName, PreparedTrunk, load_backend, num_cores
-from embedding_service.models.bert import BertConfig, read_config, read_weights
+from embedding_service.models.bert import BertConfig, read_weights
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.fetch import (
     Progress,
@@ -28,26 +28,46 @@ from embedding_service.models.fingerprint import fingerprint
 from embedding_service.models.graph import GRAPH_VERSION, Dialect, build_graph, quantize_int8
 from embedding_service.models.quality_texts import QUALITY_TEXTS
 from embedding_service.models.selftest import openvino_fault
+from embedding_service.models.torch_engine import (
+    EncoderShape,
+    check_installed,
+    choose,
+    concurrency,
+    device,
+    is_torch,
+    load_reference,
+    read_shape,
+)
 
-Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32"]
+Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
 
 LABELS: Final[dict[EngineName, str]] = {
     "onnx-fp32": "onnxruntime fp32",
     "onnx-int8": "onnxruntime int8",
     "openvino-bf16": "openvino bf16",
     "openvino-fp32": "openvino fp32",
+    "torch-fp32": "torch fp32",
+    "torch-bf16": "torch bf16",
+    "torch-fp16": "torch fp16",
 }
 PADDING_COST: Final[dict[EngineName, float]] = {
     "onnx-fp32": 1.0,
     "onnx-int8": 1.0,
     "openvino-bf16": 0.25,
     "openvino-fp32": 0.25,
+    # Of a BERT, over flat tokens; the rows of its relatives are padded to the longest.
+    "torch-fp32": 0.0,
+    "torch-bf16": 0.0,
+    "torch-fp16": 0.0,
 }
 LEAST_AGREEMENT: Final[dict[EngineName, float]] = {
     "onnx-fp32": 0.9999,
     "onnx-int8": 0.985,
     "openvino-bf16": 0.999,
     "openvino-fp32": 0.9999,
+    "torch-fp32": 0.9999,
+    "torch-bf16": 0.999,
+    "torch-fp16": 0.999,
 }
 _BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -57,7 +77,7 @@ class _Source:
     """A trunk's files, read: what every engine's graph is made from."""
 
     files: TrunkFiles
-    config: BertConfig
+    config: BertConfig | EncoderShape
     spec: TrunkSpec
     layers: tuple[int, ...]
     root: Path
@@ -66,7 +86,9 @@ class _Source:
     def folder(self, engine: EngineName) -> Path:
         """Where this trunk's graph for *engine* is kept; the name says all that the graph depends on."""
         layers = "_".join(map(str, self.layers))
-        return self.root / f"{self.spec.fingerprint[7:23]}-{engine}-layers{layers}-v{GRAPH_VERSION}"
+        # A GPU's arithmetic is not the processor's: what was measured on the one says nothing of the other.
+        where = f"{engine}-{device()}" if is_torch(engine) else engine
+        return self.root / f"{self.spec.fingerprint[7:23]}-{where}-layers{layers}-v{GRAPH_VERSION}"
 
 
 def prepare(
@@ -74,20 +96,21 @@ def prepare(
 ) -> PreparedTrunk:
     """Make *model* (see `fetch`) ready for *engine*, in *cache_dir*; a second call finds everything there.
 
-    *auto* is openvino-bf16 where the processor computes in bfloat16 and a self-test passes, else onnx-fp32. It is never
-    onnx-int8: that scales activations over a whole batch, so a text's vector would depend on who came with it.
+    *auto* is torch-bf16 where PyTorch is installed and finds a GPU that computes in bfloat16; else openvino-bf16 where the
+    processor does and a self-test passes; else onnx-fp32. It is never onnx-int8: that scales activations over a whole batch,
+    so a text's vector would depend on who came with it.
     *layers* may count from 0, the embedding layer, or back from -1.
 
     Raises:
         PreparationError: one sentence says what to do.
     """
-    source = _read(fetch(model, cache_dir=cache_dir, progress=progress), layers, cache_dir / "graphs", progress)
+    files = fetch(model, cache_dir=cache_dir, progress=progress)
+    source = _read(files, read_shape(files.directory, engine), layers, cache_dir / "graphs", progress)
     with said_plainly(), locked(cache_dir / "graphs.lock"):
         return _choose(source) if engine == "auto" else _prepare(source, engine)
 
 
-def _read(files: TrunkFiles, layers: Sequence[int], root: Path, progress: Progress) -> _Source:
-    config = read_config(files.directory)
+def _read(files: TrunkFiles, config: BertConfig | EncoderShape, layers: Sequence[int], root: Path, progress: Progress) -> _Source:
     resolved = _resolve_layers(layers, config.num_layers)
     with said_plainly():
         spec = _spec(files, config, resolved)
@@ -101,7 +124,7 @@ def _resolve_layers(layers: Sequence[int], num_layers: int) -> tuple[int, ...]:
     return tuple(sorted(negative, reverse=True))
 
 
-def _spec(files: TrunkFiles, config: BertConfig, layers: tuple[int, ...]) -> TrunkSpec:
+def _spec(files: TrunkFiles, config: BertConfig | EncoderShape, layers: tuple[int, ...]) -> TrunkSpec:
     directory = files.directory
     tokenizer_json = (directory / "tokenizer.json").read_bytes()
     view = View(_pooling(directory), layers[0], _normalizes(directory))
@@ -149,7 +172,7 @@ def _normalizes(directory: Path) -> bool:
     return not modules.is_file() or "models.Normalize" in modules.read_text()
 
 
-def _max_tokens(directory: Path, config: BertConfig) -> int:
+def _max_tokens(directory: Path, config: BertConfig | EncoderShape) -> int:
     value = read_json(directory / "sentence_bert_config.json").get("max_seq_length", 256)
     wanted = value if isinstance(value, int) and value > 2 else 256
     return min(wanted, config.max_positions)
@@ -157,6 +180,8 @@ def _max_tokens(directory: Path, config: BertConfig) -> int:
 
 def _choose(source: _Source) -> PreparedTrunk:
     """Decide for *auto*, tell why, and fall back where bfloat16 does not hold what it promises."""
+    if (found := _choose_torch(source)) is not None:
+        return found
     if not _BF16_FLAGS & processor_flags():
         return _fall_back(source, "this processor does not compute in bfloat16")
     try:
@@ -164,6 +189,22 @@ def _choose(source: _Source) -> PreparedTrunk:
     except PreparationError as error:
         return _fall_back(source, str(error))
     source.progress("engine: openvino bf16, since the processor computes in bfloat16 and the self-test passed")
+    return chosen
+
+
+def _choose_torch(source: _Source) -> PreparedTrunk | None:
+    choice = choose(source.config)
+    if choice is None:
+        return None
+    engine, reason = choice
+    try:
+        chosen = _prepare(source, engine)
+    except PreparationError as error:
+        if isinstance(source.config, EncoderShape):
+            raise
+        source.progress(f"not {LABELS[engine]}: {error}")
+        return None
+    source.progress(f"engine: {LABELS[engine]}, since {reason}")
     return chosen
 
 
@@ -184,11 +225,12 @@ def processor_flags() -> frozenset[str]:
 
 
 def _prepare(source: _Source, engine: EngineName, *, is_tested: bool = True) -> PreparedTrunk:
+    check_installed(engine)
     folder = source.folder(engine)
     found = _recorded(source, engine)
     if found is not None and (is_tested or not openvino_fault(found.graph)):
         return found
-    source.progress(f"building the graph of {source.spec.name} for {LABELS[engine]}")
+    source.progress(f"preparing {source.spec.name} for {LABELS[engine]}")
     source.root.mkdir(parents=True, exist_ok=True)
     # Built beside its final place; renamed only when it is complete and has passed.
     with tempfile.TemporaryDirectory(dir=source.root, prefix=".building-") as temporary:
@@ -205,6 +247,8 @@ def _prepare(source: _Source, engine: EngineName, *, is_tested: bool = True) -> 
 
 
 def _build(source: _Source, engine: EngineName, place: Path) -> None:
+    if is_torch(engine) or not isinstance(source.config, BertConfig):
+        return  # PyTorch reads the directory itself
     weights = read_weights(source.files.directory, source.config)
     dialect: Dialect = "onnxruntime" if engine.startswith("onnx") else "flat"
     graph = place / "graph.onnx"
@@ -220,8 +264,11 @@ def _measure(source: _Source, engine: EngineName, place: Path) -> float:
     if engine == "onnx-fp32":
         return 1.0
     source.progress(f"comparing {LABELS[engine]} with float32 on {len(QUALITY_TEXTS)} sentences")
-    reference = _prepare(source, "onnx-fp32")
-    expected = _vectors(load_backend(reference), source.spec)
+    if isinstance(source.config, BertConfig):
+        reference = load_backend(_prepare(source, "onnx-fp32"))
+    else:
+        reference = load_reference(_prepared(source, engine, place, 0.0))
+    expected = _vectors(reference, source.spec)
     actual = _vectors(load_backend(_prepared(source, engine, place, 0.0)), source.spec)
     agreement = float(np.einsum("ij,ij->i", expected, actual).mean())
     check_agreement(engine, agreement)
@@ -263,12 +310,16 @@ def _record(folder: Path, facts: dict[str, float | str]) -> None:
 def _recorded(source: _Source, engine: EngineName) -> PreparedTrunk | None:
     folder = source.folder(engine)
     agreement = read_json(folder / "report.json").get("agreement")
-    if not isinstance(agreement, float) or not (folder / "graph.onnx").is_file():
+    if not isinstance(agreement, float) or not (is_torch(engine) or (folder / "graph.onnx").is_file()):
         return None
     check_agreement(engine, agreement)
     return _prepared(source, engine, folder, agreement)
 
 
 def _prepared(source: _Source, engine: EngineName, folder: Path, agreement: float) -> PreparedTrunk:
+    if is_torch(engine):
+        padding_cost = PADDING_COST[engine] if isinstance(source.config, BertConfig) else 1.0
+        spec = EngineSpec(LABELS[engine], agreement, padding_cost, concurrency(), source.layers, device())
+        return PreparedTrunk(source.spec, spec, engine, source.files.directory)
     spec = EngineSpec(LABELS[engine], agreement, PADDING_COST[engine], num_cores(), source.layers)
     return PreparedTrunk(source.spec, spec, engine, folder / "graph.onnx")

@@ -1,0 +1,1 @@
+"""Measuring one part by itself, nothing of the service around it."""
