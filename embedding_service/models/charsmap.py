@@ -89,6 +89,7 @@ class _Bases:
         return base
 
     def _untaken(self) -> Iterator[int]:
-        while self._first in self._taken:
+        # A node without a value could have an occupied base; passing those by costs little room and saves the most time.
+        while self._first in self._taken or self._first in self._units:
             self._first += 1
         return (base for base in count(self._first) if base not in self._taken)

@@ -22,6 +22,7 @@ import math
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -212,7 +213,7 @@ def _pieces(reader: _Reader, vocab_size: int) -> tuple[list[str], list[float], t
 
 def _decoded(joined: bytes, bounds: Sequence[int]) -> list[str]:
     try:
-        pieces = [joined[start:stop].decode() for start, stop in zip(bounds, bounds[1:], strict=False)]
+        pieces = [joined[start:stop].decode() for start, stop in pairwise(bounds)]
     except UnicodeDecodeError as error:
         raise _damaged("a piece is not UTF-8") from error
     if len(set(pieces)) != len(pieces):
