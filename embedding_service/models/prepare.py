@@ -131,7 +131,8 @@ def _spec(files: TrunkFiles, config: BertConfig | EncoderShape, layers: tuple[in
     max_tokens = _max_tokens(directory, config)
     _check_tokenizer(tokenizer_json, max_tokens)
     weights = sha256_of(directory / "model.safetensors")
-    identity = fingerprint(weights_sha256=weights, tokenizer_json=tokenizer_json, view=view, prompt="", max_tokens=max_tokens)
+    prompt = _prompt(directory)
+    identity = fingerprint(weights_sha256=weights, tokenizer_json=tokenizer_json, view=view, prompt=prompt, max_tokens=max_tokens)
     return TrunkSpec(
         name=files.name,
         fingerprint=identity,
@@ -140,7 +141,7 @@ def _spec(files: TrunkFiles, config: BertConfig | EncoderShape, layers: tuple[in
         vocab_size=config.vocab_size,
         max_tokens=max_tokens,
         default_view=view,
-        prompt="",
+        prompt=prompt,
         tokenizer_json=tokenizer_json,
     )
 
@@ -176,6 +177,21 @@ def _max_tokens(directory: Path, config: BertConfig | EncoderShape) -> int:
     value = read_json(directory / "sentence_bert_config.json").get("max_seq_length", 256)
     wanted = value if isinstance(value, int) and value > 2 else 256
     return min(wanted, config.max_positions)
+
+
+def _prompt(directory: Path) -> str:
+    """What is put before every text by default, as Sentence Transformers has it; "" where nothing is."""
+    settings = read_json(directory / "config_sentence_transformers.json")
+    name = settings.get("default_prompt_name")
+    if name is None:
+        return ""
+    prompts = settings.get("prompts")
+    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
+    if not isinstance(prompt, str):
+        raise PreparationError(
+            "default_prompt_name is not among the prompts in config_sentence_transformers.json; correct it there"
+        )
+    return prompt
 
 
 def _choose(source: _Source) -> PreparedTrunk:
@@ -289,7 +305,7 @@ def check_agreement(engine: EngineName, agreement: float) -> None:
 
 
 def _vectors(backend: Backend, spec: TrunkSpec) -> FloatArray:
-    encoded = TextEncoder(spec.tokenizer_json, max_tokens=spec.max_tokens).encode(QUALITY_TEXTS)
+    encoded = TextEncoder(spec.tokenizer_json, max_tokens=spec.max_tokens, prompt=spec.prompt).encode(QUALITY_TEXTS)
     view = replace(spec.default_view, normalize=True)
     vectors = []
     try:
