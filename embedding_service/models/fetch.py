@@ -11,11 +11,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-<<<<<<< HEAD
-from dataclasses import dataclass, replace
-=======
-from dataclasses import dataclass, field
->>>>>>> e5
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
 
@@ -140,12 +136,13 @@ def fetch(model: str | None, *, cache_dir: Path, progress: Progress) -> TrunkFil
         PreparationError: they cannot be had, or are not what was pinned.
     """
     if model is not None and _NAMED.match(model):
-        name, _, model = model.partition("=")
-        return replace(fetch(model, cache_dir=cache_dir, progress=progress), name=name)
-    if model is not None and Path(model).is_dir():
+        name, _, rest = model.partition("=")
+        return replace(fetch(rest, cache_dir=cache_dir, progress=progress), name=name)
+    model = DEFAULT_MODEL if model is None else model
+    if Path(model).is_dir():
         return TrunkFiles(Path(model).resolve().name, _complete(Path(model)))
     with said_plainly():
-        known = _known(DEFAULT_MODEL if model is None else model)
+        known = _known(model)
         if known is not None:
             return TrunkFiles(known.name, _known_trunk(known, cache_dir, progress))
         if model.startswith((".", "/", "~")) or model.count("/") != 1:

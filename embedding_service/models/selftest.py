@@ -3,15 +3,18 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 TIMEOUT_SECONDS: Final = 120.0
 
 
-def openvino_fault(graph: Path, *, timeout: float = TIMEOUT_SECONDS, module: str = __name__) -> str:
-    """Compile *graph* in bf16 and run it once, elsewhere. "" when that went well, else why not, in a few words."""
+def openvino_fault(
+    graph: Path, precision: Literal["bf16", "f32"], *, timeout: float = TIMEOUT_SECONDS, module: str = __name__
+) -> str:
+    """Compile *graph* in *precision* and run it once, elsewhere. "" when that went well, else why not, in a few words."""
+    command = [sys.executable, "-m", module, str(graph), precision]
     try:
-        ended = subprocess.run([sys.executable, "-m", module, str(graph)], capture_output=True, timeout=timeout, check=False)
+        ended = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
         return f"its self-test did not end in {timeout:.0f} s"
     if ended.returncode < 0:
@@ -26,7 +29,8 @@ def main() -> int:
     from embedding_service.backend.openvino import compile_graph  # noqa: PLC0415
     from embedding_service.backend.pooling import flattened  # noqa: PLC0415
 
-    request = compile_graph(Path(sys.argv[1]), "bf16", 1).create_infer_request()
+    precision: Literal["bf16", "f32"] = "bf16" if sys.argv[2] == "bf16" else "f32"
+    request = compile_graph(Path(sys.argv[1]), precision, 1).create_infer_request()
     for length in (4, 9):
         inputs, _ = flattened([(1,) * length, (1, 1)])
         outputs = request.infer(inputs)

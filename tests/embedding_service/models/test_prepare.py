@@ -9,6 +9,7 @@ from embedding_service.models.bert import read_config, read_weights
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.fetch import check_files, fetch
 from embedding_service.models.prepare import prepare
+from embedding_service.models.selftest import openvino_fault
 from tests.embedding_service.models.reference_bert import hidden_states
 from tests.tiny_trunk import make_tiny_trunk
 
@@ -63,3 +64,71 @@ def test_a_file_that_is_not_the_pinned_one_is_refused(tmp_path):
 def test_a_directory_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(PreparationError, match="there is no directory"):
         fetch(str(tmp_path / "absent"), cache_dir=tmp_path, progress=lambda _: None)
+
+
+def prepare_auto(trunk, cache):
+    said = []
+    return prepare(str(trunk), cache_dir=cache, engine="auto", progress=said.append), said
+
+
+def test_auto_measures_once_and_says_what_it_saw(tmp_path):
+    trunk, cache = make_tiny_trunk(tmp_path / "tiny"), tmp_path / "cache"
+    first, said = prepare_auto(trunk, cache)
+    second, said_again = prepare_auto(trunk, cache)
+
+    assert first == second
+    assert "texts/s here:" in said[-1]
+    assert "onnxruntime fp32" in said[-1]
+    assert [f"engine: {first.engine.label}, as measured on this processor before"] == said_again
+
+
+def test_auto_measures_again_on_another_processor_and_after_a_broken_note(tmp_path, monkeypatch):
+    trunk, cache = make_tiny_trunk(tmp_path / "tiny"), tmp_path / "cache"
+    prepare_auto(trunk, cache)
+    monkeypatch.setattr("embedding_service.models.prepare.processor", lambda: "another, 64 cores")
+    assert "texts/s here:" in prepare_auto(trunk, cache)[1][-1]
+    [note] = (cache / "graphs").glob("*.auto.json")
+    note.write_text('{"processor": "another, 64 cores", "engine": "nonsense"}')
+    assert "texts/s here:" in prepare_auto(trunk, cache)[1][-1]
+
+
+def test_auto_goes_on_without_an_engine_that_fails_its_self_test(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedding_service.models.build.openvino_fault", lambda *_: "its self-test was ended by signal 8")
+    chosen, said = prepare_auto(make_tiny_trunk(tmp_path / "tiny"), tmp_path / "cache")
+
+    assert "onnxruntime fp32" == chosen.engine.label
+    assert "not openvino fp32: openvino fp32 cannot be used: its self-test was ended by signal 8; choose another --engine" in said
+
+
+def test_both_precisions_of_openvino_share_one_file(tmp_path, monkeypatch):
+    # Random weights are no ground for labels: bfloat16 changes many of them.
+    monkeypatch.setattr("embedding_service.models.build.check_quality", lambda *_: None)
+    trunk, cache = str(make_tiny_trunk(tmp_path / "tiny")), tmp_path / "cache"
+    full = prepare(trunk, cache_dir=cache, engine="openvino-fp32")
+    half = prepare(trunk, cache_dir=cache, engine="openvino-bf16")
+
+    assert full.graph.stat().st_ino == half.graph.stat().st_ino
+
+
+def test_a_report_that_cannot_be_read_means_building_again(tmp_path):
+    trunk, cache = str(make_tiny_trunk(tmp_path / "tiny")), tmp_path / "cache"
+    first = prepare(trunk, cache_dir=cache, engine="onnx-fp32")
+    (first.graph.parent / "report.json").write_text('{"quality": {"agreement": 1.0}}')
+    said = []
+    prepare(trunk, cache_dir=cache, engine="onnx-fp32", progress=said.append)
+    assert ["preparing tiny for onnxruntime fp32"] == said
+
+
+@pytest.mark.parametrize(
+    ("script", "expected"),
+    [
+        ("import os, signal; os.kill(os.getpid(), signal.SIGFPE)", "ended by signal 8"),
+        ("import sys; sys.exit(3)", "failed with status 3"),
+        ("import time; time.sleep(60)", "did not end in 1 s"),
+        ("", ""),
+    ],
+)
+def test_a_self_test_that_crashes_fails_or_hangs_is_told_apart(tmp_path, monkeypatch, script, expected):
+    (tmp_path / "crashing.py").write_text(script)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    assert expected in openvino_fault(tmp_path / "graph.onnx", "bf16", timeout=1.0, module="crashing")

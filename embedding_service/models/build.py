@@ -1,0 +1,168 @@
+"""Build a trunk's graph for one engine, measure it against float32, keep the result; or find it kept."""
+
+import json
+import os
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import onnx
+
+from embedding_service.backend import EngineSpec
+from embedding_service.backend.load import EngineName, PreparedTrunk, load_backend, num_cores
+from embedding_service.models.bert import BertConfig, read_weights
+from embedding_service.models.errors import PreparationError
+from embedding_service.models.fetch import read_json, sha256_of
+from embedding_service.models.graph import Dialect, build_graph, quantize_int8
+from embedding_service.models.quality import SAME, Quality, check_quality, compare, vectors_of
+from embedding_service.models.quality_texts import QUALITY_TEXTS
+from embedding_service.models.selftest import openvino_fault
+from embedding_service.models.source import TrunkSource
+from embedding_service.models.torch_engine import check_installed, concurrency, device, is_torch, load_reference
+
+LABELS: Final[dict[EngineName, str]] = {
+    "onnx-fp32": "onnxruntime fp32",
+    "onnx-int8": "onnxruntime int8",
+    "openvino-bf16": "openvino bf16",
+    "openvino-fp32": "openvino fp32",
+    "torch-fp32": "torch fp32",
+    "torch-bf16": "torch bf16",
+    "torch-fp16": "torch fp16",
+}
+PADDING_COST: Final[dict[EngineName, float]] = {
+    "onnx-fp32": 1.0,
+    "onnx-int8": 1.0,
+    "openvino-bf16": 0.25,
+    "openvino-fp32": 0.25,
+    # Of a BERT, over flat tokens; the rows of its relatives are padded to the longest.
+    "torch-fp32": 0.0,
+    "torch-bf16": 0.0,
+    "torch-fp16": 0.0,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What is kept beside a graph: what it is of, its SHA-256 ("" for torch engines, which have none), and its quality."""
+
+    trunk: str
+    fingerprint: str
+    engine: EngineName
+    sha256: str
+    quality: Quality
+
+
+def prepare_engine(source: TrunkSource, engine: EngineName) -> PreparedTrunk:
+    """*source* ready for *engine*; a second call finds it kept.
+
+    Raises:
+        PreparationError: the engine is not installed, fails its self-test or is not near enough to float32.
+    """
+    check_installed(engine)
+    found = read_report(source.folder(engine))
+    if found is not None:
+        check_quality(engine, LABELS[engine], found.quality)
+        return _prepared(source, engine, source.folder(engine), found.quality)
+    return _build_and_keep(source, engine)
+
+
+def _build_and_keep(source: TrunkSource, engine: EngineName) -> PreparedTrunk:
+    folder = source.folder(engine)
+    source.progress(f"preparing {source.spec.name} for {LABELS[engine]}")
+    source.root.mkdir(parents=True, exist_ok=True)
+    # Built beside its final place; renamed only when it is complete and has passed.
+    with tempfile.TemporaryDirectory(dir=source.root, prefix=".building-") as temporary:
+        place = Path(temporary) / "graph"
+        place.mkdir()
+        _build(source, engine, place)
+        self_test(engine, place / "graph.onnx")
+        quality = _measure(source, engine, place)
+        sha256 = "" if is_torch(engine) else sha256_of(place / "graph.onnx")
+        _write_report(place, Report(source.spec.name, source.spec.fingerprint, engine, sha256, quality))
+        if not folder.exists():
+            place.rename(folder)
+    return _prepared(source, engine, folder, quality)
+
+
+def self_test(engine: EngineName, graph: Path) -> None:
+    """Try an engine whose compiler may end the process in a process of its own.
+
+    Raises:
+        PreparationError: it failed.
+    """
+    if engine in {"openvino-bf16", "openvino-fp32"}:
+        fault = openvino_fault(graph, "bf16" if engine == "openvino-bf16" else "f32")
+        if fault:
+            raise PreparationError(f"{LABELS[engine]} cannot be used: {fault}; choose another --engine")
+
+
+def _build(source: TrunkSource, engine: EngineName, place: Path) -> None:
+    if is_torch(engine) or not isinstance(source.config, BertConfig):
+        return  # PyTorch reads the directory itself
+    dialect: Dialect = "onnxruntime" if engine.startswith("onnx") else "flat"
+    graph = place / "graph.onnx"
+    if dialect == "flat" and _link_sibling(source, engine, graph):
+        return
+    weights = read_weights(source.files.directory, source.config)
+    onnx.save(build_graph(source.config, weights, source.layers, dialect), graph)
+    if engine == "onnx-int8":
+        full = graph.rename(place / "full.onnx")
+        quantize_int8(str(full), str(graph))
+        full.unlink()
+
+
+def _link_sibling(source: TrunkSource, engine: EngineName, graph: Path) -> bool:
+    """Both precisions of OpenVINO compile the same graph: it lies on the disk once."""
+    sibling = source.folder("openvino-fp32" if engine == "openvino-bf16" else "openvino-bf16")
+    found = read_report(sibling)
+    if found is None or sha256_of(sibling / "graph.onnx") != found.sha256:
+        return False
+    os.link(sibling / "graph.onnx", graph)
+    return True
+
+
+def _measure(source: TrunkSource, engine: EngineName, place: Path) -> Quality:
+    if engine == "onnx-fp32":
+        return SAME
+    source.progress(f"comparing {LABELS[engine]} with float32 on {len(QUALITY_TEXTS)} sentences")
+    quality = quality_of(source, _prepared(source, engine, place, SAME))
+    check_quality(engine, LABELS[engine], quality)
+    return quality
+
+
+def quality_of(source: TrunkSource, prepared: PreparedTrunk) -> Quality:
+    """*prepared* measured against float32 now."""
+    if isinstance(source.config, BertConfig):
+        reference = load_backend(prepare_engine(source, "onnx-fp32"))
+    else:
+        reference = load_reference(prepared)
+    with closing(reference), closing(load_backend(prepared)) as backend:
+        return compare(vectors_of(reference, source.spec), vectors_of(backend, source.spec))
+
+
+def _write_report(folder: Path, report: Report) -> None:
+    facts = {"trunk": report.trunk, "fingerprint": report.fingerprint, "engine": report.engine, "sha256": report.sha256}
+    (folder / "report.json").write_text(json.dumps(facts | {"quality": report.quality.facts()}, indent=1))
+
+
+def read_report(folder: Path) -> Report | None:
+    """What is said beside a graph; None where there is none, or the graph is gone."""
+    facts = read_json(folder / "report.json")
+    try:
+        quality = Quality(**facts["quality"])  # type: ignore[arg-type]
+        words = [str(facts[name]) for name in ("trunk", "fingerprint", "engine", "sha256")]
+    except (KeyError, TypeError):
+        return None
+    report = Report(words[0], words[1], words[2], words[3], quality)  # type: ignore[arg-type]
+    return report if not report.sha256 or (folder / "graph.onnx").is_file() else None
+
+
+def _prepared(source: TrunkSource, engine: EngineName, folder: Path, quality: Quality) -> PreparedTrunk:
+    if is_torch(engine):
+        padding_cost = PADDING_COST[engine] if isinstance(source.config, BertConfig) else 1.0
+        spec = EngineSpec(LABELS[engine], quality.agreement, padding_cost, concurrency(), source.layers, device())
+        return PreparedTrunk(source.spec, spec, engine, source.files.directory)
+    spec = EngineSpec(LABELS[engine], quality.agreement, PADDING_COST[engine], num_cores(), source.layers)
+    return PreparedTrunk(source.spec, spec, engine, folder / "graph.onnx")
