@@ -68,6 +68,8 @@ def _check_names(names: Sequence[str]) -> None:
 
 
 def _announce(addresses: Addresses) -> None:
+    if addresses.bert:
+        _log.info("bert-as-service: requests to %s, answers from %s", addresses.bert, addresses.bert_out)
     print(f"embedding grpc={addresses.grpc} http={addresses.http}", flush=True)
 
 

@@ -28,6 +28,8 @@ from clients.wire.metadata import EMBEDDING_SERVICE, MAX_MESSAGE_BYTES
 from embedding_service.backend import Backend, Batch
 from embedding_service.backend.tables import Table
 from embedding_service.batching import PassSlots
+from embedding_service.bert_as_service import BertAsService
+from embedding_service.bert_http import BertAsServiceEdge
 from embedding_service.hosted_table import HostedTable
 from embedding_service.http import HttpEdge
 from embedding_service.infer import HostedTrunk, Infer
@@ -42,10 +44,12 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a running service listens: *grpc* as HOST:PORT, *http* as a URL."""
+    """Where a running service listens: *grpc* as HOST:PORT, *http* as a URL; *bert* and *bert_out* as HOST:PORT, if at all."""
 
     grpc: str
     http: str
+    bert: str | None = None
+    bert_out: str | None = None
 
 
 class ListenError(Exception):
@@ -81,6 +85,13 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         max_body_bytes=settings.max_body_bytes,
         default_timeout=settings.default_timeout_seconds,
     )
+    bert = BertAsService(
+        infer,
+        pooling=settings.bert_pooling,
+        show_tokens=settings.bert_show_tokens,
+        default_timeout=settings.default_timeout_seconds,
+    )
+    bert_edge = BertAsServiceEdge(bert, infer, max_body_bytes=settings.max_body_bytes)
     edge = HttpEdge(
         infer,
         registry=registry,
@@ -88,7 +99,7 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         info=lambda: _info(settings, trunks, tables),
         max_body_bytes=settings.max_body_bytes,
         default_timeout=settings.default_timeout_seconds,
-        more_routes=tei.routes(),
+        more_routes=[*tei.routes(), *bert_edge.routes()],
     )
     async with contextlib.AsyncExitStack() as stack:
         closers = [backend.close for backend in backends] + [table.close for table in hosted_tables]
@@ -99,10 +110,11 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
         stack.callback(servicer.drain)
         http_port = await stack.enter_async_context(_http_server(edge.app(), settings))
+        bert_ports = await stack.enter_async_context(_bert_ports(bert, infer, settings))
         stack.push_async_callback(_drain, trunks, settings.drain_seconds)
         await serving.turn(on=True)
         stack.push_async_callback(serving.turn, on=False)
-        yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}")
+        yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}", *bert_ports)
 
 
 def _hosted(backends: Sequence[Backend], settings: Settings, telemetry: PrometheusTelemetry) -> list[HostedTrunk]:
@@ -226,6 +238,26 @@ async def _http_server(app: Starlette, settings: Settings) -> AsyncIterator[int]
         server.should_exit = True
         await task
         listener.close()
+
+
+@contextlib.asynccontextmanager
+async def _bert_ports(bert: BertAsService, infer: Infer, settings: Settings) -> AsyncIterator[tuple[str, ...]]:
+    """Both ports of bert-as-service as HOST:PORT, or none where none are set."""
+    if settings.bert_port is None or settings.bert_port_out is None:
+        yield ()
+        return
+    try:
+        from embedding_service import zmq_edge  # noqa: PLC0415 (an optional extra)
+    except ImportError:
+        raise ListenError("the ports of bert-as-service need pyzmq; install trunkline[zmq], or leave --bert-port out") from None
+    limits = zmq_edge.ZmqLimits(max_message_bytes=settings.max_body_bytes, max_open_bytes=8 * settings.max_body_bytes)
+    try:
+        sockets = zmq_edge.bind(settings.host, settings.bert_port, settings.bert_port_out, limits)
+    except zmq_edge.PortTakenError as error:
+        flag = "--bert-port" if error.port == settings.bert_port else "--bert-port-out"
+        raise ListenError(_taken(error.port, flag)) from None
+    async with zmq_edge.serving(bert, infer.embed, sockets, limits):
+        yield f"{settings.host}:{sockets.port}", f"{settings.host}:{sockets.port_out}"
 
 
 def _taken(port: int, flag: str) -> str:

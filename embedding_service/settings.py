@@ -8,6 +8,7 @@ from platformdirs import user_cache_path
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from embedding_service.bert_as_service import PoolingStrategy
 from embedding_service.queue import QueueLimits
 
 Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
@@ -28,6 +29,18 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback, anyone who reaches it may use it.")
     grpc_port: int = Field(8101, ge=0, le=65_535, description="0: any free port.")
     http_port: int = Field(8100, ge=0, le=65_535, description="0: any free port.")
+
+    bert_port: int | None = Field(
+        None,
+        ge=0,
+        le=65_535,
+        description="Where bert-as-service's client sends to, 5555 by habit; needs the extra zmq. 0: any.",
+    )
+    bert_port_out: int | None = Field(None, ge=0, le=65_535, description="Where it listens, 5556 by habit. 0: any free one.")
+    bert_pooling: PoolingStrategy | None = Field(
+        None, description="What bert-as-service's callers get; unset: the trunk's own. Never normalised."
+    )
+    bert_show_tokens: bool = Field(False, description="Send them the tokens too; every answer grows by them.")
 
     model: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
@@ -84,6 +97,8 @@ class Settings(BaseSettings):
             raise ValueError(
                 "max_queued_tokens is below max_batch_tokens: no full batch could ever gather; raise the one or lower the other"
             )
+        if (self.bert_port is None) != (self.bert_port_out is None):
+            raise ValueError("bert-as-service has two ports; set both bert_port and bert_port_out, or neither")
         return self
 
     @property

@@ -13,6 +13,8 @@ FORBIDDEN = {
     # The base install is all that a caller has.
     "clients": (*ENGINES, *SERVERS, *SERVICES, "tokenizers", "trunkline"),
     "clients.wire.text": (*ENGINES, *SERVERS, *SERVICES, "tokenizers", "trunkline"),
+    # An optional extra.
+    "embedding_service.service": ("zmq",),
     "trunkline": (*ENGINES, *SERVERS, *SERVICES, "tokenizers"),
 }
 

@@ -22,6 +22,7 @@ HEAVY = {
     "sklearn": ("head_service/training/",),
     "tensorflow_serving": (),
     "pickle": (),
+    "zmq": ("embedding_service/zmq_edge.py",),
 }
 """Where each of these may be imported at all."""
 

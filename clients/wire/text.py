@@ -164,3 +164,29 @@ class TextEncoder:
         if truncated:
             ids = ids[:room] if side == "right" else ids[-room:]
         return Encoded([self._first, *ids, self._last], truncated)
+
+    @property
+    def special_ids(self) -> tuple[int, int]:
+        """What stands before a text and what behind it: [CLS] and [SEP]."""
+        return self._first, self._last
+
+    def ids_of_tokens(self, tokens: "Sequence[str]") -> list[int]:
+        """The id of each of *tokens*, taken as it is, without special tokens around them; a token not known has the unknown id.
+
+        Raises:
+            ValueError: this tokenizer has no unknown id.
+        """
+        # A model of the SentencePiece kind does not tell; by convention it is this one.
+        unknown = self._tokenizer.token_to_id(getattr(self._tokenizer.model, "unk_token", None) or "<unk>")
+        ids = []
+        for token in tokens:
+            number = self._tokenizer.token_to_id(token)
+            number = unknown if number is None else number
+            if number is None:
+                raise ValueError("this tokenizer has no token for what it does not know")
+            ids.append(number)
+        return ids
+
+    def tokens_of_ids(self, ids: "Sequence[int]") -> list[str]:
+        """Each of *ids* as its token stands in the vocabulary, special ones included; "" where there is none."""
+        return [self._tokenizer.id_to_token(number) or "" for number in ids]

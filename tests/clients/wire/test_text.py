@@ -105,3 +105,43 @@ def test_a_pair_knows_where_its_second_text_begins(tokenizer_json):
 def test_of_a_pair_that_is_too_long_the_longer_text_is_cut(tokenizer_json, pair, side, ids):
     found = TextEncoder(tokenizer_json, max_tokens=6).encode_pair(pair, side=side)
     assert (found.ids, found.truncated) == (ids, True)
+
+
+def test_tokens_become_ids_as_they_are_and_ids_tokens(tokenizer_json):
+    encoder = TextEncoder(tokenizer_json, max_tokens=8)
+    assert encoder.ids_of_tokens(["one", "unheard", "[SEP]", "one two"]) == [4, 1, 3, 1]
+    assert encoder.tokens_of_ids([2, 4, 1, 99]) == ["[CLS]", "one", "[UNK]", ""]
+    assert encoder.special_ids == (2, 3)
+
+
+def test_a_word_piece_is_a_token_of_its_own():
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["[UNK]", "[CLS]", "[SEP]", "play", "##ing"]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    encoder = TextEncoder(tokenizer.to_str().encode(), max_tokens=8)
+
+    assert encoder.ids_of_tokens(["play", "##ing", "playing"]) == [3, 4, 0]
+    assert encoder.tokens_of_ids(encoder.encode(["playing"])[0].ids) == ["[CLS]", "play", "##ing", "[SEP]"]
+
+
+def test_a_sentence_piece_vocabulary_has_its_own_word_for_the_unknown():
+    from tokenizers import Tokenizer, models, processors
+
+    tokenizer = Tokenizer(models.Unigram([("<s>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("a", -1.0)], unk_id=2))
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 1)])
+    assert TextEncoder(tokenizer.to_str().encode(), max_tokens=8).ids_of_tokens(["a", "b"]) == [3, 2]
+
+
+def test_a_tokenizer_without_a_word_for_the_unknown_says_so():
+    from tokenizers import Tokenizer, models, processors
+
+    tokenizer = Tokenizer(models.BPE({"[CLS]": 0, "[SEP]": 1, "a": 2}, []))
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 0), ("[SEP]", 1)])
+    encoder = TextEncoder(tokenizer.to_str().encode(), max_tokens=8)
+
+    assert encoder.ids_of_tokens(["a"]) == [2]
+    with pytest.raises(ValueError, match="does not know"):
+        encoder.ids_of_tokens(["b"])
