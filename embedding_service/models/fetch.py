@@ -132,7 +132,8 @@ def fetch(model: str | None, *, cache_dir: Path, progress: Progress) -> TrunkFil
     if model is not None and Path(model).is_dir():
         return TrunkFiles(Path(model).resolve().name, _complete(Path(model)))
     with said_plainly():
-        known = _known(DEFAULT_MODEL if model is None else model)
+        model = DEFAULT_MODEL if model is None else model
+        known = _known(model)
         if known is not None:
             return TrunkFiles(known.name, _known_trunk(known, cache_dir, progress))
         if model.startswith((".", "/", "~")) or model.count("/") != 1:
