@@ -30,8 +30,8 @@ import numpy as np
 from clients.wire.text import TextEncoder, TextPair
 from embedding_service.backend import FloatArray, Pooling
 from embedding_service.errors import HTTP_STATUS, DeadlineExceeded, EmbedError, InvalidInput, Overloaded
-from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewChoice, ViewVectors
-from embedding_service.tokenization import TokenIds
+from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewVectors
+from embedding_service.tokenization import TokenIds, ViewChoice
 
 PROTOCOL_VERSION: Final = "1.10.0"
 """The client refuses a server of any other version."""

@@ -158,7 +158,7 @@ def said_plainly() -> Iterator[None]:
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise PreparationError(
-                "the disk is full: free about 400 MB (1.2 GB for a multilingual trunk), or choose another --cache-dir"
+                "the disk is full: free about 400 MB (1.6 GB for a multilingual trunk), or choose another --cache-dir"
             ) from error
         raise PreparationError(f"preparing the trunk failed: {error}; check the cache directory and its permissions") from error
 

@@ -24,16 +24,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, NamedTuple
 
 import numpy as np
 
 from embedding_service.backend import FloatArray
 from embedding_service.models.charsmap import MAX_RULES, precompiled
 from embedding_service.models.errors import PreparationError
-
-QUERY_PROMPT: Final = "query: "
-PASSAGE_PROMPT: Final = "passage: "
 
 _MAX_BYTES: Final = 1 << 30
 _MAX_LAYERS: Final = 256
@@ -75,16 +72,22 @@ class Sizes:
     epsilon: float
 
 
+class SpecialIds(NamedTuple):
+    """The ids of <s>, </s>, <pad> and <unk>."""
+
+    begin: int
+    end: int
+    padding: int
+    unknown: int
+
+
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
     """A Unigram tokenizer: *scores* are log probabilities by id; *rules* replace single characters before all else."""
 
     pieces: list[str]
     scores: list[float]
-    begin: int
-    end: int
-    padding: int
-    unknown: int
+    special: SpecialIds
     rules: Mapping[str, str]
 
 
@@ -136,7 +139,7 @@ def read_packed(data: bytes) -> PackedModel:
         raise _damaged("it does not begin as one of version 1 does")
     sizes = _sizes(reader)
     pieces, scores, special = _pieces(reader, sizes.vocab_size)
-    vocabulary = Vocabulary(pieces, scores, *special, _rules(reader))
+    vocabulary = Vocabulary(pieces, scores, special, _rules(reader))
     return PackedModel(sizes, vocabulary, _arrays(reader, sizes), data)
 
 
@@ -180,8 +183,10 @@ class _Reader:
 
 def _sizes(reader: _Reader) -> Sizes:
     numbers = reader.many("7i")
+    width, num_layers, num_heads, inner_width, vocab_size, max_positions, num_segments = numbers
     # The shortest decimal that is this float32: 1e-12, where the float32 itself is 9.99999996e-13.
-    sizes = Sizes(*numbers, float(str(np.float32(reader.one("f")))))
+    epsilon = float(str(np.float32(reader.one("f"))))
+    sizes = Sizes(width, num_layers, num_heads, inner_width, vocab_size, max_positions, num_segments, epsilon)
     if reader.one("i") != _BLOCK_WEIGHTS:
         raise _damaged("its blocks are not of 32 weights")
     if not all(0 < number <= _MAX_NUMBER for number in numbers) or sizes.num_layers > _MAX_LAYERS:
@@ -193,9 +198,10 @@ def _sizes(reader: _Reader) -> Sizes:
     return sizes
 
 
-def _pieces(reader: _Reader, vocab_size: int) -> tuple[list[str], list[float], tuple[int, ...]]:
-    """The pieces, their scores, and the ids of <s>, </s>, <pad> and <unk>."""
-    number, *special = reader.many("5i")
+def _pieces(reader: _Reader, vocab_size: int) -> tuple[list[str], list[float], SpecialIds]:
+    """The pieces, their scores, and the ids of the special ones."""
+    number = reader.one("i")
+    special = SpecialIds(*reader.many("4i"))
     size = reader.one("Q")
     if not 0 < number <= vocab_size:
         raise _damaged("it has no pieces, or more than its vocabulary")
@@ -208,7 +214,7 @@ def _pieces(reader: _Reader, vocab_size: int) -> tuple[list[str], list[float], t
         raise _damaged("a piece has no finite score")
     if len(set(special)) != len(special) or not all(0 <= one < number for one in special):
         raise _damaged("its special pieces are not four of its pieces")
-    return _decoded(joined, bounds.tolist()), scores.astype(np.float64).tolist(), tuple(special)
+    return _decoded(joined, bounds.tolist()), scores.astype(np.float64).tolist(), special
 
 
 def _decoded(joined: bytes, bounds: Sequence[int]) -> list[str]:
@@ -338,7 +344,7 @@ def _json_files(model: PackedModel) -> dict[str, object]:
             "max_position_embeddings": sizes.max_positions,
             "type_vocab_size": sizes.num_segments,
             "layer_norm_eps": sizes.epsilon,
-            "pad_token_id": model.vocabulary.padding,
+            "pad_token_id": model.vocabulary.special.padding,
         },
         "tokenizer.json": tokenizer(model.vocabulary),
         "1_Pooling/config.json": {
@@ -354,7 +360,7 @@ def _json_files(model: PackedModel) -> dict[str, object]:
         ],
         "sentence_bert_config.json": {"max_seq_length": sizes.max_positions, "do_lower_case": False},
         "config_sentence_transformers.json": {
-            "prompts": {"query": QUERY_PROMPT, "passage": PASSAGE_PROMPT},
+            "prompts": {"query": "query: ", "passage": "passage: "},
             "default_prompt_name": "query",
         },
     }
@@ -365,7 +371,8 @@ def tokenizer(vocabulary: Vocabulary) -> dict[str, object]:
 
     Runs of unknown characters in a word become one <unk>, as in SentencePiece, by which the encoder was trained.
     """
-    begin, end = vocabulary.pieces[vocabulary.begin], vocabulary.pieces[vocabulary.end]
+    special = vocabulary.special
+    begin, end = vocabulary.pieces[special.begin], vocabulary.pieces[special.end]
     words = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "first", "split": True}
     around: list[dict[str, object]] = [
         {"SpecialToken": {"id": begin, "type_id": 0}},
@@ -378,10 +385,7 @@ def tokenizer(vocabulary: Vocabulary) -> dict[str, object]:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": [
-            _added(number, vocabulary.pieces[number])
-            for number in sorted((vocabulary.begin, vocabulary.end, vocabulary.padding, vocabulary.unknown))
-        ],
+        "added_tokens": [_added(number, vocabulary.pieces[number]) for number in sorted(special)],
         "normalizer": {
             "type": "Sequence",
             "normalizers": [
@@ -396,13 +400,13 @@ def tokenizer(vocabulary: Vocabulary) -> dict[str, object]:
             "pair": [*around, around[-1], *second],
             "special_tokens": {
                 piece: {"id": piece, "ids": [number], "tokens": [piece]}
-                for piece, number in ((begin, vocabulary.begin), (end, vocabulary.end))
+                for piece, number in ((begin, special.begin), (end, special.end))
             },
         },
         "decoder": words,
         "model": {
             "type": "Unigram",
-            "unk_id": vocabulary.unknown,
+            "unk_id": special.unknown,
             "vocab": list(zip(vocabulary.pieces, vocabulary.scores, strict=True)),
             "byte_fallback": False,
         },

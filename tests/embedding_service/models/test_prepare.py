@@ -132,3 +132,44 @@ def test_a_self_test_that_crashes_fails_or_hangs_is_told_apart(tmp_path, monkeyp
     (tmp_path / "crashing.py").write_text(script)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     assert expected in openvino_fault(tmp_path / "graph.onnx", "bf16", timeout=1.0, module="crashing")
+
+
+def with_prompts(trunk, settings):
+    (trunk / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    return str(trunk)
+
+
+PROMPTS = {"query": "a: ", "passage": "b: "}
+
+
+def test_a_default_prompt_belongs_to_the_trunk_and_its_identity(tmp_path):
+    trunk = make_tiny_trunk(tmp_path / "tiny")
+    specs = [prepare(str(trunk), cache_dir=tmp_path / "cache", engine="onnx-fp32").spec]
+    specs += [
+        prepare(with_prompts(trunk, settings), cache_dir=tmp_path / "cache", engine="onnx-fp32").spec
+        for settings in ({"prompts": PROMPTS}, {"prompts": PROMPTS, "default_prompt_name": None})
+    ]
+    assert {specs[0].fingerprint} == {spec.fingerprint for spec in specs}
+    assert {""} == {spec.prompt for spec in specs}
+
+    asked = with_prompts(trunk, {"prompts": PROMPTS, "default_prompt_name": "query"})
+    prompted = prepare(asked, cache_dir=tmp_path / "cache", engine="onnx-fp32").spec
+
+    assert prompted.prompt == "a: "
+    assert prompted.fingerprint != specs[0].fingerprint
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"default_prompt_name": "query"},
+        {"default_prompt_name": "absent", "prompts": PROMPTS},
+        {"default_prompt_name": 3, "prompts": PROMPTS},
+        {"default_prompt_name": "query", "prompts": {"query": 3}},
+        {"default_prompt_name": "query", "prompts": ["query"]},
+    ],
+)
+def test_a_default_prompt_that_is_not_there_is_refused(tmp_path, settings):
+    trunk = with_prompts(make_tiny_trunk(tmp_path / "tiny"), settings)
+    with pytest.raises(PreparationError, match="default_prompt_name"):
+        prepare(trunk, cache_dir=tmp_path / "cache", engine="onnx-fp32")
