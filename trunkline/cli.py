@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
-from trunkline import bulk, paths
+from trunkline import bulk, models, paths
 
 app = typer.Typer(
     help="One BERT forward pass, any number of classifiers.",
@@ -24,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(models.app, name="models")
 out: Final = Console(highlight=False, soft_wrap=True)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -71,7 +72,7 @@ def up(
     any_port: Annotated[bool, typer.Option("--any-port", help="Take any free ports for all services.")] = False,
     demo_heads: Annotated[bool, typer.Option("--demo-heads", help="Train the demo heads first where they are missing.")] = False,
     model: Annotated[str | None, typer.Option(help="A local directory or hub name of the encoder.")] = None,
-    engine: Annotated[str, typer.Option(help="auto, onnx-fp32, onnx-int8, openvino-bf16 or openvino-fp32.")] = "auto",
+    engine: Annotated[str, typer.Option(help="auto, or one by name; see `trunkline models compare`.")] = "auto",
 ) -> None:
     """Run the local stack until Ctrl-C; the last line printed says `ready` and where."""
     from trunkline.up import run_up  # noqa: PLC0415 (the client commands do without the services' packages)
