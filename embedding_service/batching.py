@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
-from embedding_service.queue import Entry, Queue, QueueLimits, Rows, Taken, Ticket, may_start
+from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, may_start
 from embedding_service.telemetry import BatchFacts, Telemetry
 
 
@@ -79,11 +79,16 @@ class PendingRequest:
 
 
 class Batcher:
-    """Runs one backend. All methods belong to the event loop's thread; only `Backend.embed` runs elsewhere."""
+    """Runs one backend. All methods belong to the event loop's thread; only `Backend.embed` runs elsewhere.
 
-    def __init__(self, backend: Backend, limits: QueueLimits, telemetry: Telemetry) -> None:
+    *queue*, when given, is used in place of one made of *limits*: another order may be measured beside ours.
+    """
+
+    def __init__(self, backend: Backend, limits: QueueLimits, telemetry: Telemetry, queue: EntryQueue | None = None) -> None:
         self._backend = backend
-        self._queue = Queue(replace(limits, padding_cost=backend.engine.padding_cost))
+        if queue is None:
+            queue = Queue(replace(limits, padding_cost=backend.engine.padding_cost))
+        self._queue = queue
         self._telemetry = telemetry
         self._free_slots = backend.engine.concurrency
         self._pool = ThreadPoolExecutor(self._free_slots, thread_name_prefix=f"trunk-{backend.trunk.name}")
@@ -98,7 +103,7 @@ class Batcher:
         return f"<Batcher [{len(self._running)} running, {self._queue.num_entries} queued]>"
 
     @property
-    def queue(self) -> Queue:
+    def queue(self) -> EntryQueue:
         """For reading only."""
         return self._queue
 
