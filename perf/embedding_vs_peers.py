@@ -22,7 +22,7 @@ from perf.load import LoadResult, Target, closed_loop, open_loop
 from perf.peers.environment import CannotInstall
 from perf.report import ratios, spread, tail_ratios
 from perf.rounds import Rounds
-from perf.settings import add_common, workloads_asked_for
+from perf.settings import add_common, wide_console, workloads_asked_for
 from perf.systems import (
     PEERS,
     Peer,
@@ -228,7 +228,7 @@ def main() -> None:
     given = parser.parse_args()
     peers = [PEERS[name] for name in given.peers]
     asked = Asked(peers, given.engine, given.rounds, given.seconds, given.in_flight, given.share, given.waits, given.peers_dir)
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     uvloop.run(run(asked, workloads_asked_for(given), console))
 
 

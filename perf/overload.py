@@ -15,7 +15,7 @@ from rich.console import Console
 from perf.load import LoadResult, Target, closed_loop, milliseconds_at, open_loop
 from perf.machine import footprint
 from perf.rounds import Rounds
-from perf.settings import add_common, workloads_asked_for
+from perf.settings import add_common, wide_console, workloads_asked_for
 from perf.systems import OPENAI, Running, our_service
 from perf.trunks import long_trunk
 from perf.workloads import Workload
@@ -96,7 +96,7 @@ def main() -> None:
     add_common(parser, seconds=20.0, rounds=3)
     parser.add_argument("--times", type=float, default=2.0, help="the peak is offered so many times over")
     given = parser.parse_args()
-    uvloop.run(run(given, workloads_asked_for(given), Console(highlight=False, soft_wrap=True)))
+    uvloop.run(run(given, workloads_asked_for(given), wide_console()))
 
 
 if __name__ == "__main__":

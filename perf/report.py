@@ -11,7 +11,7 @@ def spread(values: Sequence[float], form: str = "{:.2f}x") -> str:
     if not values:
         return "nothing measured"
     middle, least, most = (form.format(value) for value in (statistics.median(values), min(values), max(values)))
-    return f"{middle} (from {least} to {most})"
+    return f"{middle} (from {least} to {most}, {len(values)} rounds)"
 
 
 def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:

@@ -28,7 +28,7 @@ from perf.fifo import FifoQueue
 from perf.load import LoadResult, paced, repeated
 from perf.report import spread, tail_ratios
 from perf.rounds import Rounds
-from perf.settings import add_common, workloads_asked_for
+from perf.settings import add_common, wide_console, workloads_asked_for
 from perf.systems import token_ids_of
 from perf.trunks import long_trunk
 from perf.workloads import Workload
@@ -202,7 +202,7 @@ def main() -> None:
     parser.add_argument("--share", type=float, default=0.8, help="of our capacity")
     given = parser.parse_args()
     asked = Asked(given.seconds, given.rounds, given.share, given.waits)
-    console = Console(highlight=False, soft_wrap=True)
+    console = wide_console()
     trunk = long_trunk(paths.cache_dir())
     backend = load_backend(prepare(str(trunk), cache_dir=paths.cache_dir(), engine=given.engine, progress=console.print))
     with contextlib.closing(backend):
