@@ -1,7 +1,7 @@
 """`python -m perf.embedding_vs_peers`: our embedding service and each peer in turns, one text a request.
 
 First the most texts a second, in a closed loop, with the CPU time of all processes of each server; then how long answers take
-at a share of the peer's best load, offered to both. Only one server is loaded at a time, the other one idles.
+at a share of the peer's best load, offered to both. Only one server runs at a time, the other one is paused.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from rich.table import Table
 from embedding_service.backend import FloatArray
 from embedding_service.models.prepare import Engine
 from perf.load import LoadResult, Target, closed_loop, open_loop
+from perf.machine import paused
 from perf.peers.environment import CannotInstall
 from perf.report import ratios, spread, tail_ratios
 from perf.rounds import Rounds
@@ -120,7 +121,8 @@ class Comparison:
 
     async def _take(self, server: Running, route: Route, load: Load, title: str) -> LoadResult:
         target = server.target(route, self._workload)
-        result = await self.rounds.take(lambda: load(target, seconds=self._asked.seconds, pids=self._pids))
+        with paused(pid for name, pid in self._pids.items() if name != server.name):
+            result = await self.rounds.take(lambda: load(target, seconds=self._asked.seconds, pids=self._pids))
         self._say(f"  {server.name} {route.path}, {title}: {result.summary()}")
         return result
 
