@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
-from embedding_service.queue import Entry, Queue, QueueLimits, Rows, Taken, Ticket, may_start
+from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, may_start
 from embedding_service.telemetry import BatchFacts, TrunkTelemetry
 
 
@@ -106,12 +106,23 @@ class PassSlots:
 class Batcher:
     """Runs one backend. All methods belong to the event loop's thread; only `Backend.embed` runs elsewhere.
 
-    *slots* are shared with other batchers of the same processor; None: the engine has them to itself.
+    *slots* are shared with other batchers of the same processor; None: the engine has them to itself. *queue*, when given, is
+    used in place of one made of *limits*: another order may be measured beside ours.
     """
 
-    def __init__(self, backend: Backend, limits: QueueLimits, telemetry: TrunkTelemetry, slots: PassSlots | None = None) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        limits: QueueLimits,
+        telemetry: TrunkTelemetry,
+        slots: PassSlots | None = None,
+        *,
+        queue: EntryQueue | None = None,
+    ) -> None:
         self._backend = backend
-        self._queue = Queue(replace(limits, padding_cost=backend.engine.padding_cost))
+        if queue is None:
+            queue = Queue(replace(limits, padding_cost=backend.engine.padding_cost))
+        self._queue = queue
         self._telemetry = telemetry
         self._concurrency = backend.engine.concurrency
         self._slots = slots or PassSlots(self._concurrency)
@@ -131,7 +142,7 @@ class Batcher:
         return f"<Batcher [{len(self._running)} running, {self._queue.num_entries} queued]>"
 
     @property
-    def queue(self) -> Queue:
+    def queue(self) -> EntryQueue:
         """For reading only."""
         return self._queue
 

@@ -127,6 +127,43 @@ def may_start(waiting: Rows, running: Sequence[Rows], share: float) -> bool:
     return waiting.num_all > 0 and (enough or (waiting.num_interactive > 0 and urgent))
 
 
+class EntryQueue(Protocol):
+    """What a batcher needs of a queue; `Queue` is the one the service runs on."""
+
+    limits: QueueLimits
+    num_tokens: int
+    num_entries: int
+
+    @property
+    def rows(self) -> Rows:
+        """What waits."""
+        ...
+
+    def has_room(self, entries: list[Entry]) -> bool:
+        """Whether *entries* may be appended, all of them."""
+        ...
+
+    def late_classes(self, now: float) -> frozenset[bool]:
+        """The classes, bulk or not, whose oldest entry has waited too long for more to be added."""
+        ...
+
+    def oldest_age(self, now: float) -> float:
+        """Seconds the longest-waiting entry has waited."""
+        ...
+
+    def append(self, entries: list[Entry]) -> None:
+        """Queue all *entries*."""
+        ...
+
+    def take(self, now: float, *, free_slots: int = 1) -> Taken:
+        """Cut the next batch."""
+        ...
+
+    def take_all(self) -> list[Entry]:
+        """Empty the queue."""
+        ...
+
+
 class Queue:
     """Entries by (priority, length), first come first served within. Owned by one batcher, used from one thread."""
 

@@ -1,1 +1,1 @@
-"""Measuring: load, workloads, the bare loop. Later: topologies and peers."""
+"""Measuring: workloads, load, the bare loop, peers, queues, overload, and long runs."""

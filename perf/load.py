@@ -2,17 +2,17 @@
 
 In the open loop latency counts from the intended time, so a stall of the service shows in every request that was due meanwhile
 (the closed loop hides that: coordinated omission). The generator's own lag is reported, and a run with too much of it is void.
+So is one that had to stop sending because too many requests were under way: what was offered then was not what was asked for.
 """
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import os
 import random
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -22,30 +22,52 @@ import numpy as np
 import uvloop
 
 from perf.http_client import Connection, ConnectionLostError
+from perf.machine import cpu_seconds, tree_cpu_seconds
 
 TIMEOUT_SECONDS = 10.0
 MAX_LAG_SECONDS = 0.005
+MAX_UNDER_WAY = 4_096
+"""Requests of an open loop, where nothing else is said: more than the service queues, and fewer than there are sockets."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go and what they carry, one body a request, over and over."""
+    """Where requests go and what they carry, one body a request, over and over.
+
+    *classes*, when given, names the class of each body, by which latencies are told apart.
+    """
 
     host: str
     port: int
     path: bytes
     bodies: Sequence[bytes]
+    classes: Sequence[str] = ()
+
+    def endless(self) -> Iterator[tuple[bytes, str]]:
+        """Each body with its class, "" where there are none; from the first again after the last."""
+        pairs = list(zip(self.bodies, self.classes or [""] * len(self.bodies), strict=True))
+        while True:
+            yield from pairs
 
 
 @dataclass(slots=True)
 class LoadResult:
-    """One run. *latencies* in seconds, of answers with status 200 only; *outcomes* counts every request by what became of it."""
+    """One run. *latencies* in seconds, of answers with status 200 only; *outcomes* counts every request by what became of it.
+
+    *latencies_by_class* are the same by the class of their body. *answer_seconds* are of all answers, by status and counted
+    from when the request was sent: what a refusal itself took. *is_overrun*: an open loop stopped early, with as many
+    requests under way as it may have. A lag above *max_lag_seconds* voids the run.
+    """
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)
+    latencies_by_class: dict[str, list[float]] = field(default_factory=dict)
+    answer_seconds: dict[str, list[float]] = field(default_factory=dict)
     lags: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     cpu_ms_per_text: dict[str, float] = field(default_factory=dict)
+    is_overrun: bool = False
+    max_lag_seconds: float = MAX_LAG_SECONDS
 
     @property
     def throughput(self) -> float:
@@ -59,17 +81,25 @@ class LoadResult:
 
     @property
     def is_void(self) -> bool:
-        """Whether the generator itself was late, so that the latencies say nothing."""
-        return self.lag_p99_ms > MAX_LAG_SECONDS * 1000
+        """Whether the load was not the one asked for, so that the latencies say nothing."""
+        return self.is_overrun or self.lag_p99_ms > self.max_lag_seconds * 1000
 
     @property
     def lag_p99_ms(self) -> float:
         """How late the generator itself sent, at the 99th percentile; NaN in the closed loop."""
-        return float(np.percentile(self.lags, 99)) * 1000 if self.lags else float("nan")
+        return milliseconds_at(99, self.lags)
 
-    def percentile_ms(self, percent: float) -> float:
-        """Of the latencies; NaN when there are none."""
-        return float(np.percentile(self.latencies, percent)) * 1000 if self.latencies else float("nan")
+    def percentile_ms(self, percent: float, of: str | None = None) -> float:
+        """Of the latencies, or of those of the class *of*; NaN when there are none."""
+        return milliseconds_at(percent, self.latencies if of is None else self.latencies_by_class.get(of, []))
+
+    def answered_in(self, seconds: float, latency: float, of: str = "") -> None:
+        """Count a good answer: *latency* since it was wanted, *seconds* since it was asked for."""
+        self.outcomes["200"] += 1
+        self.answer_seconds.setdefault("200", []).append(seconds)
+        self.latencies.append(latency)
+        if of:
+            self.latencies_by_class.setdefault(of, []).append(latency)
 
     def summary(self) -> str:
         """One line for people."""
@@ -77,7 +107,8 @@ class LoadResult:
         cpu = "  ".join(f"{name} {ms:.2f}" for name, ms in self.cpu_ms_per_text.items())
         errors = f"  errors {dict(self.outcomes - Counter({'200': self.outcomes['200']}))}" if self.num_errors else ""
         lag = f"  generator lag p99 {self.lag_p99_ms:.1f} ms" if self.lags else ""
-        void = "  VOID: the generator was late" if self.is_void else ""
+        why = "too many requests were under way" if self.is_overrun else "the generator was late"
+        void = f"  VOID: {why}" if self.is_void else ""
         return f"{self.throughput:.0f} texts/s  {points}" + (f"  CPU ms/text: {cpu}" if cpu else "") + errors + lag + void
 
 
@@ -87,10 +118,15 @@ def classify_bodies(texts: Sequence[str], heads: Sequence[str] | None) -> list[b
     return [msgspec.json.encode({"text": text, **rest}) for text in texts]
 
 
-def target_of(url: str, bodies: Sequence[bytes], path: str = "/v1/classify") -> Target:
+def target_of(url: str, bodies: Sequence[bytes], path: str = "/v1/classify", classes: Sequence[str] = ()) -> Target:
     """The route *path* of the service at *url*."""
     parts = urlsplit(url)
-    return Target(parts.hostname or "127.0.0.1", parts.port or 80, path.encode(), bodies)
+    return Target(parts.hostname or "127.0.0.1", parts.port or 80, path.encode(), bodies, classes)
+
+
+def milliseconds_at(percent: float, seconds: Sequence[float]) -> float:
+    """The percentile *percent* of *seconds*, in milliseconds; NaN when there are none."""
+    return float(np.percentile(seconds, percent)) * 1000 if seconds else float("nan")
 
 
 async def closed_loop(
@@ -100,7 +136,7 @@ async def closed_loop(
     if warm_up_seconds > 0:
         await closed_loop(target, in_flight=in_flight, seconds=warm_up_seconds)
     result = LoadResult()
-    turn = _endless(target.bodies)
+    turn = target.endless()
     with cpu_measured(pids or {}, result):
         started = time.perf_counter()
         await asyncio.gather(*(_caller(target, turn, started + seconds, result) for _ in range(in_flight)))
@@ -135,67 +171,134 @@ async def repeated(
 
 
 async def open_loop(
-    target: Target, *, rate: float, seconds: float, pids: dict[str, int] | None = None, seed: int = 0, is_poisson: bool = True
+    target: Target,
+    *,
+    rate: float,
+    seconds: float,
+    pids: dict[str, int] | None = None,
+    seed: int = 0,
+    is_poisson: bool = True,
+    max_under_way: int = MAX_UNDER_WAY,
 ) -> LoadResult:
-    """Send *rate* requests a second for *seconds*, with exponential gaps (Poisson arrivals) or constant ones."""
-    result = LoadResult()
-    pool: list[Connection] = []
-    turn, chance = _endless(target.bodies), random.Random(seed)  # noqa: S311 (a repeatable load, no secret)
+    """Send *rate* requests a second for *seconds*, with exponential gaps (Poisson arrivals) or constant ones.
+
+    With *max_under_way* of them unanswered when the next is due the run ends, and is void.
+    """
+    result, pool, turn = LoadResult(), list[Connection](), target.endless()
+
+    async def send(intended: float) -> None:
+        body, kind = next(turn)
+        connection = await _ask(pool.pop() if pool else None, target, body, intended, result, kind)
+        if connection is not None:
+            pool.append(connection)
+
+    gaps = _gaps(rate, seed if is_poisson else None)
     with cpu_measured(pids or {}, result):
-        started = intended = time.perf_counter()
-        async with asyncio.TaskGroup() as group:
-            while intended < started + seconds:
-                await asyncio.sleep(max(0.0, intended - time.perf_counter()))
-                result.lags.append(time.perf_counter() - intended)
-                group.create_task(_send_from(pool, target, next(turn), intended, result))
-                intended += chance.expovariate(rate) if is_poisson else 1 / rate
-        result.seconds = time.perf_counter() - started
+        await _paced(send, gaps, seconds, max_under_way, result)
     for connection in pool:
         connection.close()
     return result
 
 
-async def _caller(target: Target, turn: Iterator[bytes], end: float, result: LoadResult) -> None:
+async def paced(
+    call: Callable[[int], Awaitable[None]],
+    *,
+    rate: float,
+    seconds: float,
+    classes: Sequence[str] = ("",),
+    seed: int = 0,
+    max_under_way: int = MAX_UNDER_WAY,
+) -> LoadResult:
+    """An open loop over any client: *call*, told a number that grows, answers one text or raises; arrivals are Poisson.
+
+    Call *n* is of the class `classes[n % len(classes)]`. What is called shares the loop with the generator, so the generator's
+    lag is part of what is measured, stands in the latencies, and voids nothing.
+    """
+    result, numbers = LoadResult(max_lag_seconds=float("inf")), itertools.count()
+
+    async def send(intended: float) -> None:
+        number, began = next(numbers), time.perf_counter()
+        try:
+            await call(number)
+        except Exception as error:  # whatever it was, it is an outcome
+            result.outcomes[type(error).__name__] += 1
+        else:
+            now = time.perf_counter()
+            result.answered_in(now - began, now - intended, classes[number % len(classes)])
+
+    with cpu_measured({}, result):
+        await _paced(send, _gaps(rate, seed), seconds, max_under_way, result)
+    return result
+
+
+def _gaps(rate: float, seed: int | None) -> Iterator[float]:
+    """Seconds from one request to the next: exponential, or constant without a *seed*."""
+    chance = random.Random(seed)  # noqa: S311 (a repeatable load, no secret)
+    while True:
+        yield 1 / rate if seed is None else chance.expovariate(rate)
+
+
+async def _paced(
+    send: Callable[[float], Coroutine[None, None, None]],
+    gaps: Iterator[float],
+    seconds: float,
+    max_under_way: int,
+    result: LoadResult,
+) -> None:
+    """Start *send*, told when it was due, after each of *gaps*; then wait for all that were started."""
+    started = intended = time.perf_counter()
+    under_way: set[asyncio.Task[None]] = set()
+    async with asyncio.TaskGroup() as group:
+        while intended < started + seconds and not result.is_overrun:
+            await asyncio.sleep(max(0.0, intended - time.perf_counter()))
+            if len(under_way) >= max_under_way:
+                result.is_overrun = True
+                break
+            result.lags.append(time.perf_counter() - intended)
+            task = group.create_task(send(intended))
+            under_way.add(task)
+            task.add_done_callback(under_way.discard)
+            intended += next(gaps)
+    result.seconds = time.perf_counter() - started
+
+
+async def _caller(target: Target, turn: Iterator[tuple[bytes, str]], end: float, result: LoadResult) -> None:
     connection: Connection | None = None
     while time.perf_counter() < end:
-        connection = await _ask(connection, target, next(turn), time.perf_counter(), result)
+        body, kind = next(turn)
+        connection = await _ask(connection, target, body, time.perf_counter(), result, kind)
     if connection is not None:
         connection.close()
 
 
-async def _send_from(pool: list[Connection], target: Target, body: bytes, intended: float, result: LoadResult) -> None:
-    connection = await _ask(pool.pop() if pool else None, target, body, intended, result)
-    if connection is not None:
-        pool.append(connection)
-
-
-async def _ask(connection: Connection | None, target: Target, body: bytes, since: float, result: LoadResult) -> Connection | None:
+async def _ask(
+    connection: Connection | None, target: Target, body: bytes, since: float, result: LoadResult, kind: str
+) -> Connection | None:
     """One request, counted by what becomes of it; the connection to use next, None when it is gone."""
     try:
         if connection is None or not connection.is_open:
             connection = await Connection.open(target.host, target.port)
+        sent = time.perf_counter()
         status, _ = await connection.request(target.path, body, TIMEOUT_SECONDS)
     except (OSError, ConnectionLostError, TimeoutError) as error:
         result.outcomes[type(error).__name__] += 1
         # A refused connection must not become a busy loop.
         await asyncio.sleep(0.01)
         return None
-    result.outcomes[str(status)] += 1
+    now = time.perf_counter()
     if status == 200:
-        result.latencies.append(time.perf_counter() - since)
+        result.answered_in(now - sent, now - since, kind)
+    else:
+        result.outcomes[str(status)] += 1
+        result.answer_seconds.setdefault(str(status), []).append(now - sent)
     return connection
 
 
-def _endless(bodies: Sequence[bytes]) -> Iterator[bytes]:
-    while True:
-        yield from bodies
-
-
 class cpu_measured:  # noqa: N801 (reads as the statement it is)
-    """Fills *cpu_ms_per_text* with what each process used meanwhile; the generator itself is "load"."""
+    """Fills *cpu_ms_per_text* with what each process used meanwhile, its children included; the generator itself is "load"."""
 
     def __init__(self, pids: dict[str, int], result: LoadResult) -> None:
-        self._pids = {**pids, "load": os.getpid()}
+        self._pids = pids
         self._result = result
 
     def __enter__(self) -> None:
@@ -209,17 +312,9 @@ class cpu_measured:  # noqa: N801 (reads as the statement it is)
 
     def _now(self) -> dict[str, float]:
         """Without the processes that have ended: a run may be about just that."""
-        seconds = {}
-        for name, pid in self._pids.items():
-            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-                seconds[name] = cpu_seconds(pid)
-        return seconds
-
-
-def cpu_seconds(pid: int) -> float:
-    """User and system time of a process, all threads; fields 14 and 15 of proc(5)'s stat."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        seconds = {name: tree_cpu_seconds(pid) for name, pid in self._pids.items()}
+        # What is measured may be a child of the generator, so that one counts alone.
+        return {**{name: value for name, value in seconds.items() if value is not None}, "load": cpu_seconds(os.getpid())}
 
 
 def main() -> None:

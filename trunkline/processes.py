@@ -88,12 +88,13 @@ class Child:
         assert self._process.stdout is not None
         said = ""
         with self._log.open("a", encoding="utf-8") as log:
-            while line := (await self._process.stdout.readline()).decode(errors="replace").rstrip():
+            while raw := await self._process.stdout.readline():
+                line = raw.decode(errors="replace").rstrip()
                 if match := self._ready.search(line):
                     self._keep_reading(self._process.stdout)
                     return match
                 log.write(line + "\n")
-                said = line
+                said = line or said
                 on_line(line)
         await self._process.wait()
         raise StackError(f"{self.name} could not start: {said.removeprefix(f'{self.name}: ') or 'it said nothing'}")

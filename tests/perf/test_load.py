@@ -2,9 +2,11 @@ import asyncio
 import os
 
 import msgspec
+import numpy as np
 import pytest
 
-from perf.load import LoadResult, classify_bodies, closed_loop, cpu_seconds, open_loop, repeated, target_of
+from perf.load import LoadResult, classify_bodies, closed_loop, open_loop, paced, repeated, target_of
+from perf.machine import cpu_seconds
 from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, StallsOnce, serving
 
 STALL_SECONDS = 0.5
@@ -128,3 +130,80 @@ async def test_a_process_that_ended_is_left_out_of_the_cpu_times() -> None:
     result = await repeated(call, texts=1, in_flight=1, seconds=0.1, pids={"child": child.pid})
 
     assert {"load"} == set(result.cpu_ms_per_text)
+
+
+async def test_an_open_loop_with_too_many_under_way_ends_early_and_is_void() -> None:
+    asked = asyncio.Event()
+    num_asked = 0
+
+    async def late(writer: asyncio.StreamWriter, _: bytes) -> None:
+        nonlocal num_asked
+        num_asked += 1
+        if num_asked == 5:
+            asked.set()
+        await asked.wait()
+        await asyncio.sleep(0.1)
+        writer.write(GOOD)
+
+    async with serving(late) as port, asyncio.timeout(20):
+        target = target_of(f"http://127.0.0.1:{port}", [b"{}"])
+        result = await open_loop(target, rate=2_000, seconds=60, max_under_way=5)
+
+    assert result.is_overrun
+    assert result.is_void
+    assert {"200": 5} == dict(result.outcomes)
+    assert "too many requests were under way" in result.summary()
+
+
+async def test_latencies_are_told_apart_by_the_class_of_their_body() -> None:
+    async def slow_for_long(writer: asyncio.StreamWriter, body: bytes) -> None:
+        await asyncio.sleep(0.05 if body == b"long" else 0)
+        writer.write(GOOD)
+
+    async with serving(slow_for_long) as port:
+        target = target_of(f"http://127.0.0.1:{port}", [b"short", b"long"], classes=["short", "long"])
+        results = [
+            await open_loop(target, rate=100, seconds=0.3, is_poisson=False),
+            await closed_loop(target, in_flight=2, seconds=0.3),
+        ]
+
+    for result in results:
+        by_class = result.latencies_by_class
+        assert min(by_class["long"]) >= 0.05
+        assert len(by_class["short"]) + len(by_class["long"]) == len(result.latencies) == result.outcomes["200"]
+        assert result.percentile_ms(50, "long") >= 50
+        assert np.isnan(result.percentile_ms(50, "other"))
+
+
+async def test_how_long_a_refusal_took_is_kept_by_its_status() -> None:
+    result = await opened(Scripted(UNAVAILABLE, UNAVAILABLE, GOOD), rate=100, seconds=0.2)
+
+    assert 2 == len(result.answer_seconds["503"])
+    assert result.outcomes["200"] == len(result.answer_seconds["200"])
+    assert all(seconds > 0 for seconds in result.answer_seconds["503"])
+
+
+async def test_calls_are_paced_and_counted_by_class_and_outcome() -> None:
+    numbers: list[int] = []
+
+    async def call(number: int) -> None:
+        numbers.append(number)
+        if number == 2:
+            raise ValueError("the third")
+
+    result = await paced(call, rate=200, seconds=0.2, classes=["short", "short", "short", "long"])
+
+    assert list(range(len(numbers))) == sorted(numbers)
+    assert 1 == result.outcomes["ValueError"]
+    assert len(numbers) == result.outcomes.total()
+    assert sum(number % 4 == 3 for number in numbers) == len(result.latencies_by_class["long"])
+    assert not result.is_void, "the generator shares the loop with what it calls"
+
+
+async def test_the_same_seed_gives_the_same_arrivals() -> None:
+    async def call(_: int) -> None:
+        pass
+
+    counts = [(await paced(call, rate=300, seconds=0.2, seed=seed)).outcomes["200"] for seed in (1, 1)]
+
+    assert counts[0] == counts[1]

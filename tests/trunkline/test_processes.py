@@ -79,3 +79,18 @@ async def test_cancelling_a_start_leaves_nothing_running(tmp_path: Path) -> None
     await asyncio.wait([starting])
 
     assert not runs(process.pid)
+
+
+async def test_blank_lines_of_a_child_are_lines_and_not_its_end(tmp_path: Path) -> None:
+    process = child(tmp_path, "import time; print('loading\\n\\n'); print('ready 42'); time.sleep(60)")
+    match = await process.start(30)
+    await process.stop(10)
+
+    assert "42" == match[1]
+
+
+async def test_last_words_are_those_before_blank_lines(tmp_path: Path) -> None:
+    process = child(tmp_path, "print('fake: port 1 is taken\\n\\n'); raise SystemExit(1)")
+
+    with pytest.raises(StackError, match="port 1 is taken"):
+        await process.start(30)

@@ -1,0 +1,126 @@
+"""What the machine and its processes do meanwhile: CPU, memory, files, and whether anybody else is at work."""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psutil
+
+QUIET_SHARE: Final = 0.05
+"""Of the machine's CPU time: more in the hands of others makes a comparison worthless."""
+
+MAX_WAITS: Final = 60
+_BUSY_FIELDS: Final = (0, 1, 2, 7)
+"""user, nice, system and steal, of the cpu line of proc(5)'s stat. Interrupts have no owner, and are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Seconds of CPU time since the machine started: of all processes, of ours, and that there was."""
+
+    busy: float
+    ours: float
+    available: float
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """What a tree of processes holds."""
+
+    rss_bytes: int
+    num_fds: int
+    num_threads: int
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of a process, all threads; fields 14 and 15 of proc(5)'s stat."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def tree_cpu_seconds(pid: int) -> float | None:
+    """Of a process and all that descend from it; None when it has ended."""
+    found = False
+    total = 0.0
+    for process in tree(pid):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            total += cpu_seconds(process.pid)
+            found = True
+    return total if found else None
+
+
+def tree(pid: int) -> list[psutil.Process]:
+    """A process and all that descend from it; empty when it has ended."""
+    with suppress(psutil.NoSuchProcess):
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    return []
+
+
+@contextmanager
+def paused(pids: Iterable[int]) -> Iterator[None]:
+    """Nothing of these trees runs meanwhile: a server that idles may still poll, and take time from the one measured."""
+    processes = [process for pid in pids for process in tree(pid)]
+    try:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.suspend()
+        yield
+    finally:
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.resume()
+
+
+def footprint(pid: int) -> Footprint:
+    """Of a process and all that descend from it. Memory that they share counts in each."""
+    totals = [0, 0, 0]
+    for process in tree(pid):
+        with suppress(psutil.NoSuchProcess):
+            with process.oneshot():
+                held = (process.memory_info().rss, process.num_fds(), process.num_threads())
+            totals = [total + value for total, value in zip(totals, held, strict=True)]
+    return Footprint(*totals)
+
+
+def snapshot(pids: Iterable[int]) -> Snapshot:
+    """Now; *pids* and their descendants are ours, and so is this process alone."""
+    fields = [int(value) for value in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]]
+    tick = os.sysconf("SC_CLK_TCK")
+    own = cpu_seconds(os.getpid()) + sum(tree_cpu_seconds(pid) or 0.0 for pid in pids)
+    # The guests' time, from field 8 on, is in user time already.
+    return Snapshot(sum(fields[place] for place in _BUSY_FIELDS) / tick, own, sum(fields[:8]) / tick)
+
+
+def others_share(before: Snapshot, after: Snapshot) -> float:
+    """Which share of the machine's CPU time others had between two snapshots, from 0 to 1."""
+    available = max(after.available - before.available, 1e-9)
+    return min(max((after.busy - before.busy) - (after.ours - before.ours), 0.0) / available, 1.0)
+
+
+def wait_until_quiet(pids: Iterable[int], say: Callable[[str], None], max_waits: int = MAX_WAITS) -> bool:
+    """Wait until others had less than `QUIET_SHARE` for a second; False, and said, when that took *max_waits* seconds."""
+    pids = list(pids)
+    shares = (_share_of_a_second(pids) for _ in range(max_waits))
+    return quiet_at_last(shares, say)
+
+
+def quiet_at_last(shares: Iterator[float], say: Callable[[str], None]) -> bool:
+    """Whether one of *shares* is below `QUIET_SHARE`; the first that is not is told, and when none was."""
+    for number, share in enumerate(shares):
+        if share < QUIET_SHARE:
+            return True
+        if number == 0:
+            say(f"others use {share:.0%} of the machine; waiting until it is quiet")
+    say("the machine did not become quiet; what follows is measured beside others")
+    return False
+
+
+def _share_of_a_second(pids: list[int]) -> float:
+    before = snapshot(pids)
+    time.sleep(1.0)
+    return others_share(before, snapshot(pids))

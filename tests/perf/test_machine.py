@@ -1,0 +1,79 @@
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from perf.machine import Snapshot, footprint, others_share, paused, quiet_at_last, snapshot, tree, tree_cpu_seconds
+
+
+@pytest.mark.parametrize(
+    ("after", "expected"),
+    [
+        pytest.param(Snapshot(busy=11, ours=6, available=120), 0.25, id="what is busy and not ours is others'"),
+        pytest.param(Snapshot(busy=6, ours=6.1, available=120), 0.0, id="ticks that are counted apart give nothing below none"),
+        pytest.param(Snapshot(busy=6, ours=1, available=100), 0.0 + 1.0, id="never more than all"),
+    ],
+)
+def test_the_share_of_others_is_what_is_busy_and_not_ours(after: Snapshot, expected: float) -> None:
+    assert expected == pytest.approx(others_share(Snapshot(busy=1, ours=1, available=100), after))
+
+
+def test_the_first_busy_second_is_told_and_waiting_ends_with_the_first_quiet_one() -> None:
+    said: list[str] = []
+    shares: Iterator[float] = iter([0.5, 0.4, 0.01, 0.9])
+
+    assert quiet_at_last(shares, said.append)
+    assert ["others use 50% of the machine; waiting until it is quiet"] == said
+    assert 0.9 == next(shares)
+
+
+def test_a_machine_that_stays_busy_is_told() -> None:
+    said: list[str] = []
+
+    assert not quiet_at_last(iter([0.5, 0.5]), said.append)
+    assert "did not become quiet" in said[-1]
+
+
+def test_time_only_passes() -> None:
+    before, after = snapshot([os.getpid()]), snapshot([os.getpid()])
+
+    assert before.busy <= after.busy
+    assert before.available <= after.available
+    assert 0 <= others_share(before, after) <= 1
+
+
+def test_a_tree_has_the_children_of_children() -> None:
+    code = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'print(1, flush=True); input()'])"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        alone, all_of_it = footprint(os.getpid()), footprint(child.pid)
+        assert 2 == len(tree(child.pid))
+        assert (tree_cpu_seconds(child.pid) or 0) > 0
+        child.communicate(b"\n")
+
+    assert alone.rss_bytes > all_of_it.num_fds > 0
+    assert all_of_it.num_threads >= 2
+
+
+def test_a_process_that_has_ended_has_no_tree() -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as child:
+        child.wait()
+
+    assert [] == tree(child.pid)
+    assert tree_cpu_seconds(child.pid) is None
+    assert 0 == footprint(child.pid).rss_bytes
+
+
+def test_a_paused_tree_does_nothing_and_goes_on_afterwards() -> None:
+    code = "print(1, flush=True); input(); print(2, flush=True)"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        with paused([child.pid]):
+            assert "stopped" == tree(child.pid)[0].status()
+        rest, _ = child.communicate(b"\n")
+
+    assert b"2\n" == rest

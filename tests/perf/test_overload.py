@@ -1,0 +1,28 @@
+from collections import Counter
+
+import pytest
+
+from perf.load import LoadResult
+from perf.overload import overloaded_of
+
+
+def test_refusals_are_told_from_good_answers_and_from_failures() -> None:
+    outcomes = Counter({"200": 90, "429": 60, "503": 40, "500": 1, "TimeoutError": 2})
+    answered = {"200": [9.0] * 90, "429": [0.001] * 60, "503": [0.003] * 40, "500": [7.0]}
+    found = overloaded_of(LoadResult(seconds=1, outcomes=outcomes, answer_seconds=answered), 100, 50_000_000, 52_000_000)
+
+    assert found.goodput == pytest.approx(0.9)
+    assert 100 == found.num_refused
+    assert found.refusal_p50_ms == pytest.approx(1)
+    assert found.refusal_p99_ms == pytest.approx(3)
+    assert found.grown_mb == pytest.approx(2)
+    assert {"500": 1, "TimeoutError": 2} == found.other
+    assert "other outcomes" in str(found)
+
+
+def test_a_service_that_refused_nothing_has_no_time_of_refusals() -> None:
+    found = overloaded_of(LoadResult(seconds=2, outcomes=Counter({"200": 100})), 100, 0, 0)
+
+    assert found.goodput == pytest.approx(0.5)
+    assert 0 == found.num_refused
+    assert "no other errors" in str(found)
