@@ -17,7 +17,7 @@ from embedding_service.backend.tables import Table
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
 from embedding_service.models.tables import prepare_table
-from embedding_service.service import Addresses, ListenError, serve, warm_up
+from embedding_service.service import Addresses, ListenError, MissingExtra, serve, warm_up
 from embedding_service.settings import Settings
 
 _log = logging.getLogger("embedding_service")
@@ -41,7 +41,7 @@ def main() -> int:
         # What was imported lives as long as the process: the collector need not look at it again and again.
         gc.freeze()
         uvloop.run(serve(backends, settings, _announce, tables))
-    except (PreparationError, ListenError) as error:
+    except (PreparationError, ListenError, MissingExtra) as error:
         _log.error("%s", error)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):

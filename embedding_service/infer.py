@@ -16,7 +16,7 @@ from embedding_service.batching import Batcher, PassSlots, Row, Waiter
 from embedding_service.errors import EmbedError, InvalidInput, UnknownTrunk, WrongTrunk
 from embedding_service.hosted_table import HostedTable
 from embedding_service.queue import Entry, QueueLimits
-from embedding_service.reuse import Reuse, VectorCache
+from embedding_service.reuse import Reuse, SharedVectors, VectorCache
 from embedding_service.telemetry import Telemetry, Timings, TrunkTelemetry
 from embedding_service.tokenization import (
     Input,
@@ -82,11 +82,12 @@ class HostedTrunk:
         *,
         slots: PassSlots | None = None,
         cache_bytes: int = 0,
+        shared: SharedVectors | None = None,
     ) -> None:
         self.spec: TrunkSpec = backend.trunk
         self.engine: EngineSpec = backend.engine
         self.batcher = Batcher(backend, limits, telemetry, slots)
-        self.reuse = Reuse(self.batcher, VectorCache(cache_bytes), telemetry)
+        self.reuse = Reuse(self.batcher, VectorCache(cache_bytes), telemetry, shared)
         self.encoder = TextEncoder(self.spec.tokenizer_json, max_tokens=self.spec.max_tokens, prompt=self.spec.prompt)
         self.tokenizer = InputTokenizer(self.spec, self.encoder)
 

@@ -1,13 +1,16 @@
 """What is known, or under way already, is not computed again. Stands between those who ask and the batcher.
 
 Vectors are kept by token ids and view, for one trunk and engine: the same ids always give the same vectors, to the last places
-that the company in a batch may change. Equal inputs that meet before they are answered share one entry of the queue.
+that the company in a batch may change. Equal inputs that meet before they are answered share one entry of the queue. What other
+services know (`SharedVectors`) is looked up before an entry is queued, by nobody who has less time than that may take.
 """
 
+import time
 import zlib
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import Final, cast
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, Protocol, cast
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -19,6 +22,10 @@ from embedding_service.queue import Entry
 from embedding_service.telemetry import TrunkTelemetry
 
 _Ids = tuple[int, ...]
+Wanted = tuple[_Ids, tuple[View, ...]]
+"""What decides the vectors of a row: its ids (where a pair divides behind them, as a negative number), and its views."""
+Found = list[FloatArray] | None
+"""One vector a view, or nothing."""
 
 ENTRY_OVERHEAD: Final = 400
 """Bytes a cached vector costs beside itself and 8 bytes a token id: the objects around it."""
@@ -71,25 +78,43 @@ def _size(ids: _Ids, vector: FloatArray) -> int:
     return vector.nbytes + 8 * len(ids) + ENTRY_OVERHEAD
 
 
+class SharedVectors(Protocol):
+    """What several services know of one trunk run by one engine. May fail or be slow at any time and must not show it."""
+
+    def look_up(self, wanted: Sequence[Wanted], deadline: float, tell: Callable[[list[Found]], None]) -> bool:
+        """Whether *wanted* is looked up; *tell* is then called once, in a later turn of the loop and before *deadline*."""
+        ...
+
+    def keep(self, ids: _Ids, views: Sequence[View], vectors: Sequence[FloatArray]) -> None:
+        """Remember *vectors*, when there is time for it."""
+        ...
+
+
 class Reuse:
     """Single owner of the cache and of what is under way. All methods belong to the event loop's thread."""
 
-    def __init__(self, batcher: Batcher, cache: VectorCache, telemetry: TrunkTelemetry) -> None:
+    def __init__(
+        self, batcher: Batcher, cache: VectorCache, telemetry: TrunkTelemetry, shared: SharedVectors | None = None
+    ) -> None:
         self._batcher = batcher
         self._cache = cache
         self._telemetry = telemetry
+        self._shared = shared
         # Weak: a flight nobody waits for leaves the queue without a word.
-        self._flights: WeakValueDictionary[tuple[_Ids, tuple[View, ...]], _Flight] = WeakValueDictionary()
+        self._flights: WeakValueDictionary[Wanted, _Flight] = WeakValueDictionary()
 
     async def run(self, rows: Sequence[Row], *, deadline: float, is_bulk: bool = False) -> Outcome:
         """See `batching.Batcher.run`, errors included."""
         return await run_rows(self.admit, rows, deadline=deadline, is_bulk=is_bulk)
 
     def admit(self, entries: list[Entry]) -> None:
-        """See `batching.Batcher.admit`, errors included: where it refuses what is new, nothing of *entries* is answered."""
+        """See `batching.Batcher.admit`, errors included: where it refuses what is new, nothing of *entries* is answered.
+
+        What is looked up elsewhere first is refused later, by failing its waiters.
+        """
         known: list[tuple[Entry, list[FloatArray]]] = []
         joining: list[tuple[Entry, _Flight]] = []
-        fresh: dict[tuple[_Ids, tuple[View, ...]], _Flight] = {}
+        fresh: dict[Wanted, _Flight] = {}
         for entry in entries:
             key = _key(entry)
             vectors = self._cache.find(*key)
@@ -100,7 +125,7 @@ class Reuse:
                 joining.append((entry, flight))
             else:
                 fresh[key] = _Flight(entry, self)
-        if fresh:
+        if fresh and not self._is_looked_up(fresh):
             self._batcher.admit([flight.entry for flight in fresh.values()])
         self._flights.update(fresh)
         for entry, flight in joining:
@@ -109,9 +134,49 @@ class Reuse:
             _waiter(entry).put(entry.index, vectors, 0.0, 0.0)
         self._count(known=len(known), joined=len(joining))
 
+    def _is_looked_up(self, fresh: dict[Wanted, "_Flight"]) -> bool:
+        if self._shared is None:
+            return False
+        deadline = min(flight.entry.deadline for flight in fresh.values())
+        return self._shared.look_up(list(fresh), deadline, partial(self._looked_up, list(fresh.values())))
+
+    def _looked_up(self, flights: list["_Flight"], found: list[Found]) -> None:
+        now, missing, num_found = time.monotonic(), [], 0
+        for flight, vectors in zip(flights, found, strict=True):
+            if vectors is not None:
+                num_found += 1
+                self._cache.keep(*_key(flight.entry), vectors)
+                self.ended(flight)
+                flight.tell(vectors, now - flight.entry.arrived, 0.0)
+            elif flight.is_settled:
+                self.ended(flight)
+            else:
+                missing.append(flight)
+        if num_found:
+            self._telemetry.entries_reused("shared", num_found)
+        if missing:
+            self._admit_late(missing)
+
+    def _admit_late(self, flights: list["_Flight"]) -> None:
+        """Queue all of one caller's *flights* or fail it; whoever joined one of them meanwhile need not share its fate."""
+        try:
+            self._batcher.admit([flight.entry for flight in flights])
+        except EmbedError as error:
+            if len(flights) == 1:
+                flights[0].fail(error)
+                return
+            for flight in flights:
+                if flight.fail_first(error):
+                    self._admit_late([flight])
+                else:
+                    self.ended(flight)
+
     def landed(self, flight: "_Flight", vectors: list[FloatArray]) -> None:
         """*flight* has its *vectors*; whoever comes now finds them in the cache."""
-        self._cache.keep(*_key(flight.entry), vectors)
+        ids, views = _key(flight.entry)
+        self._cache.keep(ids, views, vectors)
+        if self._shared is not None:
+            self._shared.keep(ids, views, vectors)
         self.ended(flight)
 
     def ended(self, flight: "_Flight") -> None:
@@ -155,10 +220,19 @@ class _Flight:
         """See `batching.Waiter`."""
         del index
         self._reuse.landed(self, vectors)
+        self.tell(vectors, queue_seconds, inference_seconds)
+
+    def tell(self, vectors: list[FloatArray], queue_seconds: float, inference_seconds: float) -> None:
+        """All who wait get *vectors*."""
         for member in self._members:
             # Who joined late has queued for less.
             queued = max(0.0, queue_seconds - (member.arrived - self.entry.arrived))
             _waiter(member).put(member.index, vectors, queued, inference_seconds)
+
+    def fail_first(self, error: EmbedError) -> bool:
+        """The one it was made for cannot have the vectors; whether somebody else still waits for them."""
+        _waiter(self._members[0]).fail(error)
+        return not self.is_settled
 
     def fail(self, error: EmbedError) -> None:
         """See `batching.Waiter`."""
@@ -167,8 +241,8 @@ class _Flight:
             _waiter(member).fail(error)
 
 
-def _key(entry: Entry) -> tuple[_Ids, tuple[View, ...]]:
-    """What decides the vectors. Where a pair divides is put behind its ids as a negative number, which no id is."""
+def _key(entry: Entry) -> Wanted:
+    """What decides the vectors; no id is a negative number."""
     ids = (*entry.token_ids, -entry.pair_at) if entry.pair_at else entry.token_ids
     return ids, entry.views
 

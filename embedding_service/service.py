@@ -14,7 +14,7 @@ import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import grpc
 import grpc.aio
@@ -39,6 +39,9 @@ from embedding_service.tei import TeiEdge
 from embedding_service.telemetry import PrometheusTelemetry
 from embedding_service.tokenization import InputLimits
 
+if TYPE_CHECKING:
+    from embedding_service.shared_cache import SharedVectorCache
+
 _log = logging.getLogger(__name__)
 
 
@@ -56,6 +59,10 @@ class ListenError(Exception):
     """A port could not be had; the message says which and what to do."""
 
 
+class MissingExtra(Exception):
+    """A setting needs a package that is not installed; the message says which."""
+
+
 def warm_up(backend: Backend) -> None:
     """Run passes of a few lengths, so that the first caller does not pay for what an engine compiles lazily."""
     spec = backend.trunk
@@ -70,7 +77,8 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
     """Serve *backends* and *tables* on both ports for as long as the context lasts; leaving it drains and closes them."""
     registry = CollectorRegistry()
     telemetry = PrometheusTelemetry(registry)
-    trunks = _hosted(backends, settings, telemetry)
+    shared = _shared_cache(settings, telemetry)
+    trunks = _hosted(backends, settings, telemetry, shared)
     hosted_tables = [HostedTable(table) for table in tables]
     infer = Infer([*trunks, *hosted_tables], InputLimits(max_request_inputs=settings.max_request_inputs), telemetry)
     health = health_aio.HealthServicer()
@@ -112,12 +120,18 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         http_port = await stack.enter_async_context(_http_server(edge.app(), settings))
         bert_ports = await stack.enter_async_context(_bert_ports(bert, infer, settings))
         stack.push_async_callback(_drain, trunks, settings.drain_seconds)
+        if shared is not None:
+            # Closed before the batchers drain: what is being looked up may still have to be computed.
+            stack.push_async_callback(shared.aclose)
+            await shared.start()
         await serving.turn(on=True)
         stack.push_async_callback(serving.turn, on=False)
         yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}", *bert_ports)
 
 
-def _hosted(backends: Sequence[Backend], settings: Settings, telemetry: PrometheusTelemetry) -> list[HostedTrunk]:
+def _hosted(
+    backends: Sequence[Backend], settings: Settings, telemetry: PrometheusTelemetry, shared: "SharedVectorCache | None"
+) -> list[HostedTrunk]:
     """A trunk for each backend. Passes on one device share its slots."""
     slots = {
         device: PassSlots(max(backend.engine.concurrency for backend in backends if backend.engine.device == device))
@@ -132,6 +146,7 @@ def _hosted(backends: Sequence[Backend], settings: Settings, telemetry: Promethe
             telemetry.of_trunk(name),
             slots=slots[backend.engine.device],
             cache_bytes=settings.cache_bytes // len(backends),
+            shared=None if shared is None else shared.of(backend.trunk.fingerprint, backend.engine.label),
         )
         telemetry.watch_queue(name, trunk.batcher.queue_age)
         trunks.append(trunk)
@@ -218,6 +233,21 @@ async def _start_grpc(
         raise ListenError(_taken(settings.grpc_port, "--grpc-port")) from None
     await server.start()
     return server, port
+
+
+def _shared_cache(settings: Settings, telemetry: PrometheusTelemetry) -> "SharedVectorCache | None":
+    if settings.cache_redis_url is None:
+        return None
+    try:
+        from embedding_service.shared_cache import SharedVectorCache  # noqa: PLC0415 (an extra)
+    except ImportError:
+        raise MissingExtra("the setting cache_redis_url needs the package redis; install trunkline[redis]") from None
+    return SharedVectorCache(
+        settings.cache_redis_url.get_secret_value(),
+        telemetry,
+        timeout=settings.cache_redis_timeout_seconds,
+        expiry=settings.cache_redis_expiry_seconds,
+    )
 
 
 @contextlib.asynccontextmanager

@@ -3,9 +3,10 @@
 import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from platformdirs import user_cache_path
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from embedding_service.bert_as_service import PoolingStrategy
@@ -77,6 +78,13 @@ class Settings(BaseSettings):
         ge=0,
         description="Memory for vectors of texts seen before; 0: none. Equal texts at once always share a pass.",
     )
+    cache_redis_url: SecretStr | None = Field(
+        None, description="A Redis that services share vectors through, redis://, rediss:// or unix://; needs trunkline[redis]."
+    )
+    cache_redis_timeout_seconds: float = Field(
+        0.05, gt=0, le=10, description="The longest an answer waits for that Redis; after a failure it is left alone for a while."
+    )
+    cache_redis_expiry_seconds: int = Field(7 * 86_400, ge=1, description="How long that Redis keeps a vector.")
     max_request_inputs: int = Field(1_024, ge=1, description="Inputs of one call.")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, description="Of one HTTP body; longer ones are refused while read.")
     default_timeout_seconds: float = Field(30.0, gt=0, description="For a call that brings no deadline, and the most it gets.")
@@ -87,6 +95,13 @@ class Settings(BaseSettings):
     def _several(cls, value: object) -> object:
         """The environment gives one string, the command line a list of them."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("cache_redis_url")
+    @classmethod
+    def _is_a_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not _is_redis_url(url.get_secret_value()):
+            raise ValueError("is not an address such as redis://HOST:PORT/0, rediss://HOST:PORT/0 or unix:///PATH")
+        return url
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
@@ -111,3 +126,12 @@ class Settings(BaseSettings):
             max_queued_tokens=self.max_queued_tokens,
             max_queue_seconds=self.max_queue_seconds,
         )
+
+
+def _is_redis_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (reading it is the check)
+    except ValueError:
+        return False
+    return bool(parts.path) if parts.scheme == "unix" else parts.scheme in {"redis", "rediss"} and bool(parts.hostname)

@@ -52,7 +52,19 @@ class TrunkTelemetry(Protocol):
         ...
 
     def entries_reused(self, how: str, count: int) -> None:
-        """Inputs that needed no forward pass of their own: "cached", or "joined" to an equal one under way."""
+        """Inputs without a forward pass of their own: "cached" here, "shared" by another service, "joined" to one under way."""
+        ...
+
+
+class SharedCacheTelemetry(Protocol):
+    """Told of what the shared cache was good for; must be quick and never raise."""
+
+    def shared_looked_up(self, result: str, count: int) -> None:
+        """Inputs and the shared cache: "hit", "miss", "error", or "skipped" while it is left alone or has no room."""
+        ...
+
+    def shared_written(self, result: str, count: int) -> None:
+        """Inputs whose vectors the shared cache should keep: "ok", "error" or "dropped"."""
         ...
 
 
@@ -75,6 +87,12 @@ class PrometheusTelemetry:
         )
         # Looked up once: a labelled look-up takes longer than the count.
         self._stage = {name: self._stages.labels(name) for name in ("tokenization", "queue", "inference", "total")}
+        self._shared = Counter(
+            "trunkline_embedding_shared_cache_total", "Inputs looked up in the shared cache.", ["result"], registry=registry
+        )
+        self._shared_writes = Counter(
+            "trunkline_embedding_shared_cache_writes_total", "Inputs kept in the shared cache.", ["result"], registry=registry
+        )
         self._trunks = _TrunkMetrics(registry)
 
     def of_trunk(self, name: str) -> TrunkTelemetry:
@@ -95,6 +113,14 @@ class PrometheusTelemetry:
         self._stage["queue"].observe(timings.queue)
         self._stage["inference"].observe(timings.inference)
         self._stage["total"].observe(timings.total)
+
+    def shared_looked_up(self, result: str, count: int) -> None:
+        """See `SharedCacheTelemetry`."""
+        self._shared.labels(result).inc(count)
+
+    def shared_written(self, result: str, count: int) -> None:
+        """See `SharedCacheTelemetry`."""
+        self._shared_writes.labels(result).inc(count)
 
 
 class _TrunkMetrics:
@@ -138,7 +164,7 @@ class _PrometheusTrunk:
         self._queue_entries = metrics.queue_entries.labels(name)
         self._queue_tokens = metrics.queue_tokens.labels(name)
         self._dropped = {reason: metrics.dropped.labels(name, reason) for reason in ("departed", "expired")}
-        self._reused = {how: metrics.reused.labels(name, how) for how in ("cached", "joined")}
+        self._reused = {how: metrics.reused.labels(name, how) for how in ("cached", "shared", "joined")}
 
     def batch_ended(self, facts: BatchFacts) -> None:
         """See `TrunkTelemetry`."""

@@ -24,6 +24,8 @@ class CountingTelemetry:
         self.batches: list[BatchFacts] = []
         self.dropped: dict[str, int] = {}
         self.reused: dict[str, int] = {}
+        self.looked_up: dict[str, int] = {}
+        self.written: dict[str, int] = {}
 
     def batch_ended(self, facts: BatchFacts) -> None:
         self.batches.append(facts)
@@ -36,6 +38,12 @@ class CountingTelemetry:
 
     def entries_reused(self, how: str, count: int) -> None:
         self.reused[how] = self.reused.get(how, 0) + count
+
+    def shared_looked_up(self, result: str, count: int) -> None:
+        self.looked_up[result] = self.looked_up.get(result, 0) + count
+
+    def shared_written(self, result: str, count: int) -> None:
+        self.written[result] = self.written.get(result, 0) + count
 
 
 class Gate:
