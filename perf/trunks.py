@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+import onnx
+from onnx import helper, numpy_helper
+
 from embedding_service.models.bert import read_config, read_weights
 from embedding_service.models.fetch import fetch
 from embedding_service.models.graph import build_graph, quantize_int8
@@ -54,6 +58,7 @@ def add_int8(trunk: Path, place: Path) -> None:
     shutil.copytree(trunk, place)
     config = read_config(trunk)
     model = build_graph(config, read_weights(trunk, config), (-1,), "onnxruntime")
+    _count_positions(model.graph)
     ours = _OURS.format(config.num_layers)
     for node in model.graph.node:
         node.output[:] = [_STANDARD if name == ours else name for name in node.output]
@@ -62,6 +67,26 @@ def add_int8(trunk: Path, place: Path) -> None:
     full.write_bytes(model.SerializeToString())
     quantize_int8(str(full), str(place / INT8_FILE))
     full.unlink()
+
+
+def _count_positions(graph: onnx.GraphProto) -> None:
+    """Let *graph* make its input position_ids itself, those of single texts: 2 * place (see `models.graph`)."""
+    numbers = {"zero": 0, "two": 2, "axis": 0}
+    graph.initializer.extend(
+        numpy_helper.from_array(np.array([value] if name == "axis" else value, dtype=np.int64), f"counted_{name}")
+        for name, value in numbers.items()
+    )
+    counting = [
+        helper.make_node("Shape", ["input_ids"], ["counted_shape"], start=1, end=2),
+        helper.make_node("Squeeze", ["counted_shape"], ["counted_length"]),
+        helper.make_node("Mul", ["counted_length", "counted_two"], ["counted_end"]),
+        helper.make_node("Range", ["counted_zero", "counted_end", "counted_two"], ["counted_row"]),
+        helper.make_node("Unsqueeze", ["counted_row", "counted_axis"], ["position_ids"]),
+    ]
+    nodes, inputs = [*counting, *graph.node], [given for given in graph.input if given.name != "position_ids"]
+    del graph.node[:], graph.input[:]
+    graph.node.extend(nodes)
+    graph.input.extend(inputs)
 
 
 def _made(target: Path, fill: Callable[[Path], None]) -> Path:

@@ -94,7 +94,7 @@ def test_emptying_gives_all_back() -> None:
 
 async def test_a_batcher_runs_on_it_and_refuses_what_does_not_fit() -> None:
     backend = FakeBackend(concurrency=1)
-    batcher = Batcher(backend, QueueLimits(), CountingTelemetry(), FifoQueue(replace(LIMITS, max_queued_tokens=8)))
+    batcher = Batcher(backend, QueueLimits(), CountingTelemetry(), queue=FifoQueue(replace(LIMITS, max_queued_tokens=8)))
     try:
         outcome = await batcher.run([row(1, 1, 1), row(1, 1), row(1)], deadline=soon())
         batcher.admit([entry(8, deadline=soon())])
