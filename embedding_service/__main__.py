@@ -11,6 +11,7 @@ import uvloop
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from embedding_service import logs
 from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
 from embedding_service.backend.tables import Table
@@ -26,14 +27,14 @@ _log = logging.getLogger("embedding_service")
 def main() -> int:
     """Exit status: 0 after a drain, 1 when it could not start (one sentence says why), 2 for settings that make no sense."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="embedding: %(message)s")
-    logging.getLogger("embedding_service").setLevel(logging.INFO)
+    logs.configure()
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
             _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
         return 2
+    logs.configure(settings.log_format)
     try:
         backends = [_backend(source, settings) for source in settings.model or (None,)]
         tables = [_table(given, settings) for given in settings.table]

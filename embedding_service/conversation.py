@@ -6,12 +6,13 @@ Inputs are started by number and settle one by one; what settled together is ans
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from embedding_service.backend import FloatArray, TrunkSpec, View
 from embedding_service.backend.tables import TableSpec
 from embedding_service.errors import EmbedError
+from embedding_service.exchange import Exchange
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, gather
 from embedding_service.telemetry import Telemetry, Timings
 from embedding_service.tokenization import InputFacts
@@ -46,10 +47,14 @@ class Conversation:
     """Single owner of one stream's inputs. All methods belong to the event loop.
 
     At most *max_open* inputs are taken and not yet answered: whoever reads the stream awaits `room` before the next message.
+    *begin*, where somebody wants to know, opens an exchange for each message: it ends when the last of its inputs has settled.
     """
 
-    def __init__(self, infer: Infer, telemetry: Telemetry, *, max_open: int = 8_192) -> None:
+    def __init__(
+        self, infer: Infer, telemetry: Telemetry, *, max_open: int = 8_192, begin: Callable[[], Exchange] | None = None
+    ) -> None:
         self._infer = infer
+        self._begin = begin
         self._telemetry = telemetry
         self._max_open = max_open
         self._open: dict[int, _Input] = {}
@@ -69,7 +74,8 @@ class Conversation:
 
     def start(self, call: EmbedCall, numbers: Sequence[int], deadlines: Sequence[float], dtype: int) -> None:
         """Start the inputs of *call*, by *numbers* that were not used before."""
-        inputs = [_Input(number, dtype, self) for number in numbers]
+        part = _Part(self._begin(), len(numbers)) if self._begin is not None else None
+        inputs = [_Input(number, dtype, self, part) for number in numbers]
         self._open.update((item.number, item) for item in inputs)
         starting = asyncio.create_task(self._infer.embed_each(call, deadlines, inputs))
         self._starting.add(starting)
@@ -81,6 +87,8 @@ class Conversation:
         for number in numbers:
             item = self._open.pop(number, None)
             if item is not None:
+                if item.part is not None and not item.is_settled:
+                    item.part.ended(item, "cancelled")
                 item.is_settled = True
                 self._telemetry.request_ended("cancelled", 1, None)
         self._note()
@@ -131,8 +139,34 @@ class Conversation:
         """*item* has its vectors or its error."""
         item.is_settled = True
         self._ready.append(item)
+        if item.part is not None:
+            item.part.ended(item, item.error.code if item.error else "")
         self._telemetry.request_ended(item.error.code if item.error else "ok", 1, item.timings())
         self._changed.set()
+
+
+class _Part:
+    """The inputs of one message, told of as one request once the last of them has settled."""
+
+    def __init__(self, exchange: Exchange, count: int) -> None:
+        exchange.asked(count)
+        self._exchange = exchange
+        self._left = count
+        self._num_tokens = 0
+        self._timings: Timings | None = None
+
+    def ended(self, item: "_Input", failure: str) -> None:
+        """*item* has its vectors, or *failure* says why not."""
+        self._left -= 1
+        timings = item.timings()
+        if failure:
+            self._exchange.failed(failure)
+        elif timings is not None:
+            self._num_tokens += item.facts.num_tokens
+            self._timings = timings if self._timings is None else _longest([self._timings, timings])
+            self._exchange.answered(item.trunk.name, self._num_tokens, self._timings)
+        if not self._left:
+            self._exchange.end()
 
 
 class _Input:
@@ -147,6 +181,7 @@ class _Input:
         "inference_seconds",
         "is_settled",
         "number",
+        "part",
         "queue_seconds",
         "tokenization_seconds",
         "trunk",
@@ -154,9 +189,10 @@ class _Input:
         "views",
     )
 
-    def __init__(self, number: int, dtype: int, conversation: Conversation) -> None:
+    def __init__(self, number: int, dtype: int, conversation: Conversation, part: "_Part | None" = None) -> None:
         self.number = number
         self.dtype = dtype
+        self.part = part
         self.arrived = time.monotonic()
         self.is_settled = False
         self.error: EmbedError | None = None
@@ -196,14 +232,18 @@ def _join(items: list[_Input]) -> Answered:
         trunk=items[0].trunk,
         views=[gather([item.vectors[index] for item in items], view) for index, view in enumerate(items[0].views)],
         inputs=[item.facts for item in items],
-        timings=Timings(
-            max(timing.tokenization for timing in timings),
-            max(timing.queue for timing in timings),
-            max(timing.inference for timing in timings),
-            max(timing.total for timing in timings),
-        ),
+        timings=_longest(timings),
     )
     return Answered([item.number for item in items], answer, items[0].dtype)
+
+
+def _longest(timings: Sequence[Timings]) -> Timings:
+    return Timings(
+        max(timing.tokenization for timing in timings),
+        max(timing.queue for timing in timings),
+        max(timing.inference for timing in timings),
+        max(timing.total for timing in timings),
+    )
 
 
 def _alike(items: list[_Input]) -> Failed:

@@ -1,14 +1,24 @@
 """What all HTTP routes of the service share: reading a bounded body, JSON out, headers that say when to come back."""
 
+import asyncio
+from typing import Final
+
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clients.wire.asgi import CallerLeftError, while_connected
-from clients.wire.metadata import RETRY_AFTER, RETRY_AFTER_MS
+from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
 from embedding_service.errors import EmbedError
+from embedding_service.exchange import Exchange, Exchanges, clean_id
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
+
+_EXCHANGE: Final = "trunkline.exchange"
+"""Where a request's exchange is in its ASGI scope."""
+
+_UNHEARD: Final = Exchanges()
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -34,11 +44,73 @@ async def embed_while_connected(request: Request, infer: Infer, call: EmbedCall)
         EmbedError: see `Infer.embed`.
         HTTPException: 499, which nobody will read.
     """
+    exchange: Exchange = request.scope.get(_EXCHANGE) or _UNHEARD.begin("http", "", tuple)
+    exchange.asked(len(call.inputs))
     try:
         async with while_connected(request.receive):
-            return await infer.embed(call)
+            answer = await infer.embed(call)
+    except EmbedError as error:
+        exchange.failed(error.code)
+        raise
     except CallerLeftError:
+        exchange.failed("cancelled")
         raise HTTPException(499, "the caller left") from None
+    exchange.answered(answer.trunk.name, answer.num_tokens, answer.timings)
+    return answer
+
+
+class WithExchanges:
+    """*app*, an ASGI application, with each POST told to *exchanges*. What is asked by GET (health, metrics) is not a request."""
+
+    def __init__(self, app: ASGIApp, exchanges: Exchanges) -> None:
+        self._app = app
+        self._exchanges = exchanges
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        if scope["type"] != "http" or scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        exchange = scope[_EXCHANGE] = self._exchanges.begin("http", "", lambda: scope["headers"])
+        outcome = "internal"
+
+        async def watch(message: Message) -> None:
+            nonlocal outcome
+            if message["type"] == "http.response.start":
+                outcome = _outcome(message["status"])
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except asyncio.CancelledError:
+            exchange.failed("cancelled")
+            raise
+        finally:
+            exchange.method = _route(scope)
+            exchange.end(outcome)
+
+
+def _route(scope: Scope) -> str:
+    """The route that took the request, its parameters by name, since their values are the caller's words; "" for none."""
+    if "endpoint" not in scope:
+        return ""
+    path: str = scope["path"]
+    for name, value in scope.get("path_params", {}).items():
+        path = path.replace(f"/{value}", f"/{{{name}}}", 1)
+    return path
+
+
+def _outcome(status: int) -> str:
+    if status < 400:
+        return "ok"
+    named = {404: "not_found", 499: "cancelled"}
+    return named.get(status, "invalid_argument" if status < 500 else "internal")
+
+
+def request_id(request: Request) -> dict[str, str]:
+    """The fields of a log record that name *request*."""
+    found = clean_id(request.headers.get(REQUEST_ID, ""))
+    return {"request_id": found} if found else {}
 
 
 def json_response(content: object, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from embedding_service.edge import embed_while_connected, json_response, read_body, retry_headers, split_inputs
+from embedding_service.edge import embed_while_connected, json_response, read_body, request_id, retry_headers, split_inputs
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
 from embedding_service.tokenization import ViewChoice
@@ -165,6 +165,6 @@ async def _on_http_error(_: Request, error: Exception) -> Response:
     return _error(error.status_code, "invalid_request", error.detail)
 
 
-async def _on_fault(_: Request, error: Exception) -> Response:
-    _log.error("a request failed unexpectedly: %s", type(error).__name__)
+async def _on_fault(request: Request, error: Exception) -> Response:
+    _log.error("a request failed unexpectedly: %s", type(error).__name__, extra={"fields": request_id(request)})
     return _error(500, "internal", "the embedding service failed in a way it should not")

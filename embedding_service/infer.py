@@ -60,6 +60,11 @@ class EmbedAnswer:
     inputs: list[InputFacts]
     timings: Timings
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all inputs."""
+        return sum(item.num_tokens for item in self.inputs)
+
 
 class InputWaiter(Waiter, Protocol):
     """Who waits for one input of `Infer.embed_each`."""

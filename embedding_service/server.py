@@ -1,6 +1,7 @@
 """The gRPC edge: messages to calls, answers to bytes, errors to status codes. Nothing is decided here."""
 
 import asyncio
+import functools
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -11,14 +12,16 @@ import grpc.aio
 import numpy as np
 
 from clients.wire import embedding_pb2 as pb
-from clients.wire.metadata import EMBEDDING_SERVICE, RETRY_AFTER_MS
+from clients.wire.metadata import EMBEDDING_SERVICE, REQUEST_ID, RETRY_AFTER_MS
 from clients.wire.text import NORMALIZER, TextPair
 from embedding_service.backend import Pooling, View
 from embedding_service.backend.words import WORDS
 from embedding_service.conversation import Conversation, Settled
 from embedding_service.errors import GRPC_STATUS, EmbedError
+from embedding_service.exchange import Exchange, Exchanges, clean_id
 from embedding_service.hosted_table import HostedTable
 from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewVectors
+from embedding_service.logs import describe
 from embedding_service.telemetry import Telemetry
 from embedding_service.tokenization import Input, TableKey, TokenIds, Truncation, ViewChoice
 
@@ -53,10 +56,11 @@ Context = grpc.aio.ServicerContext[pb.EmbedRequest, pb.EmbedResponse]
 class EmbeddingServicer:
     """Answers `trunkline.embedding.v1.EmbeddingService`. *default_timeout* seconds bound a call that brings no deadline."""
 
-    def __init__(self, infer: Infer, telemetry: Telemetry, *, default_timeout: float) -> None:
+    def __init__(self, infer: Infer, telemetry: Telemetry, *, default_timeout: float, exchanges: Exchanges | None = None) -> None:
         self._infer = infer
         self._telemetry = telemetry
         self._default_timeout = default_timeout
+        self._exchanges = exchanges or Exchanges()
         self._conversations: set[Conversation] = set()
         self._draining = False
 
@@ -85,13 +89,17 @@ class EmbeddingServicer:
 
     async def embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
         """The RPC `Embed`."""
-        return await self._answered(context, lambda: self._embed(request, context))
+        exchange = self._exchanges.begin("grpc", "Embed", context.invocation_metadata)
+        exchange.asked(len(request.inputs))
+        return await self._answered(context, exchange, lambda: self._embed(request, context, exchange))
 
     async def embed_stream(
         self, requests: AsyncIterator[pb.EmbedStreamRequest], context: Context
     ) -> AsyncIterator[pb.EmbedStreamResponse]:
         """The RPC `EmbedStream`."""
-        conversation = Conversation(self._infer, self._telemetry)
+        conversation = Conversation(
+            self._infer, self._telemetry, begin=functools.partial(self._begin_part, context) if self._exchanges.is_on else None
+        )
         self._conversations.add(conversation)
         reading = asyncio.create_task(self._read(requests, conversation))
         try:
@@ -136,12 +144,17 @@ class EmbeddingServicer:
 
     async def get_trunk(self, request: pb.GetTrunkRequest, context: Context) -> pb.Trunk:
         """The RPC `GetTrunk`."""
-        return await self._answered(context, lambda: self._describe(request))
+        exchange = self._exchanges.begin("grpc", "GetTrunk", context.invocation_metadata)
+        return await self._answered(context, exchange, lambda: self._describe(request))
 
-    async def _embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:
+    def _begin_part(self, context: Context) -> Exchange:
+        return self._exchanges.begin("grpc-stream", "EmbedStream", context.invocation_metadata)
+
+    async def _embed(self, request: pb.EmbedRequest, context: Context, exchange: Exchange) -> pb.EmbedResponse:
         remaining = context.time_remaining()
         timeout = self._default_timeout if remaining is None else min(remaining, self._default_timeout)
         answer = await self._infer.embed(call_of(request, time.monotonic() + timeout))
+        exchange.answered(answer.trunk.name, answer.num_tokens, answer.timings)
         return response_of(answer, request.dtype)
 
     async def _describe(self, request: pb.GetTrunkRequest) -> pb.Trunk:
@@ -151,15 +164,32 @@ class EmbeddingServicer:
             return table_message(found, most)
         return trunk_message(found, most, with_tokenizer=request.with_tokenizer)
 
-    async def _answered(self, context: Context, work: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _answered(self, context: Context, exchange: Exchange, work: Callable[[], Awaitable[Answer]]) -> Answer:
+        outcome = "internal"
         try:
-            return await work()
+            answer = await work()
+            outcome = "ok"
         except EmbedError as error:
+            outcome = error.code
             if error.__cause__ is not None:
-                _log.error("%s: %r", error, error.__cause__)
+                _tell_cause(error, context)
             if error.retry_after is not None:
                 context.set_trailing_metadata(((RETRY_AFTER_MS, str(round(error.retry_after * 1000))),))
             await context.abort(GRPC_STATUS[type(error)], str(error))
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        else:
+            return answer
+        finally:
+            exchange.end(outcome)
+
+
+def _tell_cause(error: EmbedError, context: Context) -> None:
+    """Log what made *error*: its class and where it happened, not its message, which can hold anything."""
+    found = [clean_id(str(value)) for name, value in context.invocation_metadata() or () if name == REQUEST_ID]
+    fields = {"request_id": found[0]} if found and found[0] else {}
+    _log.error("%s: %s", error, ", ".join(describe(error.__cause__)), extra={"fields": fields})
 
 
 def call_of(request: pb.EmbedRequest, deadline: float) -> EmbedCall:

@@ -22,14 +22,17 @@ import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from prometheus_client import CollectorRegistry
-from starlette.applications import Starlette
+from starlette.types import ASGIApp
 
 from clients.wire.metadata import EMBEDDING_SERVICE, MAX_MESSAGE_BYTES
+from embedding_service import logs
 from embedding_service.backend import Backend, Batch
 from embedding_service.backend.tables import Table
 from embedding_service.batching import PassSlots
 from embedding_service.bert_as_service import BertAsService
 from embedding_service.bert_http import BertAsServiceEdge
+from embedding_service.edge import WithExchanges
+from embedding_service.exchange import Exchanges, Observer
 from embedding_service.hosted_table import HostedTable
 from embedding_service.http import HttpEdge
 from embedding_service.infer import HostedTrunk, Infer
@@ -41,6 +44,7 @@ from embedding_service.tokenization import InputLimits
 
 if TYPE_CHECKING:
     from embedding_service.shared_cache import SharedVectorCache
+    from embedding_service.traces import Traces
 
 _log = logging.getLogger(__name__)
 
@@ -81,6 +85,9 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
     trunks = _hosted(backends, settings, telemetry, shared)
     hosted_tables = [HostedTable(table) for table in tables]
     infer = Infer([*trunks, *hosted_tables], InputLimits(max_request_inputs=settings.max_request_inputs), telemetry)
+    traces = _traces(settings)
+    observers: list[Observer] = [logs.access] if settings.access_log else []
+    exchanges = Exchanges(observers if traces is None else [*observers, traces.observe], _engine_of(infer))
     health = health_aio.HealthServicer()
     serving = _Readiness(health, trunks, [table.spec.name for table in tables])
 
@@ -109,15 +116,18 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         default_timeout=settings.default_timeout_seconds,
         more_routes=[*tei.routes(), *bert_edge.routes()],
     )
+    app = WithExchanges(edge.app(), exchanges) if exchanges.is_on else edge.app()
     async with contextlib.AsyncExitStack() as stack:
         closers = [backend.close for backend in backends] + [table.close for table in hosted_tables]
         for close in closers:
             stack.callback(close)
-        servicer = EmbeddingServicer(infer, telemetry, default_timeout=settings.default_timeout_seconds)
+        if traces is not None:
+            stack.push_async_callback(traces.aclose)
+        servicer = EmbeddingServicer(infer, telemetry, default_timeout=settings.default_timeout_seconds, exchanges=exchanges)
         grpc_server, grpc_port = await _start_grpc(servicer, health, settings)
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
         stack.callback(servicer.drain)
-        http_port = await stack.enter_async_context(_http_server(edge.app(), settings))
+        http_port = await stack.enter_async_context(_http_server(app, settings))
         bert_ports = await stack.enter_async_context(_bert_ports(bert, infer, settings))
         stack.push_async_callback(_drain, trunks, settings.drain_seconds)
         if shared is not None:
@@ -163,6 +173,7 @@ async def serve(
     """Serve *backends* and *tables* until SIGTERM or SIGINT; a second signal ends the process at once."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
+    loop.set_exception_handler(logs.on_loop_fault)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, _on_signal, stop, loop, number)
     async with running(backends, settings, tables) as addresses:
@@ -250,8 +261,24 @@ def _shared_cache(settings: Settings, telemetry: PrometheusTelemetry) -> "Shared
     )
 
 
+def _traces(settings: Settings) -> "Traces | None":
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from embedding_service.traces import Traces, to_collector  # noqa: PLC0415 (an extra)
+    except ImportError:
+        raise MissingExtra("the setting otlp_endpoint needs the packages of OpenTelemetry; install trunkline[otel]") from None
+    return Traces(to_collector(settings.otlp_endpoint), settings.otlp_sample_ratio)
+
+
+def _engine_of(infer: Infer) -> Callable[[str], str]:
+    """The label of a trunk's engine by the trunk's name; a table has none."""
+    labels = {name: one.engine.label for name, one in infer.hosted.items() if isinstance(one, HostedTrunk)}
+    return lambda name: labels.get(name, "")
+
+
 @contextlib.asynccontextmanager
-async def _http_server(app: Starlette, settings: Settings) -> AsyncIterator[int]:
+async def _http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
     try:
         listener = socket.create_server((settings.host, settings.http_port))
     except OSError:

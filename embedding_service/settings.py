@@ -10,6 +10,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from embedding_service.bert_as_service import PoolingStrategy
+from embedding_service.logs import LogFormat
 from embedding_service.queue import QueueLimits
 
 Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
@@ -96,6 +97,20 @@ class Settings(BaseSettings):
         """The environment gives one string, the command line a list of them."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
+    log_format: LogFormat = Field("text", description="On stderr; json: one object a line.")
+    access_log: bool = Field(False, description="A line for each request: outcome, sizes and durations, never what was sent.")
+    otlp_endpoint: str | None = Field(
+        None, description="An OpenTelemetry collector for traces, http://HOST:4318; needs trunkline[otel]."
+    )
+    otlp_sample_ratio: float = Field(0.01, ge=0, le=1, description="Traces of requests that belong to none yet.")
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_a_collector(cls, url: str | None) -> str | None:
+        if url is not None and not _is_http_url(url):
+            raise ValueError("is not an address such as http://HOST:4318; credentials go into OTEL_EXPORTER_OTLP_HEADERS")
+        return url
+
     @field_validator("cache_redis_url")
     @classmethod
     def _is_a_redis_url(cls, url: SecretStr | None) -> SecretStr | None:
@@ -126,6 +141,16 @@ class Settings(BaseSettings):
             max_queued_tokens=self.max_queued_tokens,
             max_queue_seconds=self.max_queue_seconds,
         )
+
+
+def _is_http_url(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (reading it is the check)
+    except ValueError:
+        return False
+    is_bare = not (parts.username or parts.password or parts.query or parts.fragment)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and is_bare
 
 
 def _is_redis_url(url: str) -> bool:

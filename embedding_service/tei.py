@@ -18,7 +18,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from clients.wire.text import Token
-from embedding_service.edge import embed_while_connected, json_response, read_body, retry_headers, split_inputs
+from embedding_service.edge import embed_while_connected, json_response, read_body, request_id, retry_headers, split_inputs
 from embedding_service.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable, UnknownTrunk, WrongTrunk
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
 from embedding_service.tokenization import Truncation, ViewChoice
@@ -214,7 +214,7 @@ def _answered(handler: Handler) -> Handler:
             status, kind = _ERRORS[type(error)]
             return _error(status, kind, str(error), retry_headers(error))
         except Exception as error:  # whatever it was, the caller is told in words it can read
-            _log.error("a request failed unexpectedly: %s", type(error).__name__)
+            _log.error("a request failed unexpectedly: %s", type(error).__name__, extra={"fields": request_id(request)})
             return _error(424, "Backend", "the embedding service failed in a way it should not")
 
     return endpoint

@@ -13,8 +13,8 @@ FORBIDDEN = {
     # The base install is all that a caller has.
     "clients": (*ENGINES, *SERVERS, *SERVICES, "tokenizers", "trunkline"),
     "clients.wire.text": (*ENGINES, *SERVERS, *SERVICES, "tokenizers", "trunkline"),
-    # An optional extra.
-    "embedding_service.service": ("zmq",),
+    # What only some deployments want is imported when its setting asks for it.
+    "embedding_service.service": (*ENGINES, "redis", "opentelemetry", "zmq"),
     "trunkline": (*ENGINES, *SERVERS, *SERVICES, "tokenizers"),
 }
 

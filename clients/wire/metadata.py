@@ -5,6 +5,9 @@ from typing import Final
 REQUEST_ID: Final = "x-request-id"
 """HTTP header and gRPC metadata: names one request through all hops."""
 
+TRACEPARENT: Final = "traceparent"
+"""HTTP header and gRPC metadata of W3C trace context: the caller's trace and span, and whether they are sampled."""
+
 REQUEST_TIMEOUT_MS: Final = "x-request-timeout-ms"
 """HTTP header: the caller's whole patience, in milliseconds. gRPC carries its own deadline."""
 
