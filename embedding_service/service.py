@@ -121,6 +121,10 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         closers = [backend.close for backend in backends] + [table.close for table in hosted_tables]
         for close in closers:
             stack.callback(close)
+        if shared is not None:
+            stack.push_async_callback(shared.aclose)
+            # Before the servers: what they do when they start holds the loop for longer than an answer may take.
+            await shared.start()
         if traces is not None:
             stack.push_async_callback(traces.aclose)
         servicer = EmbeddingServicer(infer, telemetry, default_timeout=settings.default_timeout_seconds, exchanges=exchanges)
@@ -131,9 +135,8 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         bert_ports = await stack.enter_async_context(_bert_ports(bert, infer, settings))
         stack.push_async_callback(_drain, trunks, settings.drain_seconds)
         if shared is not None:
-            # Closed before the batchers drain: what is being looked up may still have to be computed.
+            # Again here, before the batchers drain: what is being looked up may still have to be computed.
             stack.push_async_callback(shared.aclose)
-            await shared.start()
         await serving.turn(on=True)
         stack.push_async_callback(serving.turn, on=False)
         yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}", *bert_ports)

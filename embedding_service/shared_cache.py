@@ -158,7 +158,7 @@ class SharedVectorCache:
         await self._try()
 
     async def aclose(self) -> None:
-        """Answer what was asked, write what waits if that is quick, and disconnect."""
+        """Answer what was asked, write what waits if that is quick, and disconnect. May be called again."""
         self._closed = True
         if self._tasks:
             await asyncio.wait(list(self._tasks.values()))

@@ -34,10 +34,14 @@ FLUSH_SECONDS: Final = 2.0
 _SERVER_FAULTS: Final = frozenset({"internal", "unavailable", "overloaded", "deadline_exceeded"})
 
 
+_SELDOM: Final = AtMostEvery(60)
+"""For the exporter, which has a line to say of every batch that it cannot send."""
+
+
 def to_collector(endpoint: str) -> SpanProcessor:
     """What sends spans to the collector at *endpoint*, the address without its path."""
     exporter = trace_exporter.OTLPSpanExporter(endpoint=f"{endpoint.rstrip('/')}/v1/traces", timeout=SEND_SECONDS)
-    logging.getLogger(trace_exporter.__name__).addFilter(AtMostEvery(60))
+    logging.getLogger(trace_exporter.__name__).addFilter(_SELDOM)
     return BatchSpanProcessor(exporter)
 
 
