@@ -98,7 +98,7 @@ async def sharing(
     finally:
         await shared.aclose()
         await batcher.drain(5)
-        assert {asyncio.current_task()} == {task for task in asyncio.all_tasks() if "fake_redis" not in repr(task)}
+        assert {} == shared._tasks
 
 
 async def written(server: Redis, count: int) -> list[bytes]:
@@ -425,6 +425,7 @@ async def test_closing_answers_what_was_asked(fake: FakeRedis) -> None:
 
     np.testing.assert_array_equal(checksum_vector((1,)), outcome.vectors[0][0])
     np.testing.assert_array_equal(checksum_vector((2,)), after.vectors[0][0])
+    assert {asyncio.current_task()} == {task for task in asyncio.all_tasks() if "fake_redis" not in repr(task)}
 
 
 async def test_two_running_services_share_and_the_password_is_nowhere(
