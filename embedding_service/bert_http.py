@@ -19,7 +19,7 @@ from starlette.routing import Route
 
 from embedding_service.backend import FloatArray
 from embedding_service.bert_as_service import PROTOCOL_VERSION, BertAsService, Texts, checked_texts
-from embedding_service.edge import embed_while_connected, json_response, read_body, retry_headers
+from embedding_service.edge import embed_while_connected, json_response, read_body, request_id, retry_headers
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
 from embedding_service.infer import Infer
 
@@ -128,7 +128,7 @@ def _answered(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Re
         except EmbedError as error:
             return _error(HTTP_STATUS[type(error)], type(error).__name__, str(error), retry_headers(error))
         except Exception as error:  # whatever it was, the caller is told in words it can read
-            _log.error("a request failed unexpectedly: %s", type(error).__name__)
+            _log.error("a request failed unexpectedly: %s", type(error).__name__, extra={"fields": request_id(request)})
             return _error(500, "Exception", "the embedding service failed in a way it should not")
 
     return endpoint

@@ -14,7 +14,7 @@ from embedding_service.backend.tables import TableSpec
 from embedding_service.errors import EmbedError
 from embedding_service.exchange import Exchange
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, gather
-from embedding_service.telemetry import Telemetry, Timings
+from embedding_service.telemetry import Telemetry, Timings, longest
 from embedding_service.tokenization import InputFacts
 
 
@@ -152,8 +152,6 @@ class _Part:
         exchange.asked(count)
         self._exchange = exchange
         self._left = count
-        self._num_tokens = 0
-        self._timings: Timings | None = None
 
     def ended(self, item: "_Input", failure: str) -> None:
         """*item* has its vectors, or *failure* says why not."""
@@ -162,9 +160,7 @@ class _Part:
         if failure:
             self._exchange.failed(failure)
         elif timings is not None:
-            self._num_tokens += item.facts.num_tokens
-            self._timings = timings if self._timings is None else _longest([self._timings, timings])
-            self._exchange.answered(item.trunk.name, self._num_tokens, self._timings)
+            self._exchange.answered(item.trunk.name, item.facts.num_tokens, timings)
         if not self._left:
             self._exchange.end()
 
@@ -232,18 +228,9 @@ def _join(items: list[_Input]) -> Answered:
         trunk=items[0].trunk,
         views=[gather([item.vectors[index] for item in items], view) for index, view in enumerate(items[0].views)],
         inputs=[item.facts for item in items],
-        timings=_longest(timings),
+        timings=longest(timings),
     )
     return Answered([item.number for item in items], answer, items[0].dtype)
-
-
-def _longest(timings: Sequence[Timings]) -> Timings:
-    return Timings(
-        max(timing.tokenization for timing in timings),
-        max(timing.queue for timing in timings),
-        max(timing.inference for timing in timings),
-        max(timing.total for timing in timings),
-    )
 
 
 def _alike(items: list[_Input]) -> Failed:

@@ -1,6 +1,5 @@
 """What all HTTP routes of the service share: reading a bounded body, JSON out, headers that say when to come back."""
 
-import asyncio
 from typing import Final
 
 import msgspec
@@ -72,22 +71,16 @@ class WithExchanges:
             await self._app(scope, receive, send)
             return
         exchange = scope[_EXCHANGE] = self._exchanges.begin("http", "", lambda: scope["headers"])
-        outcome = "internal"
 
         async def watch(message: Message) -> None:
-            nonlocal outcome
             if message["type"] == "http.response.start":
-                outcome = _outcome(message["status"])
+                exchange.method = _route(scope)
+                if message["status"] >= 400:
+                    exchange.failed(_outcome(message["status"]))
             await send(message)
 
-        try:
+        with exchange:
             await self._app(scope, receive, watch)
-        except asyncio.CancelledError:
-            exchange.failed("cancelled")
-            raise
-        finally:
-            exchange.method = _route(scope)
-            exchange.end(outcome)
 
 
 def _route(scope: Scope) -> str:
@@ -101,8 +94,6 @@ def _route(scope: Scope) -> str:
 
 
 def _outcome(status: int) -> str:
-    if status < 400:
-        return "ok"
     named = {404: "not_found", 499: "cancelled"}
     return named.get(status, "invalid_argument" if status < 500 else "internal")
 

@@ -3,18 +3,22 @@
 An edge opens an `Exchange` when a request arrives and ends it with the answer; observers (access log, traces) get its facts.
 """
 
+import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal
+from types import TracebackType
+from typing import Final, Literal, Self
 
 from clients.wire.metadata import REQUEST_ID, TRACEPARENT
-from embedding_service.telemetry import Timings
+from embedding_service.errors import EmbedError
+from embedding_service.infer import EmbedAnswer, EmbedCall
+from embedding_service.telemetry import Timings, longest
 
 _log = logging.getLogger(__name__)
 
-Protocol = Literal["grpc", "grpc-stream", "http"]
+Protocol = Literal["grpc", "grpc-stream", "http", "zmq"]
 Headers = Iterable[tuple[str | bytes, str | bytes]]
 
 MAX_ID_CHARACTERS: Final = 128
@@ -50,7 +54,7 @@ Observer = Callable[[RequestFacts], None]
 
 
 class Exchange:
-    """One request between arrival and end; owned by its edge."""
+    """One request between arrival and end; owned by its edge. As a context it ends with it, and tells of what left it."""
 
     __slots__ = (
         "_answered",
@@ -78,13 +82,21 @@ class Exchange:
         self._num_inputs = self._num_tokens = 0
         self._timings: Timings | None = None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.end(_outcome_of(error))
+
     def asked(self, num_inputs: int) -> None:
-        """It could be read, and has *num_inputs*."""
-        self._num_inputs = num_inputs
+        """It, or another part of it, could be read, and has *num_inputs*."""
+        self._num_inputs += num_inputs
 
     def answered(self, trunk: str, num_tokens: int, timings: Timings) -> None:
-        """There are vectors, from *trunk*."""
-        self._trunk, self._num_tokens, self._timings = trunk, num_tokens, timings
+        """There are vectors of it, or of a part of it, from *trunk*."""
+        self._trunk = trunk
+        self._num_tokens += num_tokens
+        self._timings = timings if self._timings is None else longest([self._timings, timings])
         self._answered = time.monotonic()
 
     def failed(self, code: str) -> None:
@@ -141,6 +153,29 @@ class Exchanges:
                 observe(facts)
             except Exception as error:  # a fault in telling must not become one in answering
                 _log.error("an observer of requests failed: %s", type(error).__name__)
+
+
+def heard(
+    embed: Callable[[EmbedCall], Awaitable[EmbedAnswer]], begin: Callable[[], Exchange]
+) -> Callable[[EmbedCall], Awaitable[EmbedAnswer]]:
+    """*embed*, each call of which is an exchange."""
+
+    async def told(call: EmbedCall) -> EmbedAnswer:
+        with begin() as exchange:
+            exchange.asked(len(call.inputs))
+            answer = await embed(call)
+            exchange.answered(answer.trunk.name, answer.num_tokens, answer.timings)
+            return answer
+
+    return told
+
+
+def _outcome_of(error: BaseException | None) -> str:
+    if error is None:
+        return "ok"
+    if isinstance(error, asyncio.CancelledError):
+        return "cancelled"
+    return error.code if isinstance(error, EmbedError) else "internal"
 
 
 def clean_id(value: str) -> str:

@@ -165,24 +165,15 @@ class EmbeddingServicer:
         return trunk_message(found, most, with_tokenizer=request.with_tokenizer)
 
     async def _answered(self, context: Context, exchange: Exchange, work: Callable[[], Awaitable[Answer]]) -> Answer:
-        outcome = "internal"
         try:
-            answer = await work()
-            outcome = "ok"
+            with exchange:
+                return await work()
         except EmbedError as error:
-            outcome = error.code
             if error.__cause__ is not None:
                 _tell_cause(error, context)
             if error.retry_after is not None:
                 context.set_trailing_metadata(((RETRY_AFTER_MS, str(round(error.retry_after * 1000))),))
             await context.abort(GRPC_STATUS[type(error)], str(error))
-        except asyncio.CancelledError:
-            outcome = "cancelled"
-            raise
-        else:
-            return answer
-        finally:
-            exchange.end(outcome)
 
 
 def _tell_cause(error: EmbedError, context: Context) -> None:

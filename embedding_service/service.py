@@ -29,10 +29,10 @@ from embedding_service import logs
 from embedding_service.backend import Backend, Batch
 from embedding_service.backend.tables import Table
 from embedding_service.batching import PassSlots
-from embedding_service.bert_as_service import BertAsService
+from embedding_service.bert_as_service import BertAsService, Embed
 from embedding_service.bert_http import BertAsServiceEdge
 from embedding_service.edge import WithExchanges
-from embedding_service.exchange import Exchanges, Observer
+from embedding_service.exchange import Exchanges, Observer, heard
 from embedding_service.hosted_table import HostedTable
 from embedding_service.http import HttpEdge
 from embedding_service.infer import HostedTrunk, Infer
@@ -116,7 +116,11 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         default_timeout=settings.default_timeout_seconds,
         more_routes=[*tei.routes(), *bert_edge.routes()],
     )
-    app = WithExchanges(edge.app(), exchanges) if exchanges.is_on else edge.app()
+    app: ASGIApp = edge.app()
+    embed: Embed = infer.embed
+    if exchanges.is_on:
+        app = WithExchanges(app, exchanges)
+        embed = heard(embed, lambda: exchanges.begin("zmq", "encode", tuple))
     async with contextlib.AsyncExitStack() as stack:
         closers = [backend.close for backend in backends] + [table.close for table in hosted_tables]
         for close in closers:
@@ -132,7 +136,7 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
         stack.callback(servicer.drain)
         http_port = await stack.enter_async_context(_http_server(app, settings))
-        bert_ports = await stack.enter_async_context(_bert_ports(bert, infer, settings))
+        bert_ports = await stack.enter_async_context(_bert_ports(bert, embed, settings))
         stack.push_async_callback(_drain, trunks, settings.drain_seconds)
         if shared is not None:
             # Again here, before the batchers drain: what is being looked up may still have to be computed.
@@ -301,7 +305,7 @@ async def _http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
 
 
 @contextlib.asynccontextmanager
-async def _bert_ports(bert: BertAsService, infer: Infer, settings: Settings) -> AsyncIterator[tuple[str, ...]]:
+async def _bert_ports(bert: BertAsService, embed: Embed, settings: Settings) -> AsyncIterator[tuple[str, ...]]:
     """Both ports of bert-as-service as HOST:PORT, or none where none are set."""
     if settings.bert_port is None or settings.bert_port_out is None:
         yield ()
@@ -316,7 +320,7 @@ async def _bert_ports(bert: BertAsService, infer: Infer, settings: Settings) -> 
     except zmq_edge.PortTakenError as error:
         flag = "--bert-port" if error.port == settings.bert_port else "--bert-port-out"
         raise ListenError(_taken(error.port, flag)) from None
-    async with zmq_edge.serving(bert, infer.embed, sockets, limits):
+    async with zmq_edge.serving(bert, embed, sockets, limits):
         yield f"{settings.host}:{sockets.port}", f"{settings.host}:{sockets.port_out}"
 
 

@@ -1,6 +1,6 @@
 """The facts worth counting, as one Protocol, and Prometheus as its only implementation. Metric names stand here alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +15,16 @@ class Timings:
     queue: float
     inference: float
     total: float
+
+
+def longest(timings: Sequence[Timings]) -> Timings:
+    """Of parts that went side by side, each duration of the one that took longest."""
+    return Timings(
+        max(timing.tokenization for timing in timings),
+        max(timing.queue for timing in timings),
+        max(timing.inference for timing in timings),
+        max(timing.total for timing in timings),
+    )
 
 
 @dataclass(frozen=True, slots=True)

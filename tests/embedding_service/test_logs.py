@@ -21,10 +21,14 @@ from clients.wire.metadata import EMBEDDING_SERVICE
 from embedding_service import logs
 from embedding_service.backend import Batch
 from embedding_service.backend.fake import FakeBackend
+from embedding_service.errors import Unavailable
+from embedding_service.exchange import Exchanges, RequestFacts, heard
+from embedding_service.infer import EmbedAnswer, EmbedCall
 from embedding_service.service import Addresses, running
 from embedding_service.settings import Settings
 from tests.embedding_service.conftest import Start
 from tests.embedding_service.test_batching import Gate
+from tests.embedding_service.test_zmq_edge import asking, ports
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 LEFT, RIGHT = "zq7x", "k9vw"
@@ -208,6 +212,37 @@ async def test_a_message_of_a_stream_is_one_event_once_all_its_inputs_have_settl
         (str(event["outcome"]), event["num_inputs"], event["num_tokens"]) for event in found
     )
     assert {("s-1", "grpc-stream")} == {(event["request_id"], event["protocol"]) for event in found}
+
+
+async def test_a_request_of_the_old_client_is_told_too(start: Start, tokenizer_json: bytes) -> None:
+    with logged() as stream:
+        addresses = await start(FakeBackend(tokenizer_json), access_log=True, bert_port=0, bert_port_out=0)
+        vectors = await asking(ports(addresses), lambda client: client.encode(["w1 w2", "w3"]))
+        async with httpx.AsyncClient(base_url=addresses.http) as http:
+            await http.post("/encode", json={"id": 1, "texts": [f"w{number % 200}" for number in range(300)]})
+
+    assert (2, 8) == vectors.shape
+    assert [("zmq", "encode", "ok", 2, 7), ("http", "/encode", "ok", 300, 900)] == [
+        tuple(event[name] for name in ("protocol", "method", "outcome", "num_inputs", "num_tokens")) for event in events(stream)
+    ]
+
+
+async def test_what_leaves_an_exchange_is_its_outcome() -> None:
+    told: list[RequestFacts] = []
+    exchanges = Exchanges([told.append])
+
+    async def fails(error: BaseException) -> None:
+        async def embed(_: EmbedCall) -> EmbedAnswer:
+            raise error
+
+        with contextlib.suppress(BaseException):
+            await heard(embed, lambda: exchanges.begin("zmq", "encode", tuple))(EmbedCall(["w1"], 1.0))
+
+    for error in (Unavailable("stopping"), asyncio.CancelledError(), KeyError(LEFT)):
+        await fails(error)
+
+    assert ["unavailable", "cancelled", "internal"] == [facts.outcome for facts in told]
+    assert {1} == {facts.num_inputs for facts in told}
 
 
 async def test_nothing_is_told_of_requests_unless_it_is_asked_for(start: Start, tokenizer_json: bytes) -> None:
