@@ -27,12 +27,12 @@ def prepare(
     model: Model = None,
     engine: Annotated[str, typer.Option(help="auto, or one by name; see `trunkline models compare`.")] = "auto",
 ) -> None:
-    """Fetch an encoder and make it ready, so that the service starts at once."""
+    """Fetch an encoder and make it ready, so that the service starts at once; `auto` measures anew. Best on an idle machine."""
     from embedding_service.models.prepare import Engine  # noqa: PLC0415 (heavy)
     from embedding_service.models.prepare import prepare as prepare_trunk  # noqa: PLC0415
 
     chosen = cast("Engine", _known(engine, get_args(Engine)))
-    ready = prepare_trunk(model, cache_dir=paths.cache_dir(), engine=chosen, progress=_progress)
+    ready = prepare_trunk(model, cache_dir=paths.cache_dir(), engine=chosen, measure_again=True, progress=_progress)
     spec = ready.spec
     out.print(escape(f"{spec.name} is ready: {ready.engine.label}, {spec.width} wide, at most {spec.max_tokens} tokens"))
     out.print(escape(f"fingerprint {spec.fingerprint}"))

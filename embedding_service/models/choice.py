@@ -23,7 +23,7 @@ _BATCH_SIZES: Final = (4, 16)
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An engine that passed: *texts_per_second* as measured, *agreement* as `quality.Quality` has it."""
+    """An engine that passed: *texts_per_second* as `texts_per_second` has it, *agreement* as `quality.Quality` has it."""
 
     engine: EngineName
     texts_per_second: float
@@ -38,9 +38,10 @@ def pick(candidates: Sequence[Candidate]) -> Candidate:
 
 
 def texts_per_second(backend: Backend, spec: TrunkSpec) -> float:
-    """How many of our own sentences *backend* embeds a second, all its threads busy, by the better of two batch sizes.
+    """How many of our own sentences *backend* embeds in a second of all its threads, by the better of two batch sizes.
 
-    Several short rounds, and the best of each counts: other work of the machine only ever slows a round down.
+    The seconds are of CPU time, and of several short rounds the best counts: what else the machine does meanwhile, such as
+    another service that starts, must not decide.
     """
     encoded = TextEncoder(spec.tokenizer_json, max_tokens=spec.max_tokens, prompt=spec.prompt).encode(QUALITY_TEXTS)
     ordered = sorted((tuple(item.ids) for item in encoded), key=len)
@@ -56,7 +57,7 @@ def texts_per_second(backend: Backend, spec: TrunkSpec) -> float:
 
 def _round(backend: Backend, batches: Sequence[Batch]) -> float:
     counts = [0] * backend.engine.concurrency
-    started = time.perf_counter()
+    started, used = time.perf_counter(), time.process_time()
 
     def work(number: int) -> None:
         place = number * len(batches) // len(counts)
@@ -71,7 +72,7 @@ def _round(backend: Backend, batches: Sequence[Batch]) -> float:
         thread.start()
     for thread in threads:
         thread.join()
-    return sum(counts) / (time.perf_counter() - started)
+    return sum(counts) * len(counts) / max(time.process_time() - used, 1e-9)
 
 
 def processor() -> str:

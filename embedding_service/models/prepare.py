@@ -20,14 +20,20 @@ _BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 def prepare(
-    model: str | None, *, cache_dir: Path, engine: Engine, layers: Sequence[int] = (-1,), progress: Progress = lambda _: None
+    model: str | None,
+    *,
+    cache_dir: Path,
+    engine: Engine,
+    layers: Sequence[int] = (-1,),
+    measure_again: bool = False,
+    progress: Progress = lambda _: None,
 ) -> PreparedTrunk:
     """Make *model* (see `fetch`) ready for *engine*, in *cache_dir*; a second call finds everything there.
 
     *auto* is torch-bf16 where PyTorch is installed and finds a GPU that computes in bfloat16. Elsewhere it measures the
     engines of this processor once and takes the fastest that is near enough to float32 (`quality.NEEDED`), or of those within
     a fifth of it the most exact. onnx-int8 is not among them: it scales activations over a whole batch, so that a text's
-    vector would depend on who came with it.
+    vector would depend on who came with it. What was chosen is kept; *measure_again* forgets it.
     *layers* may count from 0, the embedding layer, or back from -1.
 
     Raises:
@@ -35,6 +41,8 @@ def prepare(
     """
     source = find_source(model, cache_dir=cache_dir, engine=engine, layers=layers, progress=progress)
     with said_plainly(), locked(cache_dir / "graphs.lock"):
+        if measure_again:
+            _choice_file(source).unlink(missing_ok=True)
         return _choose(source) if engine == "auto" else prepare_engine(source, engine)
 
 

@@ -80,6 +80,8 @@ def test_auto_measures_once_and_says_what_it_saw(tmp_path):
     assert "texts/s here:" in said[-1]
     assert "onnxruntime fp32" in said[-1]
     assert [f"engine: {first.engine.label}, as measured on this processor before"] == said_again
+    prepare(str(trunk), cache_dir=cache, engine="auto", measure_again=True, progress=said_again.append)
+    assert "texts/s here:" in said_again[-1]
 
 
 def test_auto_measures_again_on_another_processor_and_after_a_broken_note(tmp_path, monkeypatch):
