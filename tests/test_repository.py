@@ -17,7 +17,7 @@ HEAVY = {
     "tensorflow": ("head_service/export.py", "head_service/serving/"),
     "onnxruntime": ("embedding_service/backend/", "embedding_service/models/"),
     "openvino": ("embedding_service/backend/", "embedding_service/models/"),
-    "onnx": ("embedding_service/models/",),
+    "onnx": ("embedding_service/models/", "perf/trunks.py"),
     "pyarrow": ("embedding_service/models/",),
     "sklearn": ("head_service/training/",),
     "tensorflow_serving": (),
