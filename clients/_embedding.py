@@ -67,6 +67,7 @@ class AsyncEmbeddingClient:
         priority: Priority = "interactive",
         dtype: DTypeName = "float32",
         trunk_fingerprint: str = "",
+        prompt_name: str = "",
         timeout: float | None = None,
         request_id: str = "",
     ) -> Embeddings:
@@ -81,6 +82,7 @@ class AsyncEmbeddingClient:
             priority: "bulk" lets interactive work go first.
             dtype: of the vectors, as they travel and as they are returned.
             trunk_fingerprint: refuse (FailedPrecondition) any trunk but this one; "" takes any.
+            prompt_name: which of the trunk's prompts is put before each text; "" is its own, or none.
             timeout: seconds; None is the client's.
             request_id: names the call in the service's logs.
 
@@ -90,7 +92,7 @@ class AsyncEmbeddingClient:
         Raises:
             TrunklineError: see `clients` for the tree.
         """
-        request = build_embed(inputs, EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint))
+        request = build_embed(inputs, EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint, prompt_name))
         response = await self._embed(request, self._timeout if timeout is None else timeout, request_id)
         return parse_embed(response, len(inputs), views, dtype)
 
@@ -103,20 +105,22 @@ class AsyncEmbeddingClient:
         priority: Priority = "interactive",
         dtype: DTypeName = "float32",
         trunk_fingerprint: str = "",
+        prompt_name: str = "",
         max_open: int = 8_192,
     ) -> AsyncEmbeddingStream:
         """One stream for many callers, all inputs asked for alike: far cheaper than a call each. Close it before the client.
 
         Args:
-            trunk: see `embed`, like *views*, *truncation*, *priority*, *dtype* and *trunk_fingerprint*.
+            trunk: see `embed`, like all others but the last.
             views: see `embed`.
             truncation: see `embed`.
             priority: see `embed`.
             dtype: see `embed`.
             trunk_fingerprint: see `embed`.
+            prompt_name: see `embed`.
             max_open: how many inputs may be under way at once.
         """
-        options = EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint)
+        options = EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint, prompt_name)
         return AsyncEmbeddingStream(self._channel.stream_stream(f"/{EMBEDDING_SERVICE}/EmbedStream"), options, max_open=max_open)
 
     async def trunk(self, name: str = "", *, with_tokenizer: bool = False, timeout: float | None = None) -> Trunk:
@@ -154,11 +158,12 @@ class EmbeddingClient:
         priority: Priority = "interactive",
         dtype: DTypeName = "float32",
         trunk_fingerprint: str = "",
+        prompt_name: str = "",
         timeout: float | None = None,
         request_id: str = "",
     ) -> Embeddings:
         """See `AsyncEmbeddingClient.embed`."""
-        request = build_embed(inputs, EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint))
+        request = build_embed(inputs, EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint, prompt_name))
         response = self._embed(request, self._timeout if timeout is None else timeout, request_id)
         return parse_embed(response, len(inputs), views, dtype)
 
@@ -176,6 +181,7 @@ class EmbeddingClient:
         truncation: Truncation = "right",
         priority: Priority = "bulk",
         dtype: DTypeName = "float32",
+        prompt_name: str = "",
         timeout: float | None = None,
         progress: Callable[[int], None] | None = None,
     ) -> Embeddings:
@@ -185,11 +191,12 @@ class EmbeddingClient:
 
         Args:
             texts: texts or token ids.
-            trunk: see `embed`, like *views*, *truncation*, *priority* and *dtype*.
+            trunk: see `embed`, like *views*, *truncation*, *priority*, *dtype* and *prompt_name*.
             views: see `embed`.
             truncation: see `embed`.
             priority: see `embed`.
             dtype: see `embed`.
+            prompt_name: see `embed`.
             timeout: seconds each *part* may take, its waiting included; None is the client's.
             progress: called after each part with the number of texts done so far.
 
@@ -205,7 +212,7 @@ class EmbeddingClient:
         parts: list[Embeddings] = []
         for start in range(0, len(texts), found.max_request_inputs):
             part = texts[start : start + found.max_request_inputs]
-            request = build_embed(part, EmbedOptions(trunk, views, truncation, priority, dtype, found.fingerprint))
+            request = build_embed(part, EmbedOptions(trunk, views, truncation, priority, dtype, found.fingerprint, prompt_name))
             response = self._embed_patiently(request, Deadline.after(patience))
             parts.append(parse_embed(response, len(part), views, dtype))
             if progress is not None:

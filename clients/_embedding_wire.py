@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 import grpc
@@ -143,6 +143,7 @@ class Trunk:
     tokenizer_json: bytes
     is_table: bool = False
     num_keys: int = 0
+    prompts: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +156,7 @@ class EmbedOptions:
     priority: Priority = "interactive"
     dtype: DTypeName = "float32"
     trunk_fingerprint: str = ""
+    prompt_name: str = ""
 
 
 def build_embed(inputs: Sequence[Input], options: EmbedOptions) -> bytes:
@@ -174,6 +176,7 @@ def embed_request(options: EmbedOptions) -> pb.EmbedRequest:
             priority=PRIORITIES[options.priority],
             dtype=DTYPES[options.dtype],
             trunk_fingerprint=options.trunk_fingerprint,
+            prompt_name=options.prompt_name,
         )
     except KeyError as error:
         raise InvalidRequest(f"{error} is not a pooling, truncation, priority or dtype") from None
@@ -351,6 +354,7 @@ def parse_trunk(data: bytes) -> Trunk:
         tokenizer_json=trunk.tokenizer_json,
         is_table=is_table,
         num_keys=trunk.num_keys,
+        prompts=dict(trunk.prompts),
     )
 
 

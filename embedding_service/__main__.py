@@ -15,10 +15,11 @@ from embedding_service import logs
 from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
 from embedding_service.backend.tables import Table
+from embedding_service.listening import ListenError
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
 from embedding_service.models.tables import prepare_table
-from embedding_service.service import Addresses, ListenError, MissingExtra, serve, warm_up
+from embedding_service.service import Addresses, MissingExtra, serve, warm_up
 from embedding_service.settings import Settings
 
 _log = logging.getLogger("embedding_service")

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
-from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, may_start
+from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, may_start, still_wanted
 from embedding_service.telemetry import BatchFacts, TrunkTelemetry
 
 
@@ -128,7 +128,7 @@ class Batcher:
         self._slots = slots or PassSlots(self._concurrency)
         self._slots.join(self._dispatch)
         self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}")
-        self._running: dict[asyncio.Future[BatchResult], Rows] = {}
+        self._running: dict[asyncio.Future[Pass], Rows] = {}
         self._tokens_per_second = 0.0
         self._draining = False
         self._will_dispatch = False
@@ -228,42 +228,44 @@ class Batcher:
             self._telemetry.entries_dropped("departed", taken.num_departed)
 
     def _start(self, taken: Taken) -> None:
-        batch = _batch_of(taken.batch)
-        started = time.monotonic()
-        future = asyncio.get_running_loop().run_in_executor(self._pool, self._backend.embed, batch)
+        future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch)
         self._slots.take()
         self._running[future] = taken.rows
-        future.add_done_callback(lambda done: self._finish(taken, batch, started, done))
+        future.add_done_callback(lambda done: self._finish(taken, done))
 
-    def _finish(self, taken: Taken, batch: Batch, started: float, done: asyncio.Future[BatchResult]) -> None:
+    def _finish(self, taken: Taken, done: asyncio.Future["Pass"]) -> None:
         del self._running[done]
-        seconds = time.monotonic() - started
         try:
-            result = _checked(done.result(), batch)
-        # A backend may raise anything, and its batch must be settled whatever it was.
-        except (Exception, asyncio.CancelledError) as fault:
-            self._note_health(is_healthy=False)
-            self._settle_failed(taken, fault)
+            ended = done.result()
+        except (Exception, asyncio.CancelledError) as fault:  # drained before its turn came, or the thread itself failed
+            self._settle_failed(taken.batch, fault)
         else:
-            self._note_health(is_healthy=True)
-            self._settle(taken, result, started, seconds)
-        self._learn_speed(batch.num_tokens, seconds)
-        computed = taken.computed_tokens(self._queue.limits.padding_cost)
-        facts = BatchFacts(len(taken.batch), batch.num_tokens, computed, seconds, not self.is_healthy)
-        self._telemetry.batch_ended(facts)
+            self._settle(ended)
         self._slots.give()
+
+    def _settle(self, ended: "Pass") -> None:
+        self._let_go(ended.taken)
+        entries = ended.taken.batch
+        if not entries:
+            return
+        if ended.fault is None:
+            for entry, vectors in zip(entries, ended.result, strict=True):
+                _waiter(entry).put(entry.index, vectors, ended.began - entry.arrived, ended.seconds)
+        else:
+            self._settle_failed(entries, ended.fault)
+        self._note_health(is_healthy=ended.fault is None)
+        num_tokens = sum(entry.num_tokens for entry in entries)
+        self._learn_speed(num_tokens, ended.seconds)
+        computed = ended.taken.computed_tokens(self._queue.limits.padding_cost)
+        self._telemetry.batch_ended(BatchFacts(len(entries), num_tokens, computed, ended.seconds, ended.fault is not None))
 
     def _note_health(self, *, is_healthy: bool) -> None:
         if is_healthy != self.is_healthy:
             self.is_healthy = is_healthy
             self.on_health()
 
-    def _settle(self, taken: Taken, result: BatchResult, started: float, seconds: float) -> None:
-        for entry, vectors in zip(taken.batch, result, strict=True):
-            _waiter(entry).put(entry.index, vectors, started - entry.arrived, seconds)
-
-    def _settle_failed(self, taken: Taken, fault: BaseException) -> None:
-        for entry in taken.batch:
+    def _settle_failed(self, entries: Sequence[Entry], fault: BaseException) -> None:
+        for entry in entries:
             error = Unavailable("the forward pass failed")
             error.__cause__ = fault
             _fail(entry, error)
@@ -271,6 +273,34 @@ class Batcher:
     def _learn_speed(self, num_tokens: int, seconds: float) -> None:
         speed = self._backend.engine.concurrency * num_tokens / max(seconds, 1e-6)
         self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """A forward pass that has ended: what was in it (and what left it unexecuted), and its *result* or its *fault*."""
+
+    taken: Taken
+    began: float
+    seconds: float
+    result: BatchResult
+    fault: BaseException | None = None
+
+
+def run_pass(backend: Backend, entries: Sequence[Entry]) -> Pass:
+    """Run *entries* through *backend* now, but for those that nobody waits for any more. On a thread of the batcher's.
+
+    Whatever the backend raises becomes the pass's fault.
+    """
+    began = time.monotonic()
+    taken = still_wanted(entries, began)
+    if not taken.batch:
+        return Pass(taken, began, 0.0, [])
+    batch = _batch_of(taken.batch)
+    try:
+        result = _checked(backend.embed(batch), batch)
+    except Exception as fault:  # a backend may raise anything, and its batch must be settled whatever it was
+        return Pass(taken, began, time.monotonic() - began, [], fault)
+    return Pass(taken, began, time.monotonic() - began, result)
 
 
 async def run_rows(

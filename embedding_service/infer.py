@@ -41,6 +41,7 @@ class EmbedCall:
     truncation: Truncation = "right"
     is_bulk: bool = False
     trunk_fingerprint: str = ""
+    prompt_name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ class Infer:
         if isinstance(trunk, HostedTable):
             return await self._look_up(call, trunk, started)
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
-        inputs = await trunk.tokenizer.tokenize(call.inputs, call.truncation, self.limits)
+        inputs = await trunk.tokenizer.tokenize(call.inputs, call.truncation, self.limits, call.prompt_name)
         tokenization = time.monotonic() - started
         rows = [row for item in inputs for row in _rows(item, views)]
         outcome = await trunk.reuse.run(rows, deadline=call.deadline, is_bulk=call.is_bulk)
@@ -194,7 +195,7 @@ class Infer:
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
         for value, deadline, waiter in zip(call.inputs, deadlines, waiters, strict=True):
             try:
-                [item] = await trunk.tokenizer.tokenize((value,), call.truncation, self.limits)
+                [item] = await trunk.tokenizer.tokenize((value,), call.truncation, self.limits, call.prompt_name)
                 rows = _rows(item, views)
                 waiter.begin(trunk.spec, views, _facts(item), time.monotonic() - started)
                 if waiter.is_settled:

@@ -127,6 +127,19 @@ def may_start(waiting: Rows, running: Sequence[Rows], share: float) -> bool:
     return waiting.num_all > 0 and (enough or (waiting.num_interactive > 0 and urgent))
 
 
+def still_wanted(entries: Sequence[Entry], now: float) -> Taken:
+    """*entries* sorted into those to be run, those whose deadline has passed, and those whose caller has left."""
+    taken = Taken()
+    for entry in entries:
+        if entry.ticket.is_settled:
+            taken.num_departed += 1
+        elif entry.deadline <= now:
+            taken.expired.append(entry)
+        else:
+            taken.batch.append(entry)
+    return taken
+
+
 class EntryQueue(Protocol):
     """What a batcher needs of a queue; `Queue` is the one the service runs on."""
 

@@ -193,6 +193,7 @@ def call_of(request: pb.EmbedRequest, deadline: float) -> EmbedCall:
         truncation=_TRUNCATIONS.get(request.truncation, "right"),
         is_bulk=request.priority == pb.PRIORITY_BULK,
         trunk_fingerprint=request.trunk_fingerprint,
+        prompt_name=request.prompt_name,
     )
 
 
@@ -250,6 +251,7 @@ def trunk_message(trunk: HostedTrunk, max_request_inputs: int, *, with_tokenizer
         layers=engine.layers,
         normalizer=NORMALIZER,
         prompt=spec.prompt,
+        prompts=spec.prompts,
         engine=engine.label,
         agreement=engine.agreement,
         max_request_inputs=max_request_inputs,

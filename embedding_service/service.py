@@ -6,25 +6,16 @@ finish what is in flight within the grace, close the backend.
 
 import asyncio
 import contextlib
-import dataclasses
-import functools
 import logging
 import signal
-import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING
 
-import grpc
-import grpc.aio
-import uvicorn
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from prometheus_client import CollectorRegistry
 from starlette.types import ASGIApp
 
-from clients.wire.metadata import EMBEDDING_SERVICE, MAX_MESSAGE_BYTES
 from embedding_service import logs
 from embedding_service.backend import Backend, Batch
 from embedding_service.backend.tables import Table
@@ -36,6 +27,9 @@ from embedding_service.exchange import Exchanges, Observer, heard
 from embedding_service.hosted_table import HostedTable
 from embedding_service.http import HttpEdge
 from embedding_service.infer import HostedTrunk, Infer
+from embedding_service.info import info_of
+from embedding_service.listening import bert_ports, http_server, start_grpc
+from embedding_service.readiness import Readiness
 from embedding_service.server import EmbeddingServicer
 from embedding_service.settings import Settings
 from embedding_service.tei import TeiEdge
@@ -57,10 +51,6 @@ class Addresses:
     http: str
     bert: str | None = None
     bert_out: str | None = None
-
-
-class ListenError(Exception):
-    """A port could not be had; the message says which and what to do."""
 
 
 class MissingExtra(Exception):
@@ -89,14 +79,11 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
     observers: list[Observer] = [logs.access] if settings.access_log else []
     exchanges = Exchanges(observers if traces is None else [*observers, traces.observe], _engine_of(infer))
     health = health_aio.HealthServicer()
-    serving = _Readiness(health, trunks, [table.spec.name for table in tables])
-
-    def is_ready() -> bool:
-        return serving.is_ready and all(trunk.batcher.is_healthy for trunk in trunks)
+    serving = Readiness(health, trunks, [table.spec.name for table in tables])
 
     tei = TeiEdge(
         infer,
-        is_ready=is_ready,
+        is_ready=serving.may_send,
         max_body_bytes=settings.max_body_bytes,
         default_timeout=settings.default_timeout_seconds,
     )
@@ -110,8 +97,8 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
     edge = HttpEdge(
         infer,
         registry=registry,
-        is_ready=is_ready,
-        info=lambda: _info(settings, trunks, tables),
+        is_ready=serving.may_send,
+        info=lambda: info_of(settings, trunks, tables),
         max_body_bytes=settings.max_body_bytes,
         default_timeout=settings.default_timeout_seconds,
         more_routes=[*tei.routes(), *bert_edge.routes()],
@@ -132,18 +119,18 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         if traces is not None:
             stack.push_async_callback(traces.aclose)
         servicer = EmbeddingServicer(infer, telemetry, default_timeout=settings.default_timeout_seconds, exchanges=exchanges)
-        grpc_server, grpc_port = await _start_grpc(servicer, health, settings)
+        grpc_server, grpc_port = await start_grpc(servicer, health, settings)
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
         stack.callback(servicer.drain)
-        http_port = await stack.enter_async_context(_http_server(app, settings))
-        bert_ports = await stack.enter_async_context(_bert_ports(bert, embed, settings))
+        http_port = await stack.enter_async_context(http_server(app, settings))
+        ports = await stack.enter_async_context(bert_ports(bert, embed, settings))
         stack.push_async_callback(_drain, trunks, settings.drain_seconds)
         if shared is not None:
             # Again here, before the batchers drain: what is being looked up may still have to be computed.
             stack.push_async_callback(shared.aclose)
         await serving.turn(on=True)
         stack.push_async_callback(serving.turn, on=False)
-        yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}", *bert_ports)
+        yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}", *ports)
 
 
 def _hosted(
@@ -194,65 +181,6 @@ def _on_signal(stop: asyncio.Event, loop: asyncio.AbstractEventLoop, number: sig
     loop.remove_signal_handler(number)
 
 
-class _Readiness:
-    """Whether work may be sent here, and gRPC health telling the same: of the service, and of each trunk by "trunk/NAME".
-
-    A trunk whose last forward pass failed is NOT_SERVING until one goes well.
-    """
-
-    def __init__(self, health: health_aio.HealthServicer, trunks: Sequence[HostedTrunk], tables: Sequence[str]) -> None:
-        self.is_ready = False
-        self._always = (EMBEDDING_SERVICE, "", *(f"trunk/{name}" for name in tables))
-        self._health = health
-        self._trunks = trunks
-        self._telling: set[asyncio.Task[None]] = set()
-        for trunk in trunks:
-            trunk.batcher.on_health = functools.partial(self._trunk_changed, trunk)
-
-    async def turn(self, *, on: bool) -> None:
-        self.is_ready = on
-        for name in self._always:
-            await self._health.set(name, _STATUS[on])
-        for trunk in self._trunks:
-            await self._tell(trunk)
-
-    def _trunk_changed(self, trunk: HostedTrunk) -> None:
-        telling = asyncio.ensure_future(self._tell(trunk))
-        self._telling.add(telling)
-        telling.add_done_callback(self._telling.discard)
-
-    async def _tell(self, trunk: HostedTrunk) -> None:
-        await self._health.set(f"trunk/{trunk.spec.name}", _STATUS[self.is_ready and trunk.batcher.is_healthy])
-
-
-_STATUS: Final = {
-    True: health_pb2.HealthCheckResponse.SERVING,
-    False: health_pb2.HealthCheckResponse.NOT_SERVING,
-}
-
-
-async def _start_grpc(
-    servicer: EmbeddingServicer, health: health_aio.HealthServicer, settings: Settings
-) -> tuple[grpc.aio.Server, int]:
-    server = grpc.aio.server(
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.so_reuseport", 0),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ]
-    )
-    server.add_generic_rpc_handlers((servicer.handler(),))
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
-    try:
-        port = server.add_insecure_port(f"{settings.host}:{settings.grpc_port}")
-    except RuntimeError:
-        raise ListenError(_taken(settings.grpc_port, "--grpc-port")) from None
-    await server.start()
-    return server, port
-
-
 def _shared_cache(settings: Settings, telemetry: PrometheusTelemetry) -> "SharedVectorCache | None":
     if settings.cache_redis_url is None:
         return None
@@ -282,82 +210,3 @@ def _engine_of(infer: Infer) -> Callable[[str], str]:
     """The label of a trunk's engine by the trunk's name; a table has none."""
     labels = {name: one.engine.label for name, one in infer.hosted.items() if isinstance(one, HostedTrunk)}
     return lambda name: labels.get(name, "")
-
-
-@contextlib.asynccontextmanager
-async def _http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
-    try:
-        listener = socket.create_server((settings.host, settings.http_port))
-    except OSError:
-        raise ListenError(_taken(settings.http_port, "--http-port")) from None
-    config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=max(1, round(settings.drain_seconds))
-    )
-    server = uvicorn.Server(config)
-    # Signals are this module's business, not uvicorn's.
-    task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
-        listener.close()
-
-
-@contextlib.asynccontextmanager
-async def _bert_ports(bert: BertAsService, embed: Embed, settings: Settings) -> AsyncIterator[tuple[str, ...]]:
-    """Both ports of bert-as-service as HOST:PORT, or none where none are set."""
-    if settings.bert_port is None or settings.bert_port_out is None:
-        yield ()
-        return
-    try:
-        from embedding_service import zmq_edge  # noqa: PLC0415 (an optional extra)
-    except ImportError:
-        raise ListenError("the ports of bert-as-service need pyzmq; install trunkline[zmq], or leave --bert-port out") from None
-    limits = zmq_edge.ZmqLimits(max_message_bytes=settings.max_body_bytes, max_open_bytes=8 * settings.max_body_bytes)
-    try:
-        sockets = zmq_edge.bind(settings.host, settings.bert_port, settings.bert_port_out, limits)
-    except zmq_edge.PortTakenError as error:
-        flag = "--bert-port" if error.port == settings.bert_port else "--bert-port-out"
-        raise ListenError(_taken(error.port, flag)) from None
-    async with zmq_edge.serving(bert, embed, sockets, limits):
-        yield f"{settings.host}:{sockets.port}", f"{settings.host}:{sockets.port_out}"
-
-
-def _taken(port: int, flag: str) -> str:
-    return f"port {port} is taken; stop what listens there or choose another with {flag} (0: any free one)"
-
-
-def _described(trunk: HostedTrunk) -> dict[str, Any]:
-    spec, engine = trunk.spec, trunk.engine
-    return {
-        "name": spec.name,
-        "fingerprint": spec.fingerprint,
-        "width": spec.width,
-        "max_tokens": spec.max_tokens,
-        "engine": engine.label,
-        "agreement": engine.agreement,
-        "concurrency": engine.concurrency,
-        "layers": engine.layers,
-    }
-
-
-def _info(settings: Settings, trunks: Sequence[HostedTrunk], tables: Sequence[Table]) -> dict[str, Any]:
-    spec, engine = trunks[0].spec, trunks[0].engine
-    # The names text-embeddings-inference has for the same facts; its clients read them.
-    in_tei_words = {
-        "model_id": spec.name,
-        "model_sha": spec.fingerprint,
-        "model_dtype": engine.label,
-        "model_type": {"embedding": {"pooling": spec.default_view.pooling}},
-        "max_input_length": spec.max_tokens,
-        "max_batch_tokens": settings.max_batch_tokens,
-        "max_batch_requests": settings.max_batch_requests,
-        "max_client_batch_size": settings.max_request_inputs,
-        "auto_truncate": True,
-        "version": version("trunkline"),
-    }
-    effective = settings.model_dump(mode="json", exclude={"cache_dir", "model", "table"})
-    of_tables = [dataclasses.asdict(table.spec) for table in tables]
-    of_trunks = [_described(trunk) for trunk in trunks]
-    return {"service": "embedding", "trunks": of_trunks, "tables": of_tables, "settings": effective, **in_tei_words}

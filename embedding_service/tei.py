@@ -148,7 +148,6 @@ class TeiEdge:
     async def tokenize(self, request: Request) -> Response:
         """`POST /tokenize`: each input's tokens, with where they stand in it."""
         body = await self._read(request, TokenizeBody)
-        _check_prompt(body.prompt_name)
         texts = [text for text in _inputs(body.inputs) if isinstance(text, str)]
         self._check_batch(texts)
         encoder = self._infer.trunk(_trunk_name(request)).encoder
@@ -176,7 +175,6 @@ class TeiEdge:
     async def _embed(
         self, request: Request, inputs: Sequence[str | list[int]], asked: EmbedBody | SimilarityParameters, view: ViewChoice
     ) -> EmbedAnswer:
-        _check_prompt(asked.prompt_name)
         self._check_batch(inputs)
         call = EmbedCall(
             inputs=inputs,
@@ -184,6 +182,7 @@ class TeiEdge:
             trunk=_trunk_name(request),
             views=[view],
             truncation=_truncation(asked),
+            prompt_name=asked.prompt_name or "",
         )
         return await embed_while_connected(request, self._infer, call)
 
@@ -242,11 +241,6 @@ def _truncation(asked: EmbedBody | SimilarityParameters) -> Truncation:
     if asked.truncate is False:
         return "error"
     return "left" if asked.truncation_direction in {"Left", "left"} else "right"
-
-
-def _check_prompt(name: str | None) -> None:
-    if name is not None:
-        raise InvalidInput("this trunk has no prompts to choose from; leave prompt_name out")
 
 
 def _token(token: Token) -> dict[str, Any]:

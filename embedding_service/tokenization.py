@@ -88,38 +88,50 @@ class InputTokenizer:
         self._spec = spec
         self._encoder = encoder
 
-    async def tokenize(self, inputs: Sequence[Input], truncation: Truncation, limits: InputLimits) -> list[TokenizedInput]:
-        """Each of *inputs* as token ids.
+    async def tokenize(
+        self, inputs: Sequence[Input], truncation: Truncation, limits: InputLimits, prompt_name: str = ""
+    ) -> list[TokenizedInput]:
+        """Each of *inputs* as token ids, the prompt of that name before its text ("": the trunk's own).
 
         Raises:
             InvalidInput: one of them can never be served as it is.
         """
+        prompt = self._prompt(prompt_name) if prompt_name else None
         if sum(map(_num_characters, inputs)) <= INLINE_CHARACTERS:
-            return self._tokenize(inputs, truncation, limits)
-        return await asyncio.to_thread(self._tokenize, inputs, truncation, limits)
+            return self._tokenize(inputs, truncation, limits, prompt)
+        return await asyncio.to_thread(self._tokenize, inputs, truncation, limits, prompt)
 
-    def _tokenize(self, inputs: Sequence[Input], truncation: Truncation, limits: InputLimits) -> list[TokenizedInput]:
+    def _prompt(self, name: str) -> str:
+        prompt = self._spec.prompts.get(name)
+        if prompt is None:
+            known = ", ".join(sorted(self._spec.prompts)) or "none to choose from"
+            raise InvalidInput(f"trunk {self._spec.name!r} has no prompt of that name; it has: {known}")
+        return prompt
+
+    def _tokenize(
+        self, inputs: Sequence[Input], truncation: Truncation, limits: InputLimits, prompt: str | None
+    ) -> list[TokenizedInput]:
         texts = {index: value for index, value in enumerate(inputs) if isinstance(value, str)}
         for index, text in texts.items():
             check_text(f"input {index}", text, limits)
-        encoded = dict(zip(texts, self._encode(list(texts.values()), truncation), strict=True))
+        encoded = dict(zip(texts, self._encode(list(texts.values()), truncation, prompt), strict=True))
         for index, item in encoded.items():
             if len(item.windows[0].ids) <= 2:
                 raise InvalidInput(f"input {index} is empty once white space and control characters are gone")
         found = [
-            encoded[index] if isinstance(value, str) else TokenizedInput((self._other(index, value, truncation, limits),))
+            encoded[index] if isinstance(value, str) else TokenizedInput((self._other(index, value, truncation, limits, prompt),))
             for index, value in enumerate(inputs)
         ]
         self._check(found, truncation, limits)
         return found
 
-    def _encode(self, texts: list[str], truncation: Truncation) -> list[TokenizedInput]:
+    def _encode(self, texts: list[str], truncation: Truncation, prompt: str | None) -> list[TokenizedInput]:
         if truncation == "window":
-            return [TokenizedInput(tuple(self._encoder.encode_windows(text))) for text in texts]
+            return [TokenizedInput(tuple(self._encoder.encode_windows(text, prompt=prompt))) for text in texts]
         side: Literal["left", "right"] = "left" if truncation == "left" else "right"
-        return [TokenizedInput((item,)) for item in self._encoder.encode(texts, side=side)]
+        return [TokenizedInput((item,)) for item in self._encoder.encode(texts, side=side, prompt=prompt)]
 
-    def _other(self, index: int, value: Input, truncation: Truncation, limits: InputLimits) -> Encoded:
+    def _other(self, index: int, value: Input, truncation: Truncation, limits: InputLimits, prompt: str | None) -> Encoded:
         if isinstance(value, TableKey):
             raise InvalidInput(f"input {index} is a key; trunk {self._spec.name!r} takes texts or token ids, keys are for tables")
         if not isinstance(value, TextPair):
@@ -127,7 +139,7 @@ class InputTokenizer:
             return self._checked_ids(index, given)
         for name, text in (("first", value.first), ("second", value.second)):
             check_text(f"the {name} text of input {index}", text, limits)
-        encoded = self._encoder.encode_pair(value, side="left" if truncation == "left" else "right")
+        encoded = self._encoder.encode_pair(value, side="left" if truncation == "left" else "right", prompt=prompt)
         if encoded.pair_at == 2 or len(encoded.ids) == encoded.pair_at + 1:
             raise InvalidInput(f"a text of input {index} is empty once white space and control characters are gone")
         return encoded

@@ -56,7 +56,8 @@ class ClientTrunks:
         if found.normalizer != NORMALIZER:
             raise InvalidResponse(f"the embedding service normalises by {found.normalizer}, this gateway by {NORMALIZER}")
         try:
-            encoder = TextEncoder(found.tokenizer_json, max_tokens=found.max_tokens, prompt=found.prompt)
+            # A tokenizer of many languages takes a second to read.
+            encoder = await asyncio.to_thread(TextEncoder, found.tokenizer_json, max_tokens=found.max_tokens, prompt=found.prompt)
         # The tokenizers library raises plain Exceptions.
         except Exception as error:
             raise InvalidResponse("the embedding service's tokenizer cannot be read") from error

@@ -24,23 +24,25 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63lients/wire/embedding.proto\x12\x16trunkline.embedding.v1\"\x8a\x01\n\x04View\x12\x30\n\x07pooling\x18\x01 \x01(\x0e\x32\x1f.trunkline.embedding.v1.Pooling\x12\x12\n\x05layer\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tnormalize\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x0c\n\x04\x64ims\x18\x04 \x01(\rB\x08\n\x06_layerB\x0c\n\n_normalize\"(\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0f\n\x07pair_at\x18\x02 \x01(\r\")\n\x08TextPair\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\"\x95\x01\n\x05Input\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x32\n\x06tokens\x18\x02 \x01(\x0b\x32 .trunkline.embedding.v1.TokenIdsH\x00\x12\x30\n\x04pair\x18\x03 \x01(\x0b\x32 .trunkline.embedding.v1.TextPairH\x00\x12\r\n\x03key\x18\x04 \x01(\tH\x00\x42\x07\n\x05value\"\xae\x02\n\x0c\x45mbedRequest\x12\r\n\x05trunk\x18\x01 \x01(\t\x12-\n\x06inputs\x18\x02 \x03(\x0b\x32\x1d.trunkline.embedding.v1.Input\x12+\n\x05views\x18\x03 \x03(\x0b\x32\x1c.trunkline.embedding.v1.View\x12\x36\n\ntruncation\x18\x04 \x01(\x0e\x32\".trunkline.embedding.v1.Truncation\x12\x32\n\x08priority\x18\x05 \x01(\x0e\x32 .trunkline.embedding.v1.Priority\x12,\n\x05\x64type\x18\x06 \x01(\x0e\x32\x1d.trunkline.embedding.v1.DType\x12\x19\n\x11trunk_fingerprint\x18\x07 \x01(\t\"S\n\x06Tensor\x12,\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1d.trunkline.embedding.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"P\n\nViewResult\x12.\n\x06tensor\x18\x01 \x01(\x0b\x32\x1e.trunkline.embedding.v1.Tensor\x12\x12\n\nrow_tokens\x18\x02 \x03(\r\"j\n\x0bInputResult\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12\x13\n\x0bnum_windows\x18\x04 \x01(\r\x12\x0f\n\x07missing\x18\x05 \x03(\t\"^\n\tDurations\x12\x17\n\x0ftokenization_ns\x18\x01 \x01(\x04\x12\x10\n\x08queue_ns\x18\x02 \x01(\x04\x12\x14\n\x0cinference_ns\x18\x03 \x01(\x04\x12\x10\n\x08total_ns\x18\x04 \x01(\x04\"\xd7\x01\n\rEmbedResponse\x12\r\n\x05trunk\x18\x01 \x01(\t\x12\x19\n\x11trunk_fingerprint\x18\x02 \x01(\t\x12\x31\n\x05views\x18\x03 \x03(\x0b\x32\".trunkline.embedding.v1.ViewResult\x12\x33\n\x06inputs\x18\x04 \x03(\x0b\x32#.trunkline.embedding.v1.InputResult\x12\x34\n\tdurations\x18\x05 \x01(\x0b\x32!.trunkline.embedding.v1.Durations\"\x89\x01\n\x12\x45mbedStreamRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.trunkline.embedding.v1.EmbedRequest\x12\x14\n\x0c\x66irst_number\x18\x02 \x01(\x04\x12\x13\n\x0btimeouts_ms\x18\x03 \x03(\r\x12\x11\n\tabandoned\x18\x04 \x03(\x04\"\x97\x01\n\x13\x45mbedStreamResponse\x12\x0f\n\x07numbers\x18\x01 \x03(\x04\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32%.trunkline.embedding.v1.EmbedResponse\x12\x36\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32$.trunkline.embedding.v1.EmbedFailure\"n\n\x0c\x45mbedFailure\x12\x0f\n\x07numbers\x18\x01 \x03(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"8\n\x0fGetTrunkRequest\x12\r\n\x05trunk\x18\x01 \x01(\t\x12\x16\n\x0ewith_tokenizer\x18\x02 \x01(\x08\"\xf7\x02\n\x05Trunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x32\n\x0c\x64\x65\x66\x61ult_view\x18\x07 \x01(\x0b\x32\x1c.trunkline.embedding.v1.View\x12\x0e\n\x06layers\x18\x08 \x03(\x05\x12\x12\n\nnormalizer\x18\t \x01(\t\x12\x0e\n\x06prompt\x18\n \x01(\t\x12\x0e\n\x06\x65ngine\x18\x0b \x01(\t\x12\x11\n\tagreement\x18\x0c \x01(\x01\x12\x1a\n\x12max_request_inputs\x18\r \x01(\r\x12\x16\n\x0etokenizer_json\x18\x0e \x01(\x0c\x12/\n\x04kind\x18\x0f \x01(\x0e\x32!.trunkline.embedding.v1.TrunkKind\x12\x10\n\x08num_keys\x18\x10 \x01(\x04*\x91\x01\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x14\n\x10POOLING_MEAN_MAX\x10\x04\x12\x0f\n\x0bPOOLING_SEP\x10\x05\x12\x12\n\x0ePOOLING_TOKENS\x10\x06*\x80\x01\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10TRUNCATION_RIGHT\x10\x01\x12\x13\n\x0fTRUNCATION_LEFT\x10\x02\x12\x14\n\x10TRUNCATION_ERROR\x10\x03\x12\x15\n\x11TRUNCATION_WINDOW\x10\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*D\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02*U\n\tTrunkKind\x12\x1a\n\x16TRUNK_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNK_KIND_ENCODER\x10\x01\x12\x14\n\x10TRUNK_KIND_TABLE\x10\x02\x32\xa8\x02\n\x10\x45mbeddingService\x12T\n\x05\x45mbed\x12$.trunkline.embedding.v1.EmbedRequest\x1a%.trunkline.embedding.v1.EmbedResponse\x12j\n\x0b\x45mbedStream\x12*.trunkline.embedding.v1.EmbedStreamRequest\x1a+.trunkline.embedding.v1.EmbedStreamResponse(\x01\x30\x01\x12R\n\x08GetTrunk\x12\'.trunkline.embedding.v1.GetTrunkRequest\x1a\x1d.trunkline.embedding.v1.Trunkb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1c\x63lients/wire/embedding.proto\x12\x16trunkline.embedding.v1\"\x8a\x01\n\x04View\x12\x30\n\x07pooling\x18\x01 \x01(\x0e\x32\x1f.trunkline.embedding.v1.Pooling\x12\x12\n\x05layer\x18\x02 \x01(\x05H\x00\x88\x01\x01\x12\x16\n\tnormalize\x18\x03 \x01(\x08H\x01\x88\x01\x01\x12\x0c\n\x04\x64ims\x18\x04 \x01(\rB\x08\n\x06_layerB\x0c\n\n_normalize\"(\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\x12\x0f\n\x07pair_at\x18\x02 \x01(\r\")\n\x08TextPair\x12\r\n\x05\x66irst\x18\x01 \x01(\t\x12\x0e\n\x06second\x18\x02 \x01(\t\"\x95\x01\n\x05Input\x12\x0e\n\x04text\x18\x01 \x01(\tH\x00\x12\x32\n\x06tokens\x18\x02 \x01(\x0b\x32 .trunkline.embedding.v1.TokenIdsH\x00\x12\x30\n\x04pair\x18\x03 \x01(\x0b\x32 .trunkline.embedding.v1.TextPairH\x00\x12\r\n\x03key\x18\x04 \x01(\tH\x00\x42\x07\n\x05value\"\xc3\x02\n\x0c\x45mbedRequest\x12\r\n\x05trunk\x18\x01 \x01(\t\x12-\n\x06inputs\x18\x02 \x03(\x0b\x32\x1d.trunkline.embedding.v1.Input\x12+\n\x05views\x18\x03 \x03(\x0b\x32\x1c.trunkline.embedding.v1.View\x12\x36\n\ntruncation\x18\x04 \x01(\x0e\x32\".trunkline.embedding.v1.Truncation\x12\x32\n\x08priority\x18\x05 \x01(\x0e\x32 .trunkline.embedding.v1.Priority\x12,\n\x05\x64type\x18\x06 \x01(\x0e\x32\x1d.trunkline.embedding.v1.DType\x12\x19\n\x11trunk_fingerprint\x18\x07 \x01(\t\x12\x13\n\x0bprompt_name\x18\x08 \x01(\t\"S\n\x06Tensor\x12,\n\x05\x64type\x18\x01 \x01(\x0e\x32\x1d.trunkline.embedding.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\r\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"P\n\nViewResult\x12.\n\x06tensor\x18\x01 \x01(\x0b\x32\x1e.trunkline.embedding.v1.Tensor\x12\x12\n\nrow_tokens\x18\x02 \x03(\r\"j\n\x0bInputResult\x12\x12\n\nnum_tokens\x18\x01 \x01(\r\x12\x11\n\ttruncated\x18\x02 \x01(\x08\x12\x0e\n\x06\x63\x61\x63hed\x18\x03 \x01(\x08\x12\x13\n\x0bnum_windows\x18\x04 \x01(\r\x12\x0f\n\x07missing\x18\x05 \x03(\t\"^\n\tDurations\x12\x17\n\x0ftokenization_ns\x18\x01 \x01(\x04\x12\x10\n\x08queue_ns\x18\x02 \x01(\x04\x12\x14\n\x0cinference_ns\x18\x03 \x01(\x04\x12\x10\n\x08total_ns\x18\x04 \x01(\x04\"\xd7\x01\n\rEmbedResponse\x12\r\n\x05trunk\x18\x01 \x01(\t\x12\x19\n\x11trunk_fingerprint\x18\x02 \x01(\t\x12\x31\n\x05views\x18\x03 \x03(\x0b\x32\".trunkline.embedding.v1.ViewResult\x12\x33\n\x06inputs\x18\x04 \x03(\x0b\x32#.trunkline.embedding.v1.InputResult\x12\x34\n\tdurations\x18\x05 \x01(\x0b\x32!.trunkline.embedding.v1.Durations\"\x89\x01\n\x12\x45mbedStreamRequest\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.trunkline.embedding.v1.EmbedRequest\x12\x14\n\x0c\x66irst_number\x18\x02 \x01(\x04\x12\x13\n\x0btimeouts_ms\x18\x03 \x03(\r\x12\x11\n\tabandoned\x18\x04 \x03(\x04\"\x97\x01\n\x13\x45mbedStreamResponse\x12\x0f\n\x07numbers\x18\x01 \x03(\x04\x12\x37\n\x08response\x18\x02 \x01(\x0b\x32%.trunkline.embedding.v1.EmbedResponse\x12\x36\n\x08\x66\x61ilures\x18\x03 \x03(\x0b\x32$.trunkline.embedding.v1.EmbedFailure\"n\n\x0c\x45mbedFailure\x12\x0f\n\x07numbers\x18\x01 \x03(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x05\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x1b\n\x0eretry_after_ms\x18\x04 \x01(\rH\x00\x88\x01\x01\x42\x11\n\x0f_retry_after_ms\"8\n\x0fGetTrunkRequest\x12\r\n\x05trunk\x18\x01 \x01(\t\x12\x16\n\x0ewith_tokenizer\x18\x02 \x01(\x08\"\xe4\x03\n\x05Trunk\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\t\x12\r\n\x05width\x18\x03 \x01(\r\x12\x12\n\nnum_layers\x18\x04 \x01(\r\x12\x12\n\nvocab_size\x18\x05 \x01(\r\x12\x12\n\nmax_tokens\x18\x06 \x01(\r\x12\x32\n\x0c\x64\x65\x66\x61ult_view\x18\x07 \x01(\x0b\x32\x1c.trunkline.embedding.v1.View\x12\x0e\n\x06layers\x18\x08 \x03(\x05\x12\x12\n\nnormalizer\x18\t \x01(\t\x12\x0e\n\x06prompt\x18\n \x01(\t\x12\x0e\n\x06\x65ngine\x18\x0b \x01(\t\x12\x11\n\tagreement\x18\x0c \x01(\x01\x12\x1a\n\x12max_request_inputs\x18\r \x01(\r\x12\x16\n\x0etokenizer_json\x18\x0e \x01(\x0c\x12/\n\x04kind\x18\x0f \x01(\x0e\x32!.trunkline.embedding.v1.TrunkKind\x12\x10\n\x08num_keys\x18\x10 \x01(\x04\x12;\n\x07prompts\x18\x11 \x03(\x0b\x32*.trunkline.embedding.v1.Trunk.PromptsEntry\x1a.\n\x0cPromptsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*\x91\x01\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x10\n\x0cPOOLING_MEAN\x10\x01\x12\x0f\n\x0bPOOLING_CLS\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x14\n\x10POOLING_MEAN_MAX\x10\x04\x12\x0f\n\x0bPOOLING_SEP\x10\x05\x12\x12\n\x0ePOOLING_TOKENS\x10\x06*\x80\x01\n\nTruncation\x12\x1a\n\x16TRUNCATION_UNSPECIFIED\x10\x00\x12\x14\n\x10TRUNCATION_RIGHT\x10\x01\x12\x13\n\x0fTRUNCATION_LEFT\x10\x02\x12\x14\n\x10TRUNCATION_ERROR\x10\x03\x12\x15\n\x11TRUNCATION_WINDOW\x10\x04*Q\n\x08Priority\x12\x18\n\x14PRIORITY_UNSPECIFIED\x10\x00\x12\x18\n\x14PRIORITY_INTERACTIVE\x10\x01\x12\x11\n\rPRIORITY_BULK\x10\x02*D\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02*U\n\tTrunkKind\x12\x1a\n\x16TRUNK_KIND_UNSPECIFIED\x10\x00\x12\x16\n\x12TRUNK_KIND_ENCODER\x10\x01\x12\x14\n\x10TRUNK_KIND_TABLE\x10\x02\x32\xa8\x02\n\x10\x45mbeddingService\x12T\n\x05\x45mbed\x12$.trunkline.embedding.v1.EmbedRequest\x1a%.trunkline.embedding.v1.EmbedResponse\x12j\n\x0b\x45mbedStream\x12*.trunkline.embedding.v1.EmbedStreamRequest\x1a+.trunkline.embedding.v1.EmbedStreamResponse(\x01\x30\x01\x12R\n\x08GetTrunk\x12\'.trunkline.embedding.v1.GetTrunkRequest\x1a\x1d.trunkline.embedding.v1.Trunkb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'clients.wire.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_POOLING']._serialized_start=2171
-  _globals['_POOLING']._serialized_end=2316
-  _globals['_TRUNCATION']._serialized_start=2319
-  _globals['_TRUNCATION']._serialized_end=2447
-  _globals['_PRIORITY']._serialized_start=2449
-  _globals['_PRIORITY']._serialized_end=2530
-  _globals['_DTYPE']._serialized_start=2532
-  _globals['_DTYPE']._serialized_end=2600
-  _globals['_TRUNKKIND']._serialized_start=2602
-  _globals['_TRUNKKIND']._serialized_end=2687
+  _globals['_TRUNK_PROMPTSENTRY']._loaded_options = None
+  _globals['_TRUNK_PROMPTSENTRY']._serialized_options = b'8\001'
+  _globals['_POOLING']._serialized_start=2301
+  _globals['_POOLING']._serialized_end=2446
+  _globals['_TRUNCATION']._serialized_start=2449
+  _globals['_TRUNCATION']._serialized_end=2577
+  _globals['_PRIORITY']._serialized_start=2579
+  _globals['_PRIORITY']._serialized_end=2660
+  _globals['_DTYPE']._serialized_start=2662
+  _globals['_DTYPE']._serialized_end=2730
+  _globals['_TRUNKKIND']._serialized_start=2732
+  _globals['_TRUNKKIND']._serialized_end=2817
   _globals['_VIEW']._serialized_start=57
   _globals['_VIEW']._serialized_end=195
   _globals['_TOKENIDS']._serialized_start=197
@@ -50,27 +52,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INPUT']._serialized_start=283
   _globals['_INPUT']._serialized_end=432
   _globals['_EMBEDREQUEST']._serialized_start=435
-  _globals['_EMBEDREQUEST']._serialized_end=737
-  _globals['_TENSOR']._serialized_start=739
-  _globals['_TENSOR']._serialized_end=822
-  _globals['_VIEWRESULT']._serialized_start=824
-  _globals['_VIEWRESULT']._serialized_end=904
-  _globals['_INPUTRESULT']._serialized_start=906
-  _globals['_INPUTRESULT']._serialized_end=1012
-  _globals['_DURATIONS']._serialized_start=1014
-  _globals['_DURATIONS']._serialized_end=1108
-  _globals['_EMBEDRESPONSE']._serialized_start=1111
-  _globals['_EMBEDRESPONSE']._serialized_end=1326
-  _globals['_EMBEDSTREAMREQUEST']._serialized_start=1329
-  _globals['_EMBEDSTREAMREQUEST']._serialized_end=1466
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=1469
-  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1620
-  _globals['_EMBEDFAILURE']._serialized_start=1622
-  _globals['_EMBEDFAILURE']._serialized_end=1732
-  _globals['_GETTRUNKREQUEST']._serialized_start=1734
-  _globals['_GETTRUNKREQUEST']._serialized_end=1790
-  _globals['_TRUNK']._serialized_start=1793
-  _globals['_TRUNK']._serialized_end=2168
-  _globals['_EMBEDDINGSERVICE']._serialized_start=2690
-  _globals['_EMBEDDINGSERVICE']._serialized_end=2986
+  _globals['_EMBEDREQUEST']._serialized_end=758
+  _globals['_TENSOR']._serialized_start=760
+  _globals['_TENSOR']._serialized_end=843
+  _globals['_VIEWRESULT']._serialized_start=845
+  _globals['_VIEWRESULT']._serialized_end=925
+  _globals['_INPUTRESULT']._serialized_start=927
+  _globals['_INPUTRESULT']._serialized_end=1033
+  _globals['_DURATIONS']._serialized_start=1035
+  _globals['_DURATIONS']._serialized_end=1129
+  _globals['_EMBEDRESPONSE']._serialized_start=1132
+  _globals['_EMBEDRESPONSE']._serialized_end=1347
+  _globals['_EMBEDSTREAMREQUEST']._serialized_start=1350
+  _globals['_EMBEDSTREAMREQUEST']._serialized_end=1487
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_start=1490
+  _globals['_EMBEDSTREAMRESPONSE']._serialized_end=1641
+  _globals['_EMBEDFAILURE']._serialized_start=1643
+  _globals['_EMBEDFAILURE']._serialized_end=1753
+  _globals['_GETTRUNKREQUEST']._serialized_start=1755
+  _globals['_GETTRUNKREQUEST']._serialized_end=1811
+  _globals['_TRUNK']._serialized_start=1814
+  _globals['_TRUNK']._serialized_end=2298
+  _globals['_TRUNK_PROMPTSENTRY']._serialized_start=2252
+  _globals['_TRUNK_PROMPTSENTRY']._serialized_end=2298
+  _globals['_EMBEDDINGSERVICE']._serialized_start=2820
+  _globals['_EMBEDDINGSERVICE']._serialized_end=3116
 # @@protoc_insertion_point(module_scope)

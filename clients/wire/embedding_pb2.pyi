@@ -286,6 +286,7 @@ class EmbedRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
     TRUNK_FINGERPRINT_FIELD_NUMBER: _builtins.int
+    PROMPT_NAME_FIELD_NUMBER: _builtins.int
     trunk: _builtins.str
     """unset: the service's default trunk"""
     truncation: Global___Truncation.ValueType
@@ -294,6 +295,8 @@ class EmbedRequest(_message.Message):
     """of the answer's vectors"""
     trunk_fingerprint: _builtins.str
     """The fingerprint the caller's token ids were made for. Set and different: FAILED_PRECONDITION."""
+    prompt_name: _builtins.str
+    """which of the trunk's prompts is put before each text; unset: its own, or none"""
     @_builtins.property
     def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Input]: ...
     @_builtins.property
@@ -310,10 +313,11 @@ class EmbedRequest(_message.Message):
         priority: Global___Priority.ValueType = ...,
         dtype: Global___DType.ValueType = ...,
         trunk_fingerprint: _builtins.str = ...,
+        prompt_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "inputs", b"inputs", "priority", b"priority", "truncation", b"truncation", "trunk", b"trunk", "trunk_fingerprint", b"trunk_fingerprint", "views", b"views"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "inputs", b"inputs", "priority", b"priority", "prompt_name", b"prompt_name", "truncation", b"truncation", "trunk", b"trunk", "trunk_fingerprint", b"trunk_fingerprint", "views", b"views"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -604,6 +608,26 @@ Global___GetTrunkRequest: _TypeAlias = GetTrunkRequest  # noqa: Y015
 class Trunk(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class PromptsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     FINGERPRINT_FIELD_NUMBER: _builtins.int
     WIDTH_FIELD_NUMBER: _builtins.int
@@ -620,6 +644,7 @@ class Trunk(_message.Message):
     TOKENIZER_JSON_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
     NUM_KEYS_FIELD_NUMBER: _builtins.int
+    PROMPTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     fingerprint: _builtins.str
     """"sha256:<64 hex digits>" """
@@ -649,6 +674,10 @@ class Trunk(_message.Message):
     def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """the layers it answers, as negative numbers"""
 
+    @_builtins.property
+    def prompts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """those a request may choose by name"""
+
     def __init__(
         self,
         *,
@@ -668,10 +697,11 @@ class Trunk(_message.Message):
         tokenizer_json: _builtins.bytes = ...,
         kind: Global___TrunkKind.ValueType = ...,
         num_keys: _builtins.int = ...,
+        prompts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_view", b"default_view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "default_view", b"default_view", "engine", b"engine", "fingerprint", b"fingerprint", "kind", b"kind", "layers", b"layers", "max_request_inputs", b"max_request_inputs", "max_tokens", b"max_tokens", "name", b"name", "normalizer", b"normalizer", "num_keys", b"num_keys", "num_layers", b"num_layers", "prompt", b"prompt", "tokenizer_json", b"tokenizer_json", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agreement", b"agreement", "default_view", b"default_view", "engine", b"engine", "fingerprint", b"fingerprint", "kind", b"kind", "layers", b"layers", "max_request_inputs", b"max_request_inputs", "max_tokens", b"max_tokens", "name", b"name", "normalizer", b"normalizer", "num_keys", b"num_keys", "num_layers", b"num_layers", "prompt", b"prompt", "prompts", b"prompts", "tokenizer_json", b"tokenizer_json", "vocab_size", b"vocab_size", "width", b"width"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

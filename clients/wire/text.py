@@ -89,7 +89,8 @@ class TextEncoder:
     """Turns texts into token ids for one trunk. Thread-safe once made; the GIL is released while it works.
 
     *tokenizer_json* is a Hugging Face tokenizer.json; whatever truncation and padding it declares is switched off.
-    *max_tokens* counts the special tokens. *prompt* is put before every text.
+    *max_tokens* counts the special tokens. *prompt* is put before every text, of a pair before the first one; a call may
+    bring another.
     """
 
     def __init__(self, tokenizer_json: bytes, *, max_tokens: int, prompt: str = "") -> None:
@@ -105,23 +106,32 @@ class TextEncoder:
             raise ValueError(f"this tokenizer puts {len(special)} special tokens around a text; a BERT trunk has two")
         self._first, self._last = special
 
-    def encode(self, texts: "Sequence[str]", *, side: TruncationSide = "right") -> list[Encoded]:
+    def encode(self, texts: "Sequence[str]", *, side: TruncationSide = "right", prompt: str | None = None) -> list[Encoded]:
         """Normalise and tokenise each text, dropping its end (*side* right) or beginning (left) where it is too long."""
-        prepared = [self._prompt + normalize_text(text) for text in texts]
+        before = self._prompt if prompt is None else prompt
+        prepared = [before + normalize_text(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
         return [self._fit(encoding.ids, side) for encoding in encodings]
 
-    def encode_windows(self, text: str) -> list[Encoded]:
-        """All of *text* in windows of one length that overlap by about a quarter of what fits; one window where it all fits."""
-        ids = self._ids(self._prompt + normalize_text(text))
+    def encode_windows(self, text: str, *, prompt: str | None = None) -> list[Encoded]:
+        """All of *text* in windows of one length that overlap by about a quarter of what fits; one window where it all fits.
+
+        The prompt stands before each of them.
+        """
+        before = self._prompt if prompt is None else prompt
+        ids = self._ids(before + normalize_text(text))
+        head = self._ids(before) if before else []
+        if ids[: len(head)] != head or len(head) > self.max_tokens // 2:
+            head = []  # a prompt that runs into the text's first word stands before the first window alone
+        body = ids[len(head) :]
         return [
-            Encoded([self._first, *ids[start:stop], self._last], truncated=False)
-            for start, stop in window_spans(len(ids), self.max_tokens - 2)
+            Encoded([self._first, *head, *body[start:stop], self._last], truncated=False)
+            for start, stop in window_spans(len(body), self.max_tokens - 2 - len(head))
         ]
 
-    def encode_pair(self, pair: TextPair, *, side: TruncationSide = "right") -> Encoded:
+    def encode_pair(self, pair: TextPair, *, side: TruncationSide = "right", prompt: str | None = None) -> Encoded:
         """Both texts of *pair*; where they are too long together the longer one loses its end or beginning."""
-        first = self._ids(self._prompt + normalize_text(pair.first))
+        first = self._ids((self._prompt if prompt is None else prompt) + normalize_text(pair.first))
         second = self._ids(normalize_text(pair.second))
         room = max(self.max_tokens - 3, 2)
         truncated = len(first) + len(second) > room

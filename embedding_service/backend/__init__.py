@@ -3,7 +3,8 @@
 A backend runs one trunk. It knows nothing of requests, queues, callers or time; the batcher knows nothing of graphs.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 import numpy as np
@@ -58,7 +59,10 @@ class TrunkSpec:
     max_tokens: int
     default_view: View
     prompt: str
+    """Put before every text; part of the fingerprint."""
     tokenizer_json: bytes
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Others that a caller may choose by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ that wait until they are let go, that fail, or that answer the wrong number of r
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -31,6 +31,7 @@ class FakeBackend:
         concurrency: int = 1,
         seconds_per_token: float = 0.0,
         max_tokens: int = 64,
+        prompts: Mapping[str, str] | None = None,
         fault: Callable[[Batch], None] | None = None,
     ) -> None:
         self.trunk = TrunkSpec(
@@ -43,6 +44,7 @@ class FakeBackend:
             default_view=View(normalize=False),
             prompt="",
             tokenizer_json=tokenizer_json,
+            prompts=prompts or {},
         )
         self.engine = EngineSpec("fake", 1.0, padding_cost=1.0, concurrency=concurrency, layers=(-1,))
         self.fault = fault

@@ -73,6 +73,7 @@ def _spec(files: TrunkFiles, config: BertConfig | EncoderShape, layers: tuple[in
         max_tokens=max_tokens,
         default_view=view,
         prompt=prompt,
+        prompts=_prompts(directory),
         tokenizer_json=tokenizer_json,
     )
 
@@ -112,14 +113,19 @@ def _max_tokens(directory: Path, config: BertConfig | EncoderShape) -> int:
 
 def _prompt(directory: Path) -> str:
     """What is put before every text by default, as Sentence Transformers has it; "" where nothing is."""
-    settings = read_json(directory / "config_sentence_transformers.json")
-    name = settings.get("default_prompt_name")
+    name = read_json(directory / "config_sentence_transformers.json").get("default_prompt_name")
     if name is None:
         return ""
-    prompts = settings.get("prompts")
-    prompt = prompts.get(name) if isinstance(prompts, dict) and isinstance(name, str) else None
-    if not isinstance(prompt, str):
+    prompt = _prompts(directory).get(name) if isinstance(name, str) else None
+    if prompt is None:
         raise PreparationError(
             "default_prompt_name is not among the prompts in config_sentence_transformers.json; correct it there"
         )
     return prompt
+
+
+def _prompts(directory: Path) -> dict[str, str]:
+    prompts = read_json(directory / "config_sentence_transformers.json").get("prompts")
+    if not isinstance(prompts, dict):
+        return {}
+    return {name: text for name, text in prompts.items() if isinstance(name, str) and isinstance(text, str)}
