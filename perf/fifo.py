@@ -10,11 +10,13 @@ class FifoQueue:
 
     *limits* gives the budget (`max_batch_tokens`), the bound on rows, the room, and the cost of a token of padding, by which
     a row is counted as long as it is computed: 0 where only attention pads, 1 where every row is padded to the longest.
-    No entry overtakes another, bulk or not. As ours it shares what waits among batches that can start at once.
+    No entry overtakes another, bulk or not. As ours it shares what waits among batches that can start at once. With *is_cut* a
+    batch also ends where its padding would cost more than another pass, as ours does: the best that strict order allows.
     """
 
-    def __init__(self, limits: QueueLimits) -> None:
+    def __init__(self, limits: QueueLimits, *, is_cut: bool = False) -> None:
         self.limits = limits
+        self._most_padding = limits.pass_overhead if is_cut else float("inf")
         self.num_tokens = 0
         self.num_entries = 0
         self._entries: deque[Entry] = deque()
@@ -56,7 +58,7 @@ class FifoQueue:
             length = self._entries[0].num_tokens
             wanted, longest = wanted + length, max(longest, length)
             padding = self.limits.padding_cost * (longest * (len(taken.batch) + 1) - wanted)
-            if taken.batch and wanted + padding > budget:
+            if taken.batch and (wanted + padding > budget or padding > self._most_padding):
                 break
             taken.batch.append(self._pop())
         return taken

@@ -134,6 +134,11 @@ class Bench:
         cost = 0.0 if self.is_flat else 1.0
         return FifoQueue(replace(self._limits, max_batch_tokens=budget, max_batch_requests=UNBOUNDED_ROWS, padding_cost=cost))
 
+    def fifo_cut(self) -> FifoQueue:
+        """A queue of strict order that cuts batches as ours does, by the same limits."""
+        cost = self._backend.engine.padding_cost
+        return FifoQueue(replace(self._limits, padding_cost=cost), is_cut=True)
+
     async def capacity(self, seconds: float) -> float:
         """Texts a second under our queue, with always as many waiting as one could wish."""
         async with self._batcher(None) as batcher:
@@ -169,6 +174,7 @@ async def compare(bench: Bench, asked: Asked, console: Console) -> None:
     console.print(f"our capacity {capacity:.0f} texts/s; offered {rate:.0f}")
     queues: dict[str, MakeQueue] = {OURS: lambda: None}
     queues |= {f"FIFO {budget}": partial(bench.fifo, budget) for budget in BUDGETS}
+    queues["FIFO, our cuts"] = bench.fifo_cut
     taken: dict[str, list[LoadResult]] = {name: [] for name in queues}
     for seed in range(asked.rounds):
         for name, make in queues.items():

@@ -106,3 +106,11 @@ async def test_a_batcher_runs_on_it_and_refuses_what_does_not_fit() -> None:
 
     assert len(outcome.vectors) == 3
     assert [3, 2, 1] == [len(ids) for batch in backend.batches for ids in batch.token_ids]
+
+
+def test_with_cuts_a_batch_ends_where_padding_would_cost_more_than_another_pass() -> None:
+    limits = replace(LIMITS, padding_cost=1.0, pass_overhead=10.0, max_batch_tokens=1_000)
+    queue = FifoQueue(limits, is_cut=True)
+    queue.append([entry(length) for length in (5, 9, 60, 58, 7)])
+
+    assert [[5, 9], [60, 58], [7]] == [lengths(queue.take(0.0).batch) for _ in range(3)]
