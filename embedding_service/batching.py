@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
-from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, may_start, still_wanted
+from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, long_room, may_start, still_wanted
 from embedding_service.telemetry import BatchFacts, TrunkTelemetry
 
 
@@ -207,7 +207,8 @@ class Batcher:
     def _dispatch(self) -> None:
         """Start as many batches as there are free slots and work for them."""
         while (free := self._num_free_slots()) and self._may_start():
-            taken = self._queue.take(time.monotonic(), free_slots=free)
+            has_long_room = long_room(list(self._running.values()), self._concurrency, self._queue.limits.long_tokens)
+            taken = self._queue.take(time.monotonic(), free_slots=free, has_long_room=has_long_room)
             self._let_go(taken)
             if taken.batch:
                 self._start(taken)

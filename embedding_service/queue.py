@@ -2,8 +2,9 @@
 
 Entries are kept by length, because rows of one length need no padding. A batch is cut around a *seed*, the entry of lowest
 rank: `rank = tokens + penalty(priority) - ageing * waited`. Short texts therefore overtake long ones, but an entry that has
-waited long enough outranks any other, so nothing starves. Around the seed the batch takes the nearest lengths for as long
-as padding costs less than another pass would (`cut`). Whether a pass starts beside a running one is `may_start`.
+waited long enough outranks any other, so nothing starves. With several threads, half of them go to long rows first
+(`long_room`). Around the seed the batch takes the nearest lengths for as long as padding costs less than another pass would
+(`cut`). Whether a pass starts beside a running one is `may_start`.
 """
 
 from collections import deque
@@ -56,7 +57,8 @@ class QueueLimits:
     makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is. *side_pass_share*:
     how many rows must wait for another pass to start beside a running one, as a share of that one's rows. *bulk_queue_share*
     is how much of *max_queued_tokens* may be taken when a bulk list is to be added, so that interactive ones find room.
-    *max_queue_seconds*: nothing is added to a class whose oldest entry has waited longer than that.
+    *max_queue_seconds*: nothing is added to a class whose oldest entry has waited longer than that. Rows of *long_tokens* and
+    more keep a thread for long: see `long_room`.
     """
 
     max_batch_tokens: int = 512
@@ -69,14 +71,16 @@ class QueueLimits:
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
     side_pass_share: float = 0.5
+    long_tokens: int = 128
 
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How many rows wait, or are in a batch; *num_interactive* of them are not bulk."""
+    """How many rows wait, or are in a batch; *num_interactive* are not bulk, the *longest* in a batch has so many tokens."""
 
     num_all: int = 0
     num_interactive: int = 0
+    longest: int = 0
 
 
 @dataclass(slots=True)
@@ -90,7 +94,8 @@ class Taken:
     @property
     def rows(self) -> Rows:
         """Of *batch*."""
-        return Rows(len(self.batch), sum(not entry.is_bulk for entry in self.batch))
+        longest = max((entry.num_tokens for entry in self.batch), default=0)
+        return Rows(len(self.batch), sum(not entry.is_bulk for entry in self.batch), longest)
 
     def computed_tokens(self, padding_cost: float) -> int:
         """Tokens computed for *batch*, each of its padding counted as *padding_cost* of a wanted one."""
@@ -140,6 +145,18 @@ def still_wanted(entries: Sequence[Entry], now: float) -> Taken:
     return taken
 
 
+def long_room(running: Sequence[Rows], concurrency: int, long_tokens: int) -> bool | None:
+    """Whether a pass of long rows should start now, given those *running*, where short rows wait as well.
+
+    A long row keeps its thread for many times as long as a short one, and short ones that meet all threads so taken wait for
+    all of them. So half of the threads, and no more, are for long rows while short ones wait: those then neither pile up
+    behind short ones until they are old, nor come all at once. None where there is one thread: rank alone decides.
+    """
+    if concurrency < 2:
+        return None
+    return sum(rows.longest >= long_tokens for rows in running) < concurrency // 2
+
+
 class EntryQueue(Protocol):
     """What a batcher needs of a queue; `Queue` is the one the service runs on."""
 
@@ -168,7 +185,7 @@ class EntryQueue(Protocol):
         """Queue all *entries*."""
         ...
 
-    def take(self, now: float, *, free_slots: int = 1) -> Taken:
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
         """Cut the next batch."""
         ...
 
@@ -221,14 +238,26 @@ class Queue:
         """Seconds the longest-waiting entry has waited; 0 when nothing waits."""
         return max((now - lane[0].arrived for lane in self._lanes.values()), default=0.0)
 
-    def take(self, now: float, *, free_slots: int = 1) -> Taken:
-        """Cut the next batch, fairly sized when *free_slots* batches can start now. Empty when nothing runnable waits."""
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
+        """Cut the next batch, fairly sized when *free_slots* batches can start now. Empty when nothing runnable waits.
+
+        *has_long_room* as `long_room` has it.
+        """
         taken = Taken()
         self._drop_dead_heads(now, taken)
-        seed = min(self._lanes, key=lambda key: self._rank(key, now), default=None)
-        if seed is not None:
-            self._fill(taken, seed, now, free_slots)
+        if self._lanes:
+            self._fill(taken, self._seed(now, has_long_room), now, free_slots)
         return taken
+
+    def _seed(self, now: float, has_long_room: bool | None) -> tuple[bool, int]:
+        """The lane of lowest rank; of its class the lowest of the long or of the short ones, where there are both."""
+        ranks = {lane: self._rank(lane, now) for lane in self._lanes}
+        best = min(ranks, key=ranks.__getitem__)
+        alike = [lane for lane in ranks if lane[0] == best[0]]
+        chosen = [lane for lane in alike if (lane[1] >= self.limits.long_tokens) == has_long_room]
+        if has_long_room is None or not chosen:
+            return best
+        return min(chosen, key=ranks.__getitem__)
 
     def take_all(self) -> list[Entry]:
         """Empty the queue."""

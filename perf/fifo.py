@@ -48,8 +48,9 @@ class FifoQueue:
         self.num_entries += len(entries)
         self.num_tokens += sum(entry.num_tokens for entry in entries)
 
-    def take(self, now: float, *, free_slots: int = 1) -> Taken:
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
         """Cut the next batch: from the front until the next would not fit; at least one. Empty when nothing runnable waits."""
+        del has_long_room
         taken = Taken()
         share = self.num_tokens // free_slots if free_slots > 1 else self.limits.max_batch_tokens
         budget = min(self.limits.max_batch_tokens, share)

@@ -16,7 +16,8 @@ from perf.load import LoadResult, Target, closed_loop, milliseconds_at, open_loo
 from perf.machine import footprint
 from perf.rounds import Rounds
 from perf.settings import add_common, wide_console, workloads_asked_for
-from perf.systems import OPENAI, Running, our_service
+from perf.soak import target_for
+from perf.systems import Running, our_service
 from perf.trunks import long_trunk
 from perf.workloads import Workload
 from trunkline import paths
@@ -70,7 +71,8 @@ async def overload(service: Running, target: Target, rate: float, seconds: float
 
 async def measure(service: Running, workload: Workload, given: argparse.Namespace, console: Console) -> None:
     """In each round the peak, then the overload."""
-    target, pids = service.target(OPENAI, workload), {service.name: service.pid}
+    # No text twice: equal ones that wait at once would share a pass, and make more of the service than it is.
+    target, pids = target_for(service, workload, is_distinct=True), {service.name: service.pid}
     rounds = Rounds(list(pids.values()), console.print, given.waits)
     console.print(str(workload))
     await closed_loop(target, in_flight=IN_FLIGHT, seconds=WARM_UP_SECONDS)

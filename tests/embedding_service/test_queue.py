@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.queue import Entry, Queue, QueueLimits, Rows, cut, may_start
+from embedding_service.queue import Entry, Queue, QueueLimits, Rows, cut, long_room, may_start, still_wanted
 
 
 @dataclass
@@ -118,7 +118,11 @@ def test_the_queue_counts_its_rows_whatever_comes_and_goes(queued: list[tuple[in
         if not left:
             break
         taken = queue.take(0.0, free_slots=free_slots)
-        assert Rows(len(taken.batch), sum(not item.is_bulk for item in taken.batch)) == taken.rows
+        assert (len(taken.batch), sum(not item.is_bulk for item in taken.batch)) == (
+            taken.rows.num_all,
+            taken.rows.num_interactive,
+        )
+        assert max(lengths(taken.batch), default=0) == taken.rows.longest
 
 
 def test_departed_and_expired_entries_leave_without_being_run() -> None:
@@ -216,3 +220,52 @@ def test_a_class_is_late_when_its_oldest_entry_is(arrivals: list[tuple[float, bo
     )
 
     assert expected == queue.late_classes(10.0)
+
+
+LONG, SHORT = Rows(1, 1, 300), Rows(8, 8, 30)
+
+
+@pytest.mark.parametrize(
+    ("running", "concurrency", "expected"),
+    [
+        ([], 1, None),
+        ([], 2, True),
+        ([SHORT], 2, True),
+        ([LONG], 2, False),
+        ([LONG, SHORT], 4, True),
+        ([LONG, LONG, SHORT], 4, False),
+        ([Rows(2, 2, 127)], 2, True),
+        ([Rows(2, 2, 128)], 2, False),
+    ],
+)
+def test_half_of_the_threads_are_for_long_rows(running: list[Rows], concurrency: int, expected: bool | None) -> None:
+    assert expected is long_room(running, concurrency, 128)
+
+
+@pytest.mark.parametrize(
+    ("queued", "has_long_room", "expected"),
+    [
+        ([(20, False), (300, False)], True, [300]),
+        ([(20, False), (300, False)], False, [20]),
+        ([(20, False), (300, False)], None, [20]),
+        ([(20, False)], True, [20]),
+        ([(300, False)], False, [300]),
+        ([(20, False), (300, True)], True, [20]),
+        ([(20, True), (300, True)], True, [300]),
+        ([(300, False), (20, True)], False, [300]),
+    ],
+)
+def test_where_both_wait_the_long_go_when_there_is_room_for_them_but_never_before_a_class_above(
+    queued: list[tuple[int, bool]], has_long_room: bool | None, expected: list[int]
+) -> None:
+    queue = queue_of(*(entry(tokens, bulk=bulk) for tokens, bulk in queued))
+
+    assert expected == lengths(queue.take(0.0, has_long_room=has_long_room).batch)
+
+
+def test_what_nobody_waits_for_any_more_is_told_apart_before_a_pass() -> None:
+    wanted, late, left = entry(5), entry(6, deadline=1.0), entry(7, ticket=FakeTicket(is_settled=True))
+
+    found = still_wanted([left, wanted, late], 1.0)
+
+    assert ([wanted], [late], 1) == (found.batch, found.expired, found.num_departed)
