@@ -5,12 +5,15 @@ next one gathers while the current one runs.
 """
 
 import asyncio
+import contextlib
+import os
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol, cast
+from typing import Final, Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
@@ -127,7 +130,9 @@ class Batcher:
         self._concurrency = backend.engine.concurrency
         self._slots = slots or PassSlots(self._concurrency)
         self._slots.join(self._dispatch)
-        self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}")
+        self._pool = ThreadPoolExecutor(
+            self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}", initializer=_yield_to_the_loop
+        )
         self._running: dict[asyncio.Future[Pass], Rows] = {}
         self._tokens_per_second = 0.0
         self._draining = False
@@ -182,6 +187,15 @@ class Batcher:
         if not self._queue.has_room(entries):
             raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
         self._queue.append(entries)
+
+    def check_room(self, *, is_bulk: bool = False) -> None:
+        """Refuse at once, before any work is spent on it, what `admit` would refuse whatever it is.
+
+        Raises:
+            Overloaded: the queue is full.
+        """
+        if not self._queue.has_room([]) or is_bulk in self._late_classes:
+            raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
 
     async def drain(self, grace: float) -> None:
         """Take nothing more, finish what is queued within *grace* seconds, fail the rest, and stop the threads."""
@@ -302,6 +316,16 @@ def run_pass(backend: Backend, entries: Sequence[Entry]) -> Pass:
     except Exception as fault:  # a backend may raise anything, and its batch must be settled whatever it was
         return Pass(taken, began, time.monotonic() - began, [], fault)
     return Pass(taken, began, time.monotonic() - began, result)
+
+
+def _yield_to_the_loop() -> None:
+    """Let the event loop go first where all cores are busy: whoever is refused should learn it at once."""
+    with contextlib.suppress(OSError, AttributeError):
+        # On Linux a priority is a thread's own.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+
+
+_NICENESS: Final = 5
 
 
 async def run_rows(

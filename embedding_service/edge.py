@@ -46,6 +46,7 @@ async def embed_while_connected(request: Request, infer: Infer, call: EmbedCall)
     exchange: Exchange = request.scope.get(_EXCHANGE) or _UNHEARD.begin("http", "", tuple)
     exchange.asked(len(call.inputs))
     try:
+        infer.check_room(call)
         async with while_connected(request.receive):
             answer = await infer.embed(call)
     except EmbedError as error:

@@ -132,6 +132,21 @@ class Infer:
             raise InvalidInput(f"{found.spec.name!r} is a table: it has no tokens")
         return found
 
+    def check_room(self, call: EmbedCall) -> None:
+        """Refuse *call* at once where its trunk's queue is full, as `embed` would after more work.
+
+        Raises:
+            Overloaded: it is.
+            UnknownTrunk: there is no such trunk.
+        """
+        found = self.find(call.trunk)
+        if isinstance(found, HostedTrunk):
+            try:
+                found.batcher.check_room(is_bulk=call.is_bulk)
+            except EmbedError as error:
+                self._telemetry.request_ended(error.code, len(call.inputs), None)
+                raise
+
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
         """Answer *call*, all of it or with an `EmbedError`. Equal inputs go through the trunk once."""
         started = time.monotonic()
@@ -151,6 +166,7 @@ class Infer:
         self._check(call, trunk.spec)
         if isinstance(trunk, HostedTable):
             return await self._look_up(call, trunk, started)
+        trunk.batcher.check_room(is_bulk=call.is_bulk)
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
         inputs = await trunk.tokenizer.tokenize(call.inputs, call.truncation, self.limits, call.prompt_name)
         tokenization = time.monotonic() - started

@@ -219,7 +219,8 @@ class Queue:
         """Whether *entries*, of one class, may be appended, all of them. An empty queue takes any list, so none starves."""
         tokens = sum(entry.num_tokens for entry in entries)
         share = self.limits.bulk_queue_share if any(entry.is_bulk for entry in entries) else 1.0
-        return not self.num_entries or self.num_tokens + tokens <= share * self.limits.max_queued_tokens
+        # Not even nothing fits into a full queue.
+        return not self.num_entries or self.num_tokens + max(tokens, 1) <= share * self.limits.max_queued_tokens
 
     def late_classes(self, now: float) -> frozenset[bool]:
         """The classes, bulk or not, whose oldest entry has waited longer than `max_queue_seconds`."""
