@@ -110,9 +110,9 @@ class Embeddings:
     num_tokens: tuple[int, ...]
     truncated: tuple[bool, ...]
     cached: tuple[bool, ...]
-    num_windows: tuple[int, ...]
-    missing: tuple[tuple[str, ...], ...]
     durations: Durations
+    num_windows: tuple[int, ...] = ()
+    missing: tuple[tuple[str, ...], ...] = ()
 
     @property
     def vectors(self) -> FloatArray:
