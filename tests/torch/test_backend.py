@@ -310,7 +310,9 @@ def test_a_relative_whose_weights_are_incomplete_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("engine", "label", "least"), [("torch-fp32", "torch fp32", 0.9999), ("torch-bf16", "torch bf16", 0.999)]
 )
-def test_preparing_measures_the_agreement_once(trunk, cache, engine, label, least):
+def test_preparing_measures_the_agreement_once(trunk, cache, engine, label, least, monkeypatch):
+    # Random weights are no ground for labels: bfloat16 changes many of them.
+    monkeypatch.setattr("embedding_service.models.build.check_quality", lambda *_: None)
     first = prepare(str(trunk), cache_dir=cache, engine=engine)
     said = []
 
