@@ -35,7 +35,7 @@ class VectorCache:
     """The last used pooled vectors, at most *max_bytes* of them. A vector whose checksum fails is forgotten."""
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._rows: OrderedDict[tuple[_Ids, View], tuple[FloatArray, int]] = OrderedDict()
         self.num_bytes = 0
 
@@ -61,12 +61,12 @@ class VectorCache:
         """Remember *vectors*; those of tokens are too large to be worth it."""
         for view, vector in zip(views, vectors, strict=True):
             size = _size(ids, vector)
-            if view.pooling == "tokens" or size > self._max_bytes or (ids, view) in self._rows:
+            if view.pooling == "tokens" or size > self.max_bytes or (ids, view) in self._rows:
                 continue
             own = np.array(vector)  # a row of a batch would keep the whole batch
             self._rows[ids, view] = own, zlib.crc32(own.data)
             self.num_bytes += size
-            while self.num_bytes > self._max_bytes:
+            while self.num_bytes > self.max_bytes:
                 self._forget(next(iter(self._rows)))
 
     def _forget(self, key: tuple[_Ids, View]) -> None:
@@ -102,6 +102,11 @@ class Reuse:
         self._shared = shared
         # Weak: a flight nobody waits for leaves the queue without a word.
         self._flights: WeakValueDictionary[Wanted, _Flight] = WeakValueDictionary()
+
+    @property
+    def remembers(self) -> bool:
+        """Whether an answer may be known without a forward pass."""
+        return self._shared is not None or self._cache.max_bytes > 0
 
     async def run(self, rows: Sequence[Row], *, deadline: float, is_bulk: bool = False) -> Outcome:
         """See `batching.Batcher.run`, errors included."""

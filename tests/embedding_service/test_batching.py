@@ -58,6 +58,9 @@ class Gate:
     def open(self) -> None:
         self._event.set()
 
+    def close(self) -> None:
+        self._event.clear()
+
 
 @asynccontextmanager
 async def batching(backend: FakeBackend, telemetry: CountingTelemetry | None = None, **limits: float) -> AsyncIterator[Batcher]:

@@ -1,16 +1,19 @@
+import asyncio
+
 import httpx
 import numpy as np
 import pytest
 from grpc.aio import insecure_channel
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from clients import AsyncEmbeddingClient, NotFound, Unavailable
+from clients import AsyncEmbeddingClient, NotFound, Overloaded, Unavailable
 from embedding_service.__main__ import _check_names
 from embedding_service.backend import Batch
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.models.errors import PreparationError
 from embedding_service.settings import Settings
 from tests.embedding_service.conftest import Start
+from tests.embedding_service.test_batching import Gate, until
 
 
 async def test_each_trunk_answers_by_its_name_and_the_first_is_the_default(start: Start, tokenizer_json: bytes) -> None:
@@ -88,3 +91,32 @@ def test_the_environment_names_several_trunks_with_commas_between(
 ) -> None:
     monkeypatch.setenv("TRUNKLINE_EMBEDDING_MODEL", given)
     assert expected == Settings().model
+
+
+@pytest.mark.parametrize("cache_bytes", [0, 1_000_000])
+async def test_a_full_queue_refuses_before_tokenising_but_not_what_the_cache_knows(
+    start: Start, tokenizer_json: bytes, cache_bytes: int
+) -> None:
+    gate = Gate()
+    gate.open()
+    backend = FakeBackend(tokenizer_json, fault=gate)
+    addresses = await start(backend, cache_bytes=cache_bytes, max_queued_tokens=8, max_batch_tokens=8)
+    async with AsyncEmbeddingClient(addresses.grpc, timeout=10.0) as client:
+        await client.embed(["w1 w2"])
+        gate.close()
+        running = asyncio.create_task(client.embed(["w3"]))
+        await until(lambda: len(backend.batches) == 2)
+        # An empty queue takes any list, and is more than full with this one.
+        waiting = asyncio.create_task(client.embed(["w4 w5 w6 w7 w8 w9"]))
+        async with httpx.AsyncClient(base_url=addresses.http) as http:
+            while 'queue_entries{trunk="fake"} 1.0' not in (await http.get("/metrics")).text:
+                await asyncio.sleep(0.01)
+        with pytest.raises(Overloaded):
+            await client.embed(["w10"])
+        if cache_bytes:
+            assert (1, 8) == (await client.embed(["w1 w2"])).vectors.shape
+        else:
+            with pytest.raises(Overloaded):
+                await client.embed(["w1 w2"])
+        gate.open()
+        await asyncio.gather(running, waiting)
