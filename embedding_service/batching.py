@@ -188,13 +188,13 @@ class Batcher:
             raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
         self._queue.append(entries)
 
-    def check_room(self, *, is_bulk: bool = False) -> None:
-        """Refuse at once, before any work is spent on it, what `admit` would refuse whatever it is.
+    def check_room(self) -> None:
+        """Refuse at once, before any work is spent on it, what a full queue would refuse whatever it is.
 
         Raises:
             Overloaded: the queue is full.
         """
-        if not self._queue.has_room([]) or is_bulk in self._late_classes:
+        if not self._queue.has_room([]):
             raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
 
     async def drain(self, grace: float) -> None:

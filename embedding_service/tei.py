@@ -5,6 +5,7 @@ Protocol facts, from its router: `/embed` answers a list of lists even for one s
 cannot be read is answered in plain text. Timing headers are whole milliseconds.
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -21,7 +22,7 @@ from clients.wire.text import Token
 from embedding_service.edge import embed_while_connected, json_response, read_body, request_id, retry_headers, split_inputs
 from embedding_service.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable, UnknownTrunk, WrongTrunk
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
-from embedding_service.tokenization import Truncation, ViewChoice
+from embedding_service.tokenization import INLINE_CHARACTERS, Truncation, ViewChoice, check_text
 
 _log = logging.getLogger(__name__)
 
@@ -150,9 +151,15 @@ class TeiEdge:
         body = await self._read(request, TokenizeBody)
         texts = [text for text in _inputs(body.inputs) if isinstance(text, str)]
         self._check_batch(texts)
+        for index, text in enumerate(texts):
+            check_text(f"input {index}", text, self._infer.limits)
         encoder = self._infer.trunk(_trunk_name(request)).encoder
         with_special = body.add_special_tokens is not False
-        return json_response([[_token(token) for token in encoder.tokens(text, with_special=with_special)] for text in texts])
+
+        def tokenized() -> Response:
+            return json_response([[_token(token) for token in encoder.tokens(text, with_special=with_special)] for text in texts])
+
+        return tokenized() if sum(map(len, texts)) <= INLINE_CHARACTERS else await asyncio.to_thread(tokenized)
 
     async def decode(self, request: Request) -> Response:
         """`POST /decode`: the texts of token ids."""
@@ -166,7 +173,11 @@ class TeiEdge:
         if any(not 0 <= number < trunk.spec.vocab_size for row in lists for number in row):
             raise InvalidInput(f"a token id is outside the vocabulary of {trunk.spec.vocab_size}")
         skip = body.skip_special_tokens is not False
-        return json_response([trunk.encoder.decode(row, skip_special=skip) for row in lists])
+
+        def decoded() -> Response:
+            return json_response([trunk.encoder.decode(row, skip_special=skip) for row in lists])
+
+        return decoded() if sum(map(len, lists)) <= INLINE_CHARACTERS else await asyncio.to_thread(decoded)
 
     async def health(self, _: Request) -> Response:
         """`GET /health`: 200 without a body, or 503 with an error."""

@@ -1,4 +1,6 @@
 import asyncio
+import threading
+from collections.abc import Callable
 
 import httpx
 import huggingface_hub
@@ -7,6 +9,7 @@ import pytest
 from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
+from clients.wire.text import TextEncoder
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.errors import EmbedError
 from embedding_service.tei import _ERRORS
@@ -170,3 +173,34 @@ def test_every_error_has_a_kind() -> None:
         return {root, *(kind for child in root.__subclasses__() for kind in kinds(child))}
 
     assert kinds(EmbedError) - {EmbedError} == set(_ERRORS)
+
+
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"inputs": "w1 " * 50_000}), ("/decode", {"ids": [5] * 100_000})])
+async def test_a_huge_text_is_tokenised_and_decoded_beside_the_loop(
+    start: Start, tokenizer_json: bytes, path: str, body: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = set()
+    for name in ("tokens", "decode"):
+        original = getattr(TextEncoder, name)
+
+        def noting(*given: object, original: Callable[..., object] = original, **named: object) -> object:
+            threads.add(threading.current_thread())
+            return original(*given, **named)
+
+        monkeypatch.setattr(TextEncoder, name, noting)
+    addresses = await start(FakeBackend(tokenizer_json))
+    async with httpx.AsyncClient(base_url=addresses.http, timeout=30.0) as http:
+        answer = await http.post(path, json=body)
+
+    assert 200 == answer.status_code
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+async def test_a_text_that_is_too_long_to_embed_is_too_long_to_tokenise(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json))
+    async with httpx.AsyncClient(base_url=addresses.http, timeout=30.0) as http:
+        answer = await http.post("/tokenize", json={"inputs": "x" * 1_000_001})
+
+    assert (422, "Validation") == (answer.status_code, answer.json()["error_type"])
+    assert len(answer.content) < 500

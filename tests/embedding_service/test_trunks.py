@@ -120,3 +120,16 @@ async def test_a_full_queue_refuses_before_tokenising_but_not_what_the_cache_kno
                 await client.embed(["w1 w2"])
         gate.open()
         await asyncio.gather(running, waiting)
+
+
+async def test_a_queue_that_moved_too_slowly_takes_calls_again_once_it_moves(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate()
+    addresses = await start(FakeBackend(tokenizer_json, fault=gate), cache_bytes=0, max_queue_seconds=0.05)
+    async with AsyncEmbeddingClient(addresses.grpc, timeout=10.0) as client:
+        asked = [asyncio.create_task(client.embed([text])) for text in ("w1", "w2 w3")]
+        await asyncio.sleep(0.2)
+        with pytest.raises(Overloaded, match="too slowly"):
+            await client.embed(["w4"])
+        gate.open()
+        await asyncio.gather(*asked)
+        await client.embed(["w5"])

