@@ -91,6 +91,16 @@ class Taken:
     expired: list[Entry] = field(default_factory=list)
     num_departed: int = 0
 
+    def set_aside(self, entry: Entry, now: float) -> bool:
+        """Take note of *entry* if it need not be run: its caller has left or its deadline has passed. Whether that is so."""
+        if entry.ticket.is_settled:
+            self.num_departed += 1
+            return True
+        if entry.deadline <= now:
+            self.expired.append(entry)
+            return True
+        return False
+
     @property
     def rows(self) -> Rows:
         """Of *batch*."""
@@ -135,13 +145,7 @@ def may_start(waiting: Rows, running: Sequence[Rows], share: float) -> bool:
 def still_wanted(entries: Sequence[Entry], now: float) -> Taken:
     """*entries* sorted into those to be run, those whose deadline has passed, and those whose caller has left."""
     taken = Taken()
-    for entry in entries:
-        if entry.ticket.is_settled:
-            taken.num_departed += 1
-        elif entry.deadline <= now:
-            taken.expired.append(entry)
-        else:
-            taken.batch.append(entry)
+    taken.batch = [entry for entry in entries if not taken.set_aside(entry, now)]
     return taken
 
 
@@ -292,14 +296,7 @@ class Queue:
 
     def _drop_dead_head(self, lane: tuple[bool, int], now: float, taken: Taken) -> None:
         """Entries of departed callers and passed deadlines leave without being run."""
-        while lane in self._lanes:
-            head = self._lanes[lane][0]
-            if head.ticket.is_settled:
-                taken.num_departed += 1
-            elif head.deadline <= now:
-                taken.expired.append(head)
-            else:
-                return
+        while lane in self._lanes and taken.set_aside(self._lanes[lane][0], now):
             self._pop(lane)
 
     def _pop(self, key: tuple[bool, int]) -> Entry:

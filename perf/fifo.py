@@ -73,16 +73,9 @@ class FifoQueue:
 
     def _drop_dead_head(self, now: float, taken: Taken) -> bool:
         """Let entries leave that need not run; whether one that must is at the front."""
-        while self._entries:
-            head = self._entries[0]
-            if head.ticket.is_settled:
-                taken.num_departed += 1
-            elif head.deadline <= now:
-                taken.expired.append(head)
-            else:
-                return True
+        while self._entries and taken.set_aside(self._entries[0], now):
             self._pop()
-        return False
+        return bool(self._entries)
 
     def _pop(self) -> Entry:
         entry = self._entries.popleft()
