@@ -10,7 +10,7 @@ lock() {
         --no-emit-index-url --no-emit-find-links --overrides requirements/overrides.txt --quiet \
         "$@" --output-file "requirements/$out.txt"
 }
-lock dev --extra all --extra tables --extra otel --group dev
+lock dev --extra all --extra tables --extra otel --extra s3 --extra postgres --group dev
 lock all --extra all --constraints requirements/dev.txt
 for extra in gateway heads; do
     lock "$extra" --extra "$extra" --constraints requirements/dev.txt

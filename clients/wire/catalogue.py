@@ -34,13 +34,18 @@ class TrunkRef(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a version scored, and on what: *data* is the SHA-256 of the held-out texts and labels."""
+    """What a version scored, and on what: *data* is the SHA-256 of the held-out texts and labels.
+
+    *calibration_error* is the expected calibration error of the scores, after calibration. Of a regression *accuracy* is R²,
+    the share of the variance explained, and *macro_f1* is 0.
+    """
 
     accuracy: float
     macro_f1: float
     num_train: int
     num_test: int
     data: str
+    calibration_error: float | None = None
 
 
 class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -54,7 +59,11 @@ class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a server or a reader needs to know of one head version.
 
-    *input* names the signature's input, float32 [batch, width]; *output* its scores, float32 [batch, labels].
+    *input* names the signature's input, float32 [batch, width]; *output* its scores, float32 [batch, labels]. A view of tokens
+    goes in as float32 [batch, tokens, width] with a second input *mask_input*, float32 [batch, tokens], 1 where there is a token.
+    *mix_layers*, when given, take the place of the view's layer: the head reads the view at each of them, their vectors one
+    behind the other, and *width* is that of all. *thresholds* has one number a label where the task is multi_label; a regression has the
+    one label "value". *temperature* is already applied to the scores. *head_type* says how it was made; nothing depends on it.
     *files* maps each other file of the version directory, by its relative POSIX path, to "sha256:<64 hex digits>".
     """
 
@@ -68,7 +77,10 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     view: View = View()
     width: int
     trunk: TrunkRef
+    head_type: str = "linear"
+    mix_layers: tuple[int, ...] = ()
     input: str = "embedding"
+    mask_input: str = ""
     output: str = "scores"
     metrics: Metrics | None = None
     golden: tuple[GoldenExample, ...] = ()
@@ -77,15 +89,28 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
 
 
 class CatalogueHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One head: *stable* is the version that answers, one of *versions*; *default*: it answers when none is named."""
+    """One head: *stable* is the version that answers, one of *versions*; *default*: it answers when none is named.
+
+    *canary* answers a *canary_share* of the callers, 0 to 1, in its place; *shadow* runs beside it, is compared, never answers.
+    *previous* is what roll-back goes to.
+    """
 
     stable: int
     versions: dict[int, Manifest]
     default: bool = True
+    canary: int | None = None
+    canary_share: float = 0.0
+    shadow: int | None = None
+    previous: int | None = None
+    tags: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.stable not in self.versions:
-            raise ValueError("stable is not one of the versions")
+        for role in ("stable", "canary", "shadow"):
+            version = getattr(self, role)
+            if version is not None and version not in self.versions:
+                raise ValueError(f"{role} is not one of the versions")
+        if not 0.0 <= self.canary_share <= 1.0:
+            raise ValueError("canary_share is not between 0 and 1")
 
 
 class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
