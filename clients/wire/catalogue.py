@@ -63,7 +63,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     goes in as float32 [batch, tokens, width] with a second input *mask_input*, float32 [batch, tokens], 1 where there is a token.
     *mix_layers*, when given, take the place of the view's layer: the head reads the view at each of them, their vectors one
     behind the other, and *width* is that of all. *thresholds* has one number a label where the task is multi_label; a regression
-    has the one label "value". *temperature* is already applied to the scores. *head_type* says how it was made; nothing depends on it.
+    has the one label "value". *temperature* is already applied to the scores. *head_type*: how it was made, nothing depends on it
     *files* maps each other file of the version directory, by its relative POSIX path, to "sha256:<64 hex digits>".
     """
 
