@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from typing import Final
 
 import uvloop
 from pydantic import ValidationError
@@ -23,6 +24,9 @@ from embedding_service.service import Addresses, MissingExtra, serve, warm_up
 from embedding_service.settings import Settings
 
 _log = logging.getLogger("embedding_service")
+
+GC_THRESHOLDS: Final = (20_000, 20, 50)
+"""Objects made until the collector looks at the young ones, and how many times it does so until it looks at the older ones."""
 
 
 def main() -> int:
@@ -42,6 +46,8 @@ def main() -> int:
         _check_names([*(backend.trunk.name for backend in backends), *(table.spec.name for table in tables)])
         # What was imported lives as long as the process: the collector need not look at it again and again.
         gc.freeze()
+        # A waiting call is some fifty objects: at the usual 700 a full queue would be looked through several times a second.
+        gc.set_threshold(*GC_THRESHOLDS)
         uvloop.run(serve(backends, settings, _announce, tables))
     except (PreparationError, ListenError, MissingExtra) as error:
         _log.error("%s", error)

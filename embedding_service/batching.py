@@ -184,17 +184,19 @@ class Batcher:
             asyncio.get_running_loop().call_soon(self._dispatch_once)
         if entries[0].is_bulk in self._late_classes:
             raise Overloaded("the embedding queue moves too slowly", retry_after=self._seconds_to_drain())
-        if not self._queue.has_room(entries):
-            raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
+        self.check_room(entries, is_bulk=entries[0].is_bulk)
         self._queue.append(entries)
 
-    def check_room(self) -> None:
-        """Refuse at once, before any work is spent on it, what a full queue would refuse whatever it is.
+    def check_room(self, entries: list[Entry], *, is_bulk: bool) -> None:
+        """Refuse *entries*, or without any what would be refused whatever it is, before work is spent on it.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: the queue is full, or an interactive caller would have to wait for too long.
         """
-        if not self._queue.has_room([]):
+        limits = self._queue.limits
+        if not is_bulk and self._queue.interactive_tokens > limits.max_wait_seconds * self._tokens_per_second > 0:
+            raise Overloaded("too much is waiting to be embedded", retry_after=self._seconds_to_drain())
+        if not self._queue.has_room(entries):
             raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
 
     async def drain(self, grace: float) -> None:
@@ -286,8 +288,11 @@ class Batcher:
             _fail(entry, error)
 
     def _learn_speed(self, num_tokens: int, seconds: float) -> None:
+        """From passes that are worth one: a lone short text says little about how fast a full queue would run."""
+        if num_tokens < self._queue.limits.max_batch_tokens / 2:
+            return
         speed = self._backend.engine.concurrency * num_tokens / max(seconds, 1e-6)
-        self._tokens_per_second += 0.1 * (speed - self._tokens_per_second)
+        self._tokens_per_second += (0.1 if self._tokens_per_second else 1.0) * (speed - self._tokens_per_second)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,6 @@ that upstream's HTTP part is, which here is the route itself.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from starlette.routing import Route
 
 from embedding_service.backend import FloatArray
 from embedding_service.bert_as_service import PROTOCOL_VERSION, BertAsService, Texts, checked_texts
-from embedding_service.edge import embed_while_connected, json_response, read_body, request_id, retry_headers
+from embedding_service.edge import Endpoint, embed_while_connected, json_response, read_body, request_id, retry_headers
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
 from embedding_service.infer import Infer
 
@@ -117,7 +116,7 @@ def _content(given: float | str | None, vectors: FloatArray) -> bytes:
     return b'{"id":%b,"result":[%b],"status":200}' % (msgspec.json.encode(given), rows)
 
 
-def _answered(handler: Callable[[Request], Awaitable[Response]]) -> Callable[[Request], Awaitable[Response]]:
+def _answered(handler: Endpoint) -> Endpoint:
     """*handler*, its errors told in this protocol's shape."""
 
     async def endpoint(request: Request) -> Response:

@@ -17,8 +17,19 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
-from embedding_service.edge import embed_while_connected, json_response, read_body, request_id, retry_headers, split_inputs
+from embedding_service.edge import (
+    Endpoint,
+    Shortcuts,
+    embed_while_connected,
+    json_response,
+    read_body,
+    request_id,
+    retry_headers,
+    shortcuts,
+    split_inputs,
+)
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
 from embedding_service.tokenization import ViewChoice
@@ -60,20 +71,21 @@ class HttpEdge:
         self._default_timeout = default_timeout
         self._more_routes = more_routes
 
-    def app(self) -> Starlette:
+    def app(self) -> ASGIApp:
         """The ASGI application."""
-        return Starlette(
-            routes=[
-                Route("/v1/embeddings", self.embeddings, methods=["POST"]),
-                Route("/v1/models", self.models),
-                Route("/healthz", self.healthz),
-                Route("/readyz", self.readyz),
-                Route("/metrics", self.metrics),
-                Route("/info", self.info),
-                *self._more_routes,
-            ],
-            exception_handlers={EmbedError: _on_embed_error, HTTPException: _on_http_error, Exception: _on_fault},
+        posts = [Route("/v1/embeddings", _answered(self.embeddings), methods=["POST"])]
+        gets = [
+            Route("/v1/models", self.models),
+            Route("/healthz", self.healthz),
+            Route("/readyz", self.readyz),
+            Route("/metrics", self.metrics),
+            Route("/info", self.info),
+        ]
+        router = Starlette(
+            routes=[*posts, *gets, *self._more_routes],
+            exception_handlers={HTTPException: _on_http_error, Exception: _on_fault},
         )
+        return Shortcuts(router, shortcuts([*posts, *self._more_routes]))
 
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`, OpenAI's shape."""
@@ -155,9 +167,20 @@ def _error(status: int, code: str, message: str, headers: dict[str, str] | None 
     return json_response({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
 
 
-async def _on_embed_error(_: Request, error: Exception) -> Response:
-    assert isinstance(error, EmbedError)
-    return _error(HTTP_STATUS[type(error)], error.code, str(error), retry_headers(error))
+def _answered(handler: Endpoint) -> Endpoint:
+    """*handler*, its errors told in this protocol's shape."""
+
+    async def endpoint(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except EmbedError as error:
+            return _error(HTTP_STATUS[type(error)], error.code, str(error), retry_headers(error))
+        except HTTPException as error:
+            return await _on_http_error(request, error)
+        except Exception as error:  # whatever it was, the caller is told in words it can read
+            return await _on_fault(request, error)
+
+    return endpoint
 
 
 async def _on_http_error(_: Request, error: Exception) -> Response:

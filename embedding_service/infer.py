@@ -97,14 +97,14 @@ class HostedTrunk:
         self.encoder = TextEncoder(self.spec.tokenizer_json, max_tokens=self.spec.max_tokens, prompt=self.spec.prompt)
         self.tokenizer = InputTokenizer(self.spec, self.encoder)
 
-    def check_room(self) -> None:
+    def check_room(self, *, is_bulk: bool) -> None:
         """Refuse what a full queue would refuse anyway; where a cache may know the answer, only the look-up can tell.
 
         Raises:
-            Overloaded: the queue is full.
+            Overloaded: see `Batcher.check_room`.
         """
         if not self.reuse.remembers:
-            self.batcher.check_room()
+            self.batcher.check_room([], is_bulk=is_bulk)
 
 
 class Infer:
@@ -151,7 +151,7 @@ class Infer:
         found = self.find(call.trunk)
         if isinstance(found, HostedTrunk):
             try:
-                found.check_room()
+                found.check_room(is_bulk=call.is_bulk)
             except EmbedError as error:
                 self._telemetry.request_ended(error.code, len(call.inputs), None)
                 raise
@@ -175,7 +175,7 @@ class Infer:
         self._check(call, trunk.spec)
         if isinstance(trunk, HostedTable):
             return await self._look_up(call, trunk, started)
-        trunk.check_room()
+        trunk.check_room(is_bulk=call.is_bulk)
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
         inputs = await trunk.tokenizer.tokenize(call.inputs, call.truncation, self.limits, call.prompt_name)
         tokenization = time.monotonic() - started

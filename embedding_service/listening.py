@@ -61,7 +61,13 @@ async def http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
     except OSError:
         raise ListenError(_taken(settings.http_port, "--http-port")) from None
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=max(1, round(settings.drain_seconds))
+        app,
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        proxy_headers=False,
+        server_header=False,
+        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
     )
     server = uvicorn.Server(config)
     # Signals are this module's business, not uvicorn's.

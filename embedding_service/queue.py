@@ -57,8 +57,9 @@ class QueueLimits:
     makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is. *side_pass_share*:
     how many rows must wait for another pass to start beside a running one, as a share of that one's rows. *bulk_queue_share*
     is how much of *max_queued_tokens* may be taken when a bulk list is to be added, so that interactive ones find room.
-    *max_queue_seconds*: nothing is added to a class whose oldest entry has waited longer than that. Rows of *long_tokens* and
-    more keep a thread for long: see `long_room`.
+    *max_wait_seconds*: nothing interactive is added behind more work than runs in that time. *max_queue_seconds*: nothing is
+    added to a class whose oldest entry has waited longer than that. Rows of *long_tokens* and more keep a thread for long: see
+    `long_room`.
     """
 
     max_batch_tokens: int = 512
@@ -67,6 +68,7 @@ class QueueLimits:
     padding_cost: float = 1.0
     max_queued_tokens: int = 65_536
     bulk_queue_share: float = 0.75
+    max_wait_seconds: float = 2.5
     max_queue_seconds: float = 10.0
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
@@ -173,6 +175,11 @@ class EntryQueue(Protocol):
         """What waits."""
         ...
 
+    @property
+    def interactive_tokens(self) -> int:
+        """Of what waits, the part that is not bulk."""
+        ...
+
     def has_room(self, entries: list[Entry]) -> bool:
         """Whether *entries* may be appended, all of them."""
         ...
@@ -205,7 +212,7 @@ class Queue:
         self.limits = limits
         self.num_tokens = 0
         self.num_entries = 0
-        self._num_bulk = 0
+        self._num_bulk = self._bulk_tokens = 0
         self._lanes: dict[tuple[bool, int], deque[Entry]] = {}
 
     def __repr__(self) -> str:
@@ -218,6 +225,11 @@ class Queue:
     def rows(self) -> Rows:
         """What waits, the dead included that were not met yet."""
         return Rows(self.num_entries, self.num_entries - self._num_bulk)
+
+    @property
+    def interactive_tokens(self) -> int:
+        """Of what waits, the part that is not bulk."""
+        return self.num_tokens - self._bulk_tokens
 
     def has_room(self, entries: list[Entry]) -> bool:
         """Whether *entries*, of one class, may be appended, all of them. An empty queue takes any list, so none starves."""
@@ -237,6 +249,7 @@ class Queue:
             self._lanes.setdefault((entry.is_bulk, entry.num_tokens), deque()).append(entry)
             self.num_tokens += entry.num_tokens
             self._num_bulk += entry.is_bulk
+            self._bulk_tokens += entry.num_tokens * entry.is_bulk
         self.num_entries += len(entries)
 
     def oldest_age(self, now: float) -> float:
@@ -268,7 +281,7 @@ class Queue:
         """Empty the queue."""
         entries = list(self)
         self._lanes.clear()
-        self.num_tokens = self.num_entries = self._num_bulk = 0
+        self.num_tokens = self.num_entries = self._num_bulk = self._bulk_tokens = 0
         return entries
 
     def _rank(self, lane: tuple[bool, int], now: float) -> float:
@@ -307,4 +320,5 @@ class Queue:
         self.num_tokens -= entry.num_tokens
         self.num_entries -= 1
         self._num_bulk -= entry.is_bulk
+        self._bulk_tokens -= entry.num_tokens * entry.is_bulk
         return entry

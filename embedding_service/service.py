@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from grpc_health.v1.health import aio as health_aio
 from prometheus_client import CollectorRegistry
-from starlette.types import ASGIApp
 
 from embedding_service import logs
 from embedding_service.backend import Backend, Batch
@@ -103,7 +102,7 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         default_timeout=settings.default_timeout_seconds,
         more_routes=[*tei.routes(), *bert_edge.routes()],
     )
-    app: ASGIApp = edge.app()
+    app = edge.app()
     embed: Embed = infer.embed
     if exchanges.is_on:
         app = WithExchanges(app, exchanges)

@@ -72,6 +72,9 @@ class Settings(BaseSettings):
     max_queued_tokens: int = Field(
         65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."
     )
+    max_wait_seconds: float = Field(
+        2.5, gt=0, description="Where what waits already would take longer to run, interactive callers get 429 at once."
+    )
     max_queue_seconds: float = Field(
         10.0, gt=0, description="While the oldest entry has waited longer, callers get 429 instead of waiting behind it."
     )
@@ -140,6 +143,7 @@ class Settings(BaseSettings):
             max_batch_requests=self.max_batch_requests,
             pass_overhead=self.pass_overhead,
             max_queued_tokens=self.max_queued_tokens,
+            max_wait_seconds=self.max_wait_seconds,
             max_queue_seconds=self.max_queue_seconds,
         )
 

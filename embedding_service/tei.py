@@ -8,7 +8,7 @@ cannot be read is answered in plain text. Timing headers are whole milliseconds.
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
@@ -19,7 +19,15 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
 from clients.wire.text import Token
-from embedding_service.edge import embed_while_connected, json_response, read_body, request_id, retry_headers, split_inputs
+from embedding_service.edge import (
+    Endpoint,
+    embed_while_connected,
+    json_response,
+    read_body,
+    request_id,
+    retry_headers,
+    split_inputs,
+)
 from embedding_service.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable, UnknownTrunk, WrongTrunk
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
 from embedding_service.tokenization import INLINE_CHARACTERS, Truncation, ViewChoice, check_text
@@ -91,8 +99,6 @@ _ERRORS: Final[dict[type[EmbedError], tuple[int, str]]] = {
     DeadlineExceeded: (424, "Backend"),
     Unavailable: (503, "Unhealthy"),
 }
-
-Handler = Callable[[Request], Awaitable[Response]]
 
 
 class TeiEdge:
@@ -212,7 +218,7 @@ class TeiEdge:
             raise HTTPException(400, "the body is not valid JSON in UTF-8") from None
 
 
-def _answered(handler: Handler) -> Handler:
+def _answered(handler: Endpoint) -> Endpoint:
     """*handler*, its errors told in this protocol's shape."""
 
     async def endpoint(request: Request) -> Response:

@@ -34,6 +34,11 @@ class FifoQueue:
         tokens = sum(entry.num_tokens for entry in entries)
         return not self.num_entries or self.num_tokens + tokens <= self.limits.max_queued_tokens
 
+    @property
+    def interactive_tokens(self) -> int:
+        """Of what waits, the part that is not bulk; strict order knows no classes."""
+        return self.num_tokens
+
     def late_classes(self, now: float) -> frozenset[bool]:
         """Both, once the oldest entry has waited too long."""
         return frozenset({True, False}) if self.oldest_age(now) > self.limits.max_queue_seconds else frozenset()

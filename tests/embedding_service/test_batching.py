@@ -367,3 +367,42 @@ async def test_batchers_of_one_processor_share_its_slots_in_turns() -> None:
     assert {"a": 6, "b": 2} == {name: order.count(name) for name in "ab"}
     # Whoever came last does not wait for all of the other's.
     assert "b" in order[2:5]
+
+
+async def test_nothing_interactive_is_added_behind_more_work_than_may_wait() -> None:
+    gate = Gate()
+    gate.open()
+    backend = FakeBackend(fault=gate, seconds_per_token=0.01)
+    async with batching(backend, max_batch_tokens=4, max_wait_seconds=0.05) as batcher:
+        await batcher.run([row(1, 2, 3, 4)], deadline=soon())  # 100 tokens a second, at most
+        gate.close()
+        asked = [asyncio.create_task(batcher.run([row(1)], deadline=soon()))]
+        await until(lambda: "1 running" in repr(batcher))
+        asked.append(asyncio.create_task(batcher.run([row(*range(6))], deadline=soon())))
+        await until(lambda: batcher.queue.num_entries == 1)
+        with pytest.raises(Overloaded, match="too much is waiting") as refused:
+            await batcher.run([row(3)], deadline=soon())
+        asked.append(asyncio.create_task(batcher.run([row(4)], deadline=soon(), is_bulk=True)))
+        await until(lambda: batcher.queue.num_entries == 2)
+        gate.open()
+        await asyncio.gather(*asked)
+        await batcher.run([row(5)], deadline=soon())
+
+    assert refused.value.retry_after
+
+
+async def test_bulk_that_waits_is_not_in_the_way_of_interactive_entries() -> None:
+    gate = Gate()
+    gate.open()
+    backend = FakeBackend(fault=gate, seconds_per_token=0.01)
+    async with batching(backend, max_batch_tokens=4, max_wait_seconds=0.05) as batcher:
+        await batcher.run([row(1, 2, 3, 4)], deadline=soon())
+        gate.close()
+        asked = [asyncio.create_task(batcher.run([row(1)], deadline=soon()))]
+        await until(lambda: "1 running" in repr(batcher))
+        asked.append(asyncio.create_task(batcher.run([row(*range(40))], deadline=soon(), is_bulk=True)))
+        await until(lambda: batcher.queue.num_entries == 1)
+        asked.append(asyncio.create_task(batcher.run([row(3)], deadline=soon())))
+        await until(lambda: batcher.queue.num_entries == 2)
+        gate.open()
+        await asyncio.gather(*asked)
