@@ -22,7 +22,7 @@ import numpy as np
 import uvloop
 
 from perf.http_client import Connection, ConnectionLostError
-from perf.machine import cpu_seconds, tree_cpu_seconds
+from perf.machine import cpu_seconds, punctual, tree_cpu_seconds
 
 TIMEOUT_SECONDS = 10.0
 MAX_LAG_SECONDS = 0.005
@@ -193,7 +193,7 @@ async def open_loop(
             pool.append(connection)
 
     gaps = _gaps(rate, seed if is_poisson else None)
-    with cpu_measured(pids or {}, result):
+    with punctual(), cpu_measured(pids or {}, result):
         await _paced(send, gaps, seconds, max_under_way, result)
     for connection in pool:
         connection.close()

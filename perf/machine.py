@@ -1,6 +1,7 @@
 """What the machine and its processes do meanwhile: CPU, memory, files, and whether anybody else is at work."""
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +15,9 @@ QUIET_SHARE: Final = 0.05
 """Of the machine's CPU time: more in the hands of others makes a comparison worthless."""
 
 MAX_WAITS: Final = 60
+_HEAD_START: Final = 5
+"""Steps of niceness."""
+
 _BUSY_FIELDS: Final = (0, 1, 2, 7)
 """user, nice, system and steal, of the cpu line of proc(5)'s stat. Interrupts have no owner, and are left out."""
 
@@ -59,6 +63,21 @@ def tree(pid: int) -> list[psutil.Process]:
         root = psutil.Process(pid)
         return [root, *root.children(recursive=True)]
     return []
+
+
+@contextmanager
+def punctual() -> Iterator[None]:
+    """This thread goes before what it measures, where the system lets it: who sends late measures its own lateness.
+
+    Processes started meanwhile would go first too.
+    """
+    before = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), before - _HEAD_START)
+    try:
+        yield
+    finally:
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), before)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from perf.machine import Snapshot, footprint, others_share, paused, quiet_at_last, snapshot, tree, tree_cpu_seconds
+from perf.machine import Snapshot, footprint, others_share, paused, punctual, quiet_at_last, snapshot, tree, tree_cpu_seconds
 
 
 @pytest.mark.parametrize(
@@ -77,3 +77,10 @@ def test_a_paused_tree_does_nothing_and_goes_on_afterwards() -> None:
         rest, _ = child.communicate(b"\n")
 
     assert b"2\n" == rest
+
+
+def test_a_punctual_thread_is_what_it_was_afterwards() -> None:
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with punctual():
+        assert os.getpriority(os.PRIO_PROCESS, 0) <= before
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
