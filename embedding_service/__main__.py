@@ -20,6 +20,7 @@ from embedding_service.listening import ListenError
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
 from embedding_service.models.tables import prepare_table
+from embedding_service.priority import new_threads_give_way
 from embedding_service.service import Addresses, MissingExtra, serve, warm_up
 from embedding_service.settings import Settings
 
@@ -60,8 +61,9 @@ def main() -> int:
 
 def _backend(model: str | None, settings: Settings) -> Backend:
     prepared = prepare(model, cache_dir=settings.cache_dir, engine=settings.engine, layers=settings.layers, progress=_log.info)
-    backend = load_backend(prepared)
-    warm_up(backend)
+    with new_threads_give_way():
+        backend = load_backend(prepared)
+        warm_up(backend)
     return backend
 
 

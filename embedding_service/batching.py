@@ -5,18 +5,16 @@ next one gathers while the current one runs.
 """
 
 import asyncio
-import contextlib
-import os
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, cast
+from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
+from embedding_service.priority import give_way
 from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, long_room, may_start, still_wanted
 from embedding_service.telemetry import BatchFacts, TrunkTelemetry
 
@@ -130,9 +128,7 @@ class Batcher:
         self._concurrency = backend.engine.concurrency
         self._slots = slots or PassSlots(self._concurrency)
         self._slots.join(self._dispatch)
-        self._pool = ThreadPoolExecutor(
-            self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}", initializer=_yield_to_the_loop
-        )
+        self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}", initializer=give_way)
         self._running: dict[asyncio.Future[Pass], Rows] = {}
         self._tokens_per_second = 0.0
         self._draining = False
@@ -321,16 +317,6 @@ def run_pass(backend: Backend, entries: Sequence[Entry]) -> Pass:
     except Exception as fault:  # a backend may raise anything, and its batch must be settled whatever it was
         return Pass(taken, began, time.monotonic() - began, [], fault)
     return Pass(taken, began, time.monotonic() - began, result)
-
-
-def _yield_to_the_loop() -> None:
-    """Let the event loop go first where all cores are busy: whoever is refused should learn it at once."""
-    with contextlib.suppress(OSError, AttributeError):
-        # On Linux a priority is a thread's own.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-_NICENESS: Final = 5
 
 
 async def run_rows(

@@ -1,0 +1,44 @@
+"""Who goes first where all cores are busy: the event loop, not the forward passes.
+
+Whoever is refused should learn it at once, and a pass that waits a millisecond for that is not noticed. On Linux a priority is a
+thread's own; elsewhere nothing changes.
+"""
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Final
+
+STEPS: Final = 5
+"""Of niceness, behind the rest of the process."""
+
+_THREADS: Final = Path("/proc/self/task")
+
+
+def give_way() -> None:
+    """The calling thread lets the event loop go first."""
+    _lower([threading.get_native_id()])
+
+
+@contextlib.contextmanager
+def new_threads_give_way() -> Iterator[None]:
+    """Threads that are made inside, by an engine for itself, let the event loop go first."""
+    before = _threads()
+    try:
+        yield
+    finally:
+        _lower(_threads() - before)
+
+
+def _threads() -> frozenset[int]:
+    with contextlib.suppress(OSError):
+        return frozenset(int(path.name) for path in _THREADS.iterdir())
+    return frozenset()
+
+
+def _lower(threads: Iterable[int]) -> None:
+    for thread in threads:
+        with contextlib.suppress(OSError, AttributeError):
+            os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + STEPS)
