@@ -18,8 +18,9 @@ from rich.table import Table
 
 from embedding_service.backend import FloatArray
 from embedding_service.models.prepare import Engine
-from perf.load import LoadResult, Target, closed_loop, open_loop
+from perf.load import LoadResult, Target, closed_loop
 from perf.machine import paused
+from perf.open_loop import open_loop
 from perf.peers.environment import CannotInstall
 from perf.report import ratios, spread, tail_ratios
 from perf.rounds import Rounds

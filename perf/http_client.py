@@ -4,9 +4,16 @@ A load generator shares the machine with what it measures; a general client woul
 """
 
 import asyncio
-from typing import cast
+from collections.abc import Callable
+from typing import Final, cast
 
 import httptools
+
+LOST: Final = 0
+"""The status of an answer that does not come: the connection has ended."""
+
+Tell = Callable[[int, bytes], None]
+"""Called once, with status and body."""
 
 
 class ConnectionLostError(Exception):
@@ -19,7 +26,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, host: str) -> None:
         self._host = host.encode()
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._tell: Tell | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._body = bytearray()
 
@@ -41,17 +48,31 @@ class Connection(asyncio.Protocol):
         Raises:
             ConnectionLostError, TimeoutError: and the connection is closed.
         """
-        if self._transport is None:
-            raise ConnectionLostError
-        self._answer = asyncio.get_running_loop().create_future()
-        head = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
-        self._transport.write(head % (path, self._host, len(body)) + body)
+        answer: asyncio.Future[tuple[int, bytes]] = asyncio.get_running_loop().create_future()
+
+        def tell(status: int, content: bytes) -> None:
+            if not answer.done():
+                answer.set_result((status, content))
+
+        self.ask(path, body, tell)
         try:
             async with asyncio.timeout(timeout):
-                return await self._answer
+                status, content = await answer
         except BaseException:
             self.close()
             raise
+        if status == LOST:
+            raise ConnectionLostError
+        return status, content
+
+    def ask(self, path: bytes, body: bytes, tell: Tell) -> None:
+        """POST *body* as JSON; *tell* gets status and body of the answer, or `LOST`."""
+        if self._transport is None:
+            tell(LOST, b"")
+            return
+        self._tell = tell
+        head = b"POST %b HTTP/1.1\r\nhost: %b\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+        self._transport.write(head % (path, self._host, len(body)) + body)
 
     def close(self) -> None:
         """End the connection."""
@@ -65,8 +86,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self._transport = None
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_exception(ConnectionLostError())
+        self._settle(LOST)
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
@@ -85,7 +105,11 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """See httptools."""
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result((self._parser.get_status_code(), bytes(self._body)))
         if not self._parser.should_keep_alive():
             self.close()
+        self._settle(self._parser.get_status_code())
+
+    def _settle(self, status: int) -> None:
+        tell, self._tell = self._tell, None
+        if tell is not None:
+            tell(status, bytes(self._body))

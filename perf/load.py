@@ -22,7 +22,7 @@ import numpy as np
 import uvloop
 
 from perf.http_client import Connection, ConnectionLostError
-from perf.machine import cpu_seconds, punctual, tree_cpu_seconds
+from perf.machine import cpu_seconds, tree_cpu_seconds
 
 TIMEOUT_SECONDS = 10.0
 MAX_LAG_SECONDS = 0.005
@@ -92,6 +92,15 @@ class LoadResult:
     def percentile_ms(self, percent: float, of: str | None = None) -> float:
         """Of the latencies, or of those of the class *of*; NaN when there are none."""
         return milliseconds_at(percent, self.latencies if of is None else self.latencies_by_class.get(of, []))
+
+    def answered(self, status: int, sent: float, intended: float, of: str = "") -> None:
+        """Count an answer that came now, to what was *sent* then and *intended* for then; of `time.perf_counter`."""
+        now = time.perf_counter()
+        if status == 200:
+            self.answered_in(now - sent, now - intended, of)
+        else:
+            self.outcomes[str(status)] += 1
+            self.answer_seconds.setdefault(str(status), []).append(now - sent)
 
     def answered_in(self, seconds: float, latency: float, of: str = "") -> None:
         """Count a good answer: *latency* since it was wanted, *seconds* since it was asked for."""
@@ -170,36 +179,6 @@ async def repeated(
     return result
 
 
-async def open_loop(
-    target: Target,
-    *,
-    rate: float,
-    seconds: float,
-    pids: dict[str, int] | None = None,
-    seed: int = 0,
-    is_poisson: bool = True,
-    max_under_way: int = MAX_UNDER_WAY,
-) -> LoadResult:
-    """Send *rate* requests a second for *seconds*, with exponential gaps (Poisson arrivals) or constant ones.
-
-    With *max_under_way* of them unanswered when the next is due the run ends, and is void.
-    """
-    result, pool, turn = LoadResult(), list[Connection](), target.endless()
-
-    async def send(intended: float) -> None:
-        body, kind = next(turn)
-        connection = await _ask(pool.pop() if pool else None, target, body, intended, result, kind)
-        if connection is not None:
-            pool.append(connection)
-
-    gaps = _gaps(rate, seed if is_poisson else None)
-    with punctual(), cpu_measured(pids or {}, result):
-        await _paced(send, gaps, seconds, max_under_way, result)
-    for connection in pool:
-        connection.close()
-    return result
-
-
 async def paced(
     call: Callable[[int], Awaitable[None]],
     *,
@@ -227,11 +206,11 @@ async def paced(
             result.answered_in(now - began, now - intended, classes[number % len(classes)])
 
     with cpu_measured({}, result):
-        await _paced(send, _gaps(rate, seed), seconds, max_under_way, result)
+        await _paced(send, gaps_of(rate, seed), seconds, max_under_way, result)
     return result
 
 
-def _gaps(rate: float, seed: int | None) -> Iterator[float]:
+def gaps_of(rate: float, seed: int | None) -> Iterator[float]:
     """Seconds from one request to the next: exponential, or constant without a *seed*."""
     chance = random.Random(seed)  # noqa: S311 (a repeatable load, no secret)
     while True:
@@ -285,12 +264,7 @@ async def _ask(
         # A refused connection must not become a busy loop.
         await asyncio.sleep(0.01)
         return None
-    now = time.perf_counter()
-    if status == 200:
-        result.answered_in(now - sent, now - since, kind)
-    else:
-        result.outcomes[str(status)] += 1
-        result.answer_seconds.setdefault(str(status), []).append(now - sent)
+    result.answered(status, sent, since, kind)
     return connection
 
 
@@ -336,6 +310,8 @@ def main() -> None:
 async def _asked_for(asked: argparse.Namespace, target: Target) -> LoadResult:
     pids = {name: int(pid) for name, _, pid in (pair.partition("=") for pair in asked.pids.split(",") if pair)}
     if asked.rate:
+        from perf.open_loop import open_loop  # noqa: PLC0415 (it is made of what is here)
+
         return await open_loop(target, rate=asked.rate, seconds=asked.seconds, pids=pids)
     return await closed_loop(target, in_flight=asked.in_flight, seconds=asked.seconds, pids=pids, warm_up_seconds=asked.warm_up)
 

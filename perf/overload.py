@@ -12,8 +12,9 @@ from functools import partial
 import uvloop
 from rich.console import Console
 
-from perf.load import LoadResult, Target, closed_loop, milliseconds_at, open_loop
+from perf.load import LoadResult, Target, closed_loop, milliseconds_at
 from perf.machine import footprint
+from perf.open_loop import open_loop
 from perf.rounds import Rounds
 from perf.settings import add_common, wide_console, workloads_asked_for
 from perf.soak import target_for

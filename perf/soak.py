@@ -19,8 +19,9 @@ from typing import Final
 import uvloop
 from rich.console import Console
 
-from perf.load import LoadResult, Target, closed_loop, open_loop
+from perf.load import LoadResult, Target, closed_loop
 from perf.machine import Footprint, footprint
+from perf.open_loop import open_loop
 from perf.settings import add_common, wide_console, workloads_asked_for
 from perf.systems import OPENAI, Route, Running, our_service
 from perf.trunks import long_trunk

@@ -46,9 +46,11 @@ class Scripted:
     def __init__(self, *answers: bytes | None) -> None:
         self._answers = list(answers)
         self.bodies: list[bytes] = []
+        self.callers: set[object] = set()
 
     async def __call__(self, writer: asyncio.StreamWriter, body: bytes) -> None:
         self.bodies.append(body)
+        self.callers.add(writer.get_extra_info("peername"))
         answer = self._answers.pop(0) if len(self._answers) > 1 else self._answers[0]
         await asyncio.sleep(0.002)
         if answer is None:

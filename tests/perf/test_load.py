@@ -2,26 +2,17 @@ import asyncio
 import os
 
 import msgspec
-import numpy as np
 import pytest
 
-from perf.load import LoadResult, classify_bodies, closed_loop, open_loop, paced, repeated, target_of
+from perf.load import LoadResult, classify_bodies, closed_loop, paced, repeated, target_of
 from perf.machine import cpu_seconds
-from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, StallsOnce, serving
-
-STALL_SECONDS = 0.5
+from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, serving
 
 
 async def closed(answer: Answer, *, in_flight: int, seconds: float, pids: dict[str, int] | None = None) -> LoadResult:
     async with serving(answer) as port:
         target = target_of(f"http://127.0.0.1:{port}", [b"{}"])
         return await closed_loop(target, in_flight=in_flight, seconds=seconds, pids=pids)
-
-
-async def opened(answer: Answer, *, rate: float, seconds: float, is_poisson: bool = True) -> LoadResult:
-    async with serving(answer) as port:
-        target = target_of(f"http://127.0.0.1:{port}", [b"{}"])
-        return await open_loop(target, rate=rate, seconds=seconds, is_poisson=is_poisson)
 
 
 def test_a_body_names_its_text_and_the_heads_asked_for() -> None:
@@ -75,22 +66,6 @@ async def test_what_is_answered_during_the_warm_up_does_not_count() -> None:
     assert 0 < result.outcomes["200"] < len(server.bodies)
 
 
-async def test_a_stall_shows_in_the_open_loop_and_hides_in_the_closed_one() -> None:
-    of_open = await opened(StallsOnce(50, STALL_SECONDS), rate=200, seconds=1)
-    of_closed = await closed(StallsOnce(50, STALL_SECONDS), in_flight=1, seconds=1)
-
-    half = STALL_SECONDS / 2 * 1000
-    assert of_open.percentile_ms(90) > half, "about half of the second's requests were due during the stall"
-    assert of_closed.percentile_ms(90) < half, "one request alone was under way"
-    assert max(of_closed.latencies) * 1000 > half
-
-
-async def test_a_constant_rate_sends_as_many_as_asked_for() -> None:
-    result = await opened(Scripted(GOOD), rate=100, seconds=0.5, is_poisson=False)
-
-    assert result.outcomes.total() == pytest.approx(50, abs=1)
-
-
 @pytest.mark.parametrize(("lag", "is_void"), [(0.001, False), (0.006, True)])
 def test_a_run_is_void_when_the_generator_itself_was_late(lag: float, is_void: bool) -> None:
     result = LoadResult(seconds=1, lags=[lag] * 100)
@@ -130,57 +105,6 @@ async def test_a_process_that_ended_is_left_out_of_the_cpu_times() -> None:
     result = await repeated(call, texts=1, in_flight=1, seconds=0.1, pids={"child": child.pid})
 
     assert {"load"} == set(result.cpu_ms_per_text)
-
-
-async def test_an_open_loop_with_too_many_under_way_ends_early_and_is_void() -> None:
-    asked = asyncio.Event()
-    num_asked = 0
-
-    async def late(writer: asyncio.StreamWriter, _: bytes) -> None:
-        nonlocal num_asked
-        num_asked += 1
-        if num_asked == 5:
-            asked.set()
-        await asked.wait()
-        await asyncio.sleep(0.1)
-        writer.write(GOOD)
-
-    async with serving(late) as port, asyncio.timeout(20):
-        target = target_of(f"http://127.0.0.1:{port}", [b"{}"])
-        result = await open_loop(target, rate=2_000, seconds=60, max_under_way=5)
-
-    assert result.is_overrun
-    assert result.is_void
-    assert {"200": 5} == dict(result.outcomes)
-    assert "too many requests were under way" in result.summary()
-
-
-async def test_latencies_are_told_apart_by_the_class_of_their_body() -> None:
-    async def slow_for_long(writer: asyncio.StreamWriter, body: bytes) -> None:
-        await asyncio.sleep(0.05 if body == b"long" else 0)
-        writer.write(GOOD)
-
-    async with serving(slow_for_long) as port:
-        target = target_of(f"http://127.0.0.1:{port}", [b"short", b"long"], classes=["short", "long"])
-        results = [
-            await open_loop(target, rate=100, seconds=0.3, is_poisson=False),
-            await closed_loop(target, in_flight=2, seconds=0.3),
-        ]
-
-    for result in results:
-        by_class = result.latencies_by_class
-        assert min(by_class["long"]) >= 0.05
-        assert len(by_class["short"]) + len(by_class["long"]) == len(result.latencies) == result.outcomes["200"]
-        assert result.percentile_ms(50, "long") >= 50
-        assert np.isnan(result.percentile_ms(50, "other"))
-
-
-async def test_how_long_a_refusal_took_is_kept_by_its_status() -> None:
-    result = await opened(Scripted(UNAVAILABLE, UNAVAILABLE, GOOD), rate=100, seconds=0.2)
-
-    assert 2 == len(result.answer_seconds["503"])
-    assert result.outcomes["200"] == len(result.answer_seconds["200"])
-    assert all(seconds > 0 for seconds in result.answer_seconds["503"])
 
 
 async def test_calls_are_paced_and_counted_by_class_and_outcome() -> None:
