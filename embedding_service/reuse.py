@@ -229,7 +229,7 @@ class _Flight:
 
     def tell(self, vectors: list[FloatArray], queue_seconds: float, inference_seconds: float) -> None:
         """All who wait get *vectors*."""
-        for member in self._members:
+        for member in self._let_go():
             # Who joined late has queued for less.
             queued = max(0.0, queue_seconds - (member.arrived - self.entry.arrived))
             _waiter(member).put(member.index, vectors, queued, inference_seconds)
@@ -242,8 +242,23 @@ class _Flight:
     def fail(self, error: EmbedError) -> None:
         """See `batching.Waiter`."""
         self._reuse.ended(self)
-        for member in self._members:
+        for member in self._let_go():
             _waiter(member).fail(error)
+
+    def _let_go(self) -> list[Entry]:
+        """All who waited. Their vectors would otherwise live until the collector finds flight and entry in a circle."""
+        members, self._members = self._members, []
+        self.entry.ticket = _LANDED
+        return members
+
+
+class _Landed:
+    """Where nobody waits."""
+
+    is_settled = True
+
+
+_LANDED: Final = _Landed()
 
 
 def _key(entry: Entry) -> Wanted:

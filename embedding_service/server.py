@@ -91,7 +91,7 @@ class EmbeddingServicer:
         """The RPC `Embed`."""
         exchange = self._exchanges.begin("grpc", "Embed", context.invocation_metadata)
         exchange.asked(len(request.inputs))
-        return await self._answered(context, exchange, lambda: self._embed(request, context, exchange))
+        return await self._answered(context, exchange, lambda: self._embed(request, context, exchange), pb.EmbedResponse())
 
     async def embed_stream(
         self, requests: AsyncIterator[pb.EmbedStreamRequest], context: Context
@@ -145,7 +145,7 @@ class EmbeddingServicer:
     async def get_trunk(self, request: pb.GetTrunkRequest, context: Context) -> pb.Trunk:
         """The RPC `GetTrunk`."""
         exchange = self._exchanges.begin("grpc", "GetTrunk", context.invocation_metadata)
-        return await self._answered(context, exchange, lambda: self._describe(request))
+        return await self._answered(context, exchange, lambda: self._describe(request), pb.Trunk())
 
     def _begin_part(self, context: Context) -> Exchange:
         return self._exchanges.begin("grpc-stream", "EmbedStream", context.invocation_metadata)
@@ -164,7 +164,10 @@ class EmbeddingServicer:
             return table_message(found, most)
         return trunk_message(found, most, with_tokenizer=request.with_tokenizer)
 
-    async def _answered(self, context: Context, exchange: Exchange, work: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def _answered(
+        self, context: Context, exchange: Exchange, work: Callable[[], Awaitable[Answer]], nothing: Answer
+    ) -> Answer:
+        """What *work* gives, or *nothing*, which is not sent, with the status that says why."""
         try:
             with exchange:
                 return await work()
@@ -173,7 +176,10 @@ class EmbeddingServicer:
                 _tell_cause(error, context)
             if error.retry_after is not None:
                 context.set_trailing_metadata(((RETRY_AFTER_MS, str(round(error.retry_after * 1000))),))
-            await context.abort(GRPC_STATUS[type(error)], str(error))
+            # Not `abort`: what it raises stays, with all frames it went through, until the collector finds it.
+            context.set_code(GRPC_STATUS[type(error)])
+            context.set_details(str(error))
+            return nothing
 
 
 def _tell_cause(error: EmbedError, context: Context) -> None:

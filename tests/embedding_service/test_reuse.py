@@ -1,5 +1,6 @@
 import asyncio
 import gc
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -271,3 +272,18 @@ def test_every_caller_gets_its_own_vectors_or_an_error_whatever_is_shared(
         assert 0 == len(reuse._flights)
 
     asyncio.run(scenario())
+
+
+async def test_vectors_are_freed_with_their_answer_and_need_no_collector() -> None:
+    async with reusing(FakeBackend(), cache_bytes=0) as reuse:
+        gc.collect()
+        gc.disable()
+        try:
+            outcome = await reuse.run([row(1, 2), row(3)], deadline=soon())
+            seen = [weakref.ref(vectors[0]) for vectors in outcome.vectors]
+            assert all(vectors() is not None for vectors in seen)
+            del outcome
+            await asyncio.sleep(0)
+            assert [None, None] == [vectors() for vectors in seen]
+        finally:
+            gc.enable()
