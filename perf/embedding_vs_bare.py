@@ -1,21 +1,31 @@
-"""`python -m perf.embedding_vs_bare`: the embedding service by each of its ways in, beside the bare engine, in turns."""
+"""`python -m perf.embedding_vs_bare`: the embedding service by each of its ways in, beside the bare engine, in turns.
+
+"in process" is the service without any protocol: what a caller in its own process would get. No way in can be better.
+"""
 
 import argparse
 import asyncio
 import contextlib
 import os
 import statistics
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
+import uvloop
+from prometheus_client import CollectorRegistry
 from rich.console import Console
 
 from clients import AsyncEmbeddingClient, Deadline
 from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
+from embedding_service.infer import EmbedCall, HostedTrunk, Infer
 from embedding_service.models.prepare import prepare
+from embedding_service.queue import QueueLimits
+from embedding_service.telemetry import PrometheusTelemetry
+from embedding_service.tokenization import InputLimits
 from perf.bare_loop import bare_loop, best_of
-from perf.load import LoadResult, closed_loop, repeated
+from perf.load import TIMEOUT_SECONDS, LoadResult, closed_loop, repeated
 from perf.report import spread
 from perf.rounds import Rounds
 from perf.settings import add_common, wide_console, workloads_asked_for
@@ -62,11 +72,28 @@ async def ways_of(service: Running, workload: Workload) -> AsyncIterator[dict[st
                     streamed, texts=1, in_flight=IN_FLIGHT, seconds=s, pids=pids
                 ),
                 f"gRPC, {MANY} texts, 4 in flight": lambda s: repeated(many, texts=MANY, in_flight=4, seconds=s, pids=pids),
+                f"gRPC, {MANY} texts, 16 in flight": lambda s: repeated(many, texts=MANY, in_flight=16, seconds=s, pids=pids),
                 f"HTTP /v1/embeddings, {HTTP_IN_FLIGHT} in flight": lambda s: over_http(s, OPENAI),
                 f"HTTP /embed, {HTTP_IN_FLIGHT} in flight": lambda s: over_http(s, TEI),
             }
         finally:
             await stream.close()
+
+
+@contextlib.asynccontextmanager
+async def in_process(backend: Backend, workload: Workload) -> AsyncIterator[Way]:
+    """The service's heart around *backend*, asked for single texts by this process."""
+    telemetry = PrometheusTelemetry(CollectorRegistry())
+    trunk = HostedTrunk(backend, QueueLimits(), telemetry.of_trunk(backend.trunk.name))
+    infer = Infer([trunk], InputLimits(), telemetry)
+
+    async def ask(number: int) -> None:
+        await infer.embed(EmbedCall([workload.texts[number % len(workload.texts)]], time.monotonic() + TIMEOUT_SECONDS))
+
+    try:
+        yield lambda seconds: repeated(ask, texts=1, in_flight=IN_FLIGHT, seconds=seconds)
+    finally:
+        await trunk.batcher.drain(TIMEOUT_SECONDS)
 
 
 async def compare(service: Running, backend: Backend, workload: Workload, given: argparse.Namespace, console: Console) -> None:
@@ -76,7 +103,8 @@ async def compare(service: Running, backend: Backend, workload: Workload, given:
     console.print(f"{workload}, median {median:.0f} tokens; {backend.engine.label}; {os.cpu_count()} cores")
     ratios: dict[str, list[float]] = {}
     rounds = Rounds([service.pid], console.print, given.waits)
-    async with ways_of(service, workload) as ways:
+    async with ways_of(service, workload) as outside, in_process(backend, workload) as inside:
+        ways = {f"in process, one text, {IN_FLIGHT} in flight": inside, **outside}
         for way in ways.values():
             await way(2.0)
         size = (await asyncio.to_thread(best_of, backend, token_ids, 1.0)).batch_size
@@ -106,7 +134,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m perf.embedding_vs_bare", description=__doc__)
     add_common(parser, seconds=3.0, rounds=7, workloads=("short",))
     given = parser.parse_args()
-    asyncio.run(run(given, workloads_asked_for(given), wide_console()))
+    uvloop.run(run(given, workloads_asked_for(given), wide_console()))
 
 
 if __name__ == "__main__":
