@@ -79,7 +79,7 @@ def test_a_text_of_nothing_but_dropped_characters_is_empty(tmp_path: Path) -> No
 
 
 def test_a_row_that_is_too_short_lacks_its_label(tmp_path: Path) -> None:
-    assert "the label is empty in line 6" in complaint(written(tmp_path, GOOD + "alone\n"))
+    assert "there is no label in line 6" in complaint(written(tmp_path, GOOD + "alone\n"))
 
 
 def test_equal_texts_with_different_labels_are_named_by_both_lines(tmp_path: Path) -> None:
