@@ -61,8 +61,8 @@ def population_stability_index(expected: Sequence[float], actual: Sequence[float
 def stability_index_noise(num_labels: int, num_expected: int, num_actual: int) -> float:
     """The mean of `population_stability_index` between two samples of one distribution, of so many labels each.
 
-    It is (labels - 1) · (1/n + 1/m), as the index is near to a sum of chi-squares (Yurdakul: "Statistical Properties of Population
-    Stability Index", 2018).
+    It is (labels - 1) · (1/n + 1/m), as the index is near to a sum of chi-squares (Yurdakul: "Statistical Properties of
+    Population Stability Index", 2018).
     """
     return max(num_labels - 1, 0) * (1.0 / max(num_expected, 1) + 1.0 / max(num_actual, 1))
 
@@ -152,8 +152,8 @@ class DriftMonitor(Collector):
     def answered(self, head: str, version: int, labels: Iterable[str], confidence: float) -> None:
         """A text was answered with *labels*, none or several of multi_label, each of them one of the manifest's.
 
-        Labels that validation does not know are left out, so that nobody can make up metrics, and so is a confidence that is no
-        number.
+        A label that validation does not know counts as none, so that nobody can make up series; a text whose confidence is no
+        number is left out.
         """
         with self._lock:
             window = self._windows.get((head, version))
