@@ -116,7 +116,7 @@ def build_report(
     targets = held_out.targets(evaluation.labels)
     found = _answers(evaluation, scores, thresholds)
     losses, wrong = _losses(evaluation, known, targets, found)
-    worst = [place for place in np.argsort(-losses, kind="stable") if wrong[place]][:max_errors]
+    worst = [place for place in map(int, np.argsort(-losses, kind="stable")) if wrong[place]][:max_errors]
     values = known[:, 0] if evaluation.task == "regression" else None
     return Report(
         facts=facts,
@@ -148,7 +148,7 @@ def _answers(evaluation: Evaluation, scores: FloatArray, thresholds: tuple[float
 
 
 def _named(row: NDArray[np.int8], labels: Sequence[str]) -> str:
-    return ", ".join(sorted(labels[place] for place in np.flatnonzero(row)))
+    return ", ".join(sorted(labels[int(place)] for place in np.flatnonzero(row)))
 
 
 def _losses(

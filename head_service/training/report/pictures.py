@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -25,7 +25,7 @@ DARK: Final = {INK: "#e4e8ee", MUTED: "#98a2b3", ACCENT: "#6db1ff", PAPER: "#121
 """What each colour is on a dark page: a picture is drawn once, and its colours are exchanged."""
 
 MAX_NAME_LENGTH: Final = 20
-_SETTINGS: Final = {
+_SETTINGS: Final[dict[Any, Any]] = {
     "svg.fonttype": "none",
     # Without it identifiers differ from run to run, and so would equal reports.
     "svg.hashsalt": "trunkline",
