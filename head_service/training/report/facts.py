@@ -141,7 +141,7 @@ def _train_counts(train: Dataset) -> dict[str, int]:
 def _answers(evaluation: Evaluation, scores: FloatArray, thresholds: tuple[float, ...]) -> list[str]:
     """Each text's answer in words, as `Example.label` is."""
     if evaluation.task == "regression":
-        return [f"{value:.6g}" for value in scores.reshape(-1)]
+        return [f"{value:.4g}" for value in scores.reshape(-1)]
     if evaluation.task == "single_label":
         return [evaluation.labels[place] for place in scores.argmax(axis=1)]
     return [_named(row, evaluation.labels) for row in above_thresholds(scores, thresholds)]

@@ -114,10 +114,11 @@ def _page(report: Report) -> Page:
 
 
 def _summary(facts: TrainingFacts, evaluation: Evaluation) -> tuple[tuple[str, str, bool], ...]:
+    labels = "" if evaluation.task == "regression" else f", {len(evaluation.labels):,} labels"
     temperature = () if facts.temperature is None else (("Temperature", f"{facts.temperature:.3f}", False),)
     return (
         ("Head type", facts.head_type, False),
-        ("Answers", f"{TASK_NAMES[evaluation.task]}, {_plural(len(evaluation.labels), 'output')}", False),
+        ("Task", TASK_NAMES[evaluation.task] + labels, False),
         ("Trunk", facts.trunk, False),
         ("View", facts.view, False),
         ("Texts", f"{facts.num_train:,} to train, {facts.num_test:,} held out", False),
@@ -131,14 +132,14 @@ def _summary(facts: TrainingFacts, evaluation: Evaluation) -> tuple[tuple[str, s
 
 def _comparison(evaluation: Evaluation, live: LiveVersion) -> Section:
     rows = []
-    for key, name in METRIC_NAMES.items():
-        new, old = getattr(evaluation, key), getattr(live.evaluation, key)
-        if new is not None and old is not None:
+    for key, name, new in _metrics_of(evaluation):
+        old = getattr(live.evaluation, key)
+        if old is not None:
             better = (new < old) if key in LESS_IS_BETTER else (new > old)
             rows.append((Cell(name), _number(_ratio(new)), _number(_ratio(old)), _change(new - old, better=better)))
     table = Table(
         f"This version beside version {live.version}",
-        (Cell("Metric"), _number("This version"), _number(f"Version {live.version}"), _number("Difference")),
+        (Cell("Metric"), _number("This"), _number(f"Version {live.version}"), _number("Difference")),
         tuple(rows),
     )
     changes = _label_changes(evaluation, live) if live.same_data else ()
@@ -153,9 +154,8 @@ def _verdict(evaluation: Evaluation, live: LiveVersion) -> str:
         return (
             "Both were measured on the same texts. The live version is inside this one's interval: the difference may be chance."
         )
-    return (
-        f"Both were measured on the same texts. This version is {'better' if new.value > old.value else 'worse'} beyond chance."
-    )
+    way = "better" if new.value > old.value else "worse"
+    return f"Both were measured on the same texts. This version is {way}: the live one is outside its interval."
 
 
 def _label_changes(evaluation: Evaluation, live: LiveVersion) -> tuple[Table, ...]:
@@ -180,10 +180,16 @@ def _candidates(facts: TrainingFacts, metric: str) -> Section:
 
 
 def _metrics(evaluation: Evaluation) -> Section:
-    found = [(name, getattr(evaluation, key)) for key, name in METRIC_NAMES.items()]
-    rows = [(Cell(name), _number(_ratio(value))) for name, value in found if value is not None]
+    rows = [(Cell(name), _number(_ratio(value))) for _, name, value in _metrics_of(evaluation)]
     words = ("Accuracy is the share of texts with every label right.",) if evaluation.task == "multi_label" else ()
     return Section("Metrics", words, (Table("On the held-out texts", (Cell("Metric"), _number("Value")), tuple(rows)),))
+
+
+def _metrics_of(evaluation: Evaluation) -> list[tuple[str, str, float]]:
+    """(field, name, value) of what the task has. Micro F1 is the accuracy where a text has one label: it is not told twice."""
+    twice = {"micro_f1"} if evaluation.task == "single_label" else set()
+    found = [(key, name, getattr(evaluation, key)) for key, name in METRIC_NAMES.items() if key not in twice]
+    return [(key, name, value) for key, name, value in found if value is not None]
 
 
 def _per_label(evaluation: Evaluation) -> Section:
@@ -284,24 +290,27 @@ def _errors(report: Report) -> Section:
     if not report.errors:
         return Section("Hardest errors", ("There is none: every held-out text was answered rightly.",))
     regression = report.evaluation.task == "regression"
-    kind = "largest absolute error" if regression else "least score for the truth"
-    words = f"Of {report.num_errors:,} errors, the {len(report.errors)} with the {kind}. Some may be labelled wrongly themselves."
+    if regression:
+        words = f"The {len(report.errors)} texts of {report.num_errors:,} whose answer is farthest from their number."
+    else:
+        words = f"Of {report.num_errors:,} errors, the {len(report.errors)} with the least score for the truth."
+    words += " Some may be labelled wrongly themselves."
     left_out = () if report.with_texts else ("The texts are left out of this report; find them by their line.",)
     columns = (
         Cell("Line"),
-        *((Cell("Text"),) if report.with_texts else ()),
         Cell("Truth", "number" if regression else ""),
         Cell("Answered", "number" if regression else ""),
         _number("Error" if regression else "Loss"),
+        *((Cell("Text"),) if report.with_texts else ()),
     )
     kind = "number" if regression else ""
     rows = [
         (
-            Cell(str(each.line)),
-            *((Cell(each.text, "prose"),) if each.text is not None else ()),
+            Cell(str(each.line), "brief"),
             Cell(each.truth or "(none)", kind),
             Cell(each.found or "(none)", kind),
             _number(_ratio(each.loss)),
+            *((Cell(each.text, "prose"),) if each.text is not None else ()),
         )
         for each in report.errors
     ]
@@ -326,16 +335,14 @@ def _share(count: int, total: int) -> Cell:
 
 
 def _change(change: float, *, better: bool) -> Cell:
-    if not change:
+    size = _ratio(abs(change))
+    if float(size) < 0.0005:
         return _number("0.000")
     # In words as well: colour is not seen by everybody.
-    return Cell(f"{change:+.3f} {'better' if better else 'worse'}", f"number {'better' if better else 'worse'}")
+    words = f"{'+' if change > 0.0 else '−'}{size} {'better' if better else 'worse'}"
+    return Cell(words, f"number {'better' if better else 'worse'}")
 
 
 def _ratio(value: float) -> str:
     """Three places; large and tiny numbers of a regression by their leading digits."""
     return f"{value:.3f}" if value == 0.0 or 0.001 <= abs(value) < 1_000 else f"{value:.4g}"
-
-
-def _plural(count: int, noun: str) -> str:
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"

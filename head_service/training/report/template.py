@@ -19,7 +19,7 @@ TEMPLATE: Final = """\
 {%- endfor %}</tr></thead>
 <tbody>
 {% for row in shown.rows -%}
-<tr><th scope="row" dir="auto">{{ row[0].words }}</th>{% for value in row[1:] %}{{ cell(value) }}{% endfor %}</tr>
+<tr><th scope="row"{% if row[0].kind %} class="{{ row[0].kind }}"{% endif %} dir="auto">{{ row[0].words }}</th>{% for value in row[1:] %}{{ cell(value) }}{% endfor %}</tr>
 {% endfor -%}
 </tbody>
 </table>
@@ -56,7 +56,9 @@ TEMPLATE: Final = """\
 <span class="muted">{{ page.headline.interval }}</span></p>
 <dl>
 {% for name, words, is_code in page.summary -%}
-<div><dt>{{ name }}</dt><dd dir="auto">{% if is_code %}<code>{{ words }}</code>{% else %}{{ words }}{% endif %}</dd></div>
+{% if is_code %}<div class="long"><dt>{{ name }}</dt><dd><code>{{ words }}</code></dd></div>
+{% else %}<div><dt>{{ name }}</dt><dd dir="auto">{{ words }}</dd></div>
+{% endif -%}
 {% endfor -%}
 </dl>
 </header>

@@ -40,7 +40,8 @@ def held_out(task: Task, labels: list[str], count: int, seed: int = 0) -> Datase
     for place in range(count):
         text = HOSTILE if place % 7 == 0 else f"text {place}: " + "what somebody wrote about it, at some length. " * (place % 12)
         if task == "regression":
-            examples.append(Example(text, "", place + 2, value=float(np.float32(random.normal(3.0, 1.5)))))
+            value = round(random.normal(3.0, 1.5), 2)
+            examples.append(Example(text, repr(value), place + 2, value=value))
         elif task == "multi_label":
             own = tuple(sorted(label for label in labels if random.random() < 0.25))
             examples.append(Example(text, ", ".join(own), place + 2, labels=own))
