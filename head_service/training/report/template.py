@@ -19,7 +19,8 @@ TEMPLATE: Final = """\
 {%- endfor %}</tr></thead>
 <tbody>
 {% for row in shown.rows -%}
-<tr><th scope="row"{% if row[0].kind %} class="{{ row[0].kind }}"{% endif %} dir="auto">{{ row[0].words }}</th>{% for value in row[1:] %}{{ cell(value) }}{% endfor %}</tr>
+<tr><th scope="row"{% if row[0].kind %} class="{{ row[0].kind }}"{% endif %} dir="auto">{{ row[0].words }}</th>
+{%- for value in row[1:] %}{{ cell(value) }}{% endfor %}</tr>
 {% endfor -%}
 </tbody>
 </table>

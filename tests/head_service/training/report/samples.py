@@ -38,7 +38,7 @@ def held_out(task: Task, labels: list[str], count: int, seed: int = 0) -> Datase
     random = np.random.default_rng(seed)
     examples = []
     for place in range(count):
-        text = HOSTILE if place % 7 == 0 else f"text {place}: " + "what somebody wrote about it, at some length. " * (place % 12)
+        text = HOSTILE if place % 3 == 0 else f"text {place}: " + "what somebody wrote about it, at some length. " * (place % 12)
         if task == "regression":
             value = round(random.normal(3.0, 1.5), 2)
             examples.append(Example(text, repr(value), place + 2, value=value))
