@@ -20,6 +20,7 @@ HEAVY = {
     "onnx": ("embedding_service/models/", "perf/trunks.py"),
     "pyarrow": ("embedding_service/models/",),
     "sklearn": ("head_service/training/",),
+    "matplotlib": ("head_service/training/report/",),
     "tensorflow_serving": (),
     "pickle": (),
     "zmq": ("embedding_service/zmq_edge.py",),

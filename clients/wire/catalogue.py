@@ -48,6 +48,18 @@ class Metrics(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     calibration_error: float | None = None
 
 
+class ValidationSummary(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a version answered on the texts it was validated on; live answers drift when they no longer look like it.
+
+    *label_shares* are shares of all the labels answered, adding up to one; "" stands for texts of multi_label answered with none.
+    A text's confidence is its highest score, of multi_label the mean over labels of the score or one minus it, whichever is more.
+    """
+
+    label_shares: dict[str, float]
+    mean_confidence: float
+    num_texts: int
+
+
 class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A text whose scores, in the order of the labels, were recorded when the version was exported."""
 
@@ -63,8 +75,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     goes in as float32 [batch, tokens, width] with a second input *mask_input*, float32 [batch, tokens], 1 where there is a token.
     *mix_layers*, when given, take the place of the view's layer: the head reads the view at each of them, their vectors one
     behind the other, and *width* is that of all. *thresholds* has one number a label where the task is multi_label; a regression
-    has the one label "value". *temperature* is already applied to the scores. *head_type*: how it was made, nothing depends on it
-    *files* maps each other file of the version directory, by its relative POSIX path, to "sha256:<64 hex digits>".
+    has the one label "value". *temperature* is already applied to the scores. *head_type* says how it was made; nothing depends
+    on it. *validation* is what drift is measured against. *files* maps each other file of the version directory, by its relative
+    POSIX path, to "sha256:<64 hex digits>".
     """
 
     schema: Literal["trunkline.head/1"] = "trunkline.head/1"
@@ -83,6 +96,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     mask_input: str = ""
     output: str = "scores"
     metrics: Metrics | None = None
+    validation: ValidationSummary | None = None
     golden: tuple[GoldenExample, ...] = ()
     created: str = ""
     files: dict[str, str] = {}

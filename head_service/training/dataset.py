@@ -1,40 +1,71 @@
 """Labelled texts out of a file, and every complaint about them in words with line numbers."""
 
-import csv
 import hashlib
-import io
 import json
-import random
+import math
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from numpy.typing import NDArray
+
+from clients.wire.catalogue import Task
 from clients.wire.text import normalize_text
 from head_service.errors import DataError
+from head_service.training.rows import DataLimits, Row, read_rows
+from head_service.training.splitting import held_out_by_group, held_out_by_labels, held_out_by_value
 
 TEXT_COLUMNS: Final = ("text", "sentence", "review", "content", "body", "message", "tweet")
 LABEL_COLUMNS: Final = ("label", "class", "category", "topic", "sentiment", "target")
+# What a column of lists or numbers is also called.
+MULTI_LABEL_COLUMNS: Final = ("labels", "tags", "classes", "categories", "topics", *LABEL_COLUMNS)
+REGRESSION_COLUMNS: Final = ("value", "score", "rating", "stars", *LABEL_COLUMNS)
+USUAL_COLUMNS: Final[Mapping[Task, tuple[str, ...]]] = {
+    "single_label": LABEL_COLUMNS,
+    "multi_label": MULTI_LABEL_COLUMNS,
+    "regression": REGRESSION_COLUMNS,
+}
+REGRESSION_LABEL: Final = "value"
+"""The name of a regression's only output."""
+
 MAX_COMPLAINTS: Final = 20
+MAX_NAMES_SHOWN: Final = 20
+MAX_LABEL_LENGTH: Final = 200
 MIN_PER_LABEL: Final = 2
+MIN_FOR_REGRESSION: Final = 10
+_MAX_VALUE: Final = float(np.finfo(np.float32).max)
+_NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
+
+Targets = NDArray[np.int64] | NDArray[np.int8] | NDArray[np.float32]
+"""int64 [texts]: the label's index; or int8 [texts, labels]: 1 where a text has the label; or float32 [texts]: the number."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One row; *line* is where it starts in its file, counted from 1."""
+    """One row; *line* is where it starts in its file, counted from 1.
+
+    *label* is its answer as one line of words: the label, the labels with commas between, or the number. Of multi_label
+    *labels* are the same one by one, sorted, each once, perhaps none; of regression *value* is the number.
+    """
 
     text: str
     label: str
     line: int
+    labels: tuple[str, ...] = ()
+    value: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Examples without repetitions; *num_repeated* rows said what another one said already."""
+    """Examples of one task, without repetitions; *num_repeated* rows said what another one said already."""
 
     examples: tuple[Example, ...]
     num_repeated: int = 0
+    task: Task = "single_label"
 
     @property
     def texts(self) -> list[str]:
@@ -43,121 +74,223 @@ class Dataset:
 
     @property
     def labels(self) -> list[str]:
-        """In order."""
+        """In order; each example's `label`."""
         return [example.label for example in self.examples]
 
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What a head trained on this answers: each label once, sorted; of a regression `REGRESSION_LABEL`."""
+        if self.task == "regression":
+            return (REGRESSION_LABEL,)
+        return tuple(sorted({label for example in self.examples for label in self._labels_of(example)}))
+
+    def targets(self, label_names: Sequence[str] | None = None) -> Targets:
+        """What the texts are answered with, in numbers, see `Targets`; *label_names* absent: this dataset's own.
+
+        Raises:
+            DataError: a label is not one of *label_names*; it is told with its lines.
+        """
+        if self.task == "regression":
+            return np.array([example.value for example in self.examples], np.float32)
+        names = self.label_names if label_names is None else tuple(label_names)
+        self._check_known(names)
+        index = {name: place for place, name in enumerate(names)}
+        if self.task == "single_label":
+            return np.array([index[example.label] for example in self.examples], np.int64)
+        indicators = np.zeros((len(self.examples), len(names)), np.int8)
+        for row, example in zip(indicators, self.examples, strict=True):
+            row[[index[label] for label in example.labels]] = 1
+        return indicators
+
     def digest(self) -> str:
-        """SHA-256, in hexadecimal, of all texts and labels."""
+        """SHA-256, in hexadecimal, of all texts and what they are answered with."""
         whole = hashlib.sha256()
         for example in self.examples:
-            whole.update(json.dumps([example.text, example.label]).encode())
+            answers = {"single_label": example.label, "multi_label": example.labels, "regression": example.value}
+            whole.update(json.dumps([example.text, answers[self.task]]).encode())
         return whole.hexdigest()
+
+    def _labels_of(self, example: Example) -> tuple[str, ...]:
+        return example.labels if self.task == "multi_label" else (example.label,)
+
+    def _check_known(self, names: Sequence[str]) -> None:
+        known = set(names)
+        strange: dict[str, list[int]] = defaultdict(list)
+        for example in self.examples:
+            for label in self._labels_of(example):
+                if label not in known:
+                    strange[label].append(example.line)
+        _complain([f"the label {_shown(label)} in {_lines(lines)} is none the head knows" for label, lines in strange.items()])
+
+
+@dataclass(frozen=True, slots=True)
+class _Problem:
+    """Why a cell cannot be used; *says* goes before "in line …"."""
+
+    says: str
 
 
 def read_dataset(
-    path: Path, text_column: str | None = None, label_column: str | None = None, *, for_training: bool = True
+    path: Path,
+    text_column: str | None = None,
+    label_column: str | None = None,
+    *,
+    for_training: bool = True,
+    task: Task = "single_label",
+    label_separator: str = "|",
+    limits: DataLimits | None = None,
 ) -> Dataset:
     """The examples of a .csv, .tsv or .jsonl file.
 
-    Not *for_training*, held-out rows are taken as they are: repetitions, rare and contradicting labels included.
+    The label column holds, by *task*, a label; labels with *label_separator* between them, or a list of them in .jsonl, and
+    none at all may be right; or a finite number. Not *for_training*, held-out rows are taken as they are: repetitions, rare and
+    contradicting labels included.
 
     Raises:
         DataError: with every problem found, each with its lines.
     """
-    content = _read(path)
-    if path.suffix.lower() == ".jsonl":
-        rows = _jsonl_rows(content)
-    elif path.suffix.lower() in {".csv", ".tsv"}:
-        rows = _csv_rows(content, "\t" if path.suffix.lower() == ".tsv" else ",")
-    else:
-        raise DataError(f"{path.name} is of an unknown kind: training data is read from .csv, .tsv and .jsonl")
-    names = list(dict.fromkeys(name for _, row in rows for name in row))
-    text = _column(names, text_column, TEXT_COLUMNS, "text")
-    label = _column(names, label_column, LABEL_COLUMNS, "label")
-    # A label is one line: labels.txt holds one a line.
-    examples = [Example(row.get(text) or "", " ".join((row.get(label) or "").split()), line) for line, row in rows]
-    return _checked(examples) if for_training else _complete(examples)
+    limits = limits or DataLimits()
+    if not label_separator.strip() and task == "multi_label" and label_separator != "\t":
+        raise DataError("the separator of labels is empty; name one that no label contains, such as |")
+    file = read_rows(path, limits)
+    text = _column(file.names, text_column, TEXT_COLUMNS, "text")
+    label = _column(file.names, label_column, USUAL_COLUMNS[task], "label")
+    examples, complaints = _examples(file.rows, text, label, task, label_separator)
+    if file.overfull:
+        complaints.append(
+            f"there are more cells than columns in {_lines(file.overfull)}; put quotes around a cell with separators"
+        )
+    if not for_training:
+        _complain(complaints)
+        return Dataset(tuple(examples), task=task)
+    kept, conflicts, repeated = _without_repetitions(examples)
+    _complain(complaints + conflicts + _unlearnable(kept, task, limits))
+    return Dataset(tuple(kept), repeated, task)
 
 
 def split(dataset: Dataset, share: float = 0.2, seed: int = 0) -> tuple[Dataset, Dataset]:
-    """(train, held out): *share* of each label's examples held out, at least one and never all; the same for the same data."""
-    by_label: dict[str, list[Example]] = defaultdict(list)
-    for example in dataset.examples:
-        by_label[example.label].append(example)
-    held: set[Example] = set()
-    for label in sorted(by_label):
-        shuffled = sorted(by_label[label], key=lambda example: example.line)
-        random.Random(f"{seed} {label}").shuffle(shuffled)  # noqa: S311 (a repeatable split, no secret)
-        held.update(shuffled[: min(max(1, round(len(shuffled) * share)), len(shuffled) - 1)])
+    """(train, held out), the same for the same data: *share* of each label's examples held out, at least one and never all.
+
+    Of multi_label that is as nearly so as can be, see `held_out_by_labels`; of a regression it is *share* of each tenth of the
+    values.
+    """
+    held = _held_out(dataset, share, seed)
+    examples = dataset.examples
     return (
-        Dataset(tuple(example for example in dataset.examples if example not in held)),
-        Dataset(tuple(example for example in dataset.examples if example in held)),
+        replace(dataset, examples=tuple(each for place, each in enumerate(examples) if place not in held), num_repeated=0),
+        replace(dataset, examples=tuple(each for place, each in enumerate(examples) if place in held), num_repeated=0),
     )
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise DataError(f"{path.name} is not UTF-8: line {line} has a byte that cannot be read") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _csv_rows(content: str, delimiter: str) -> list[tuple[int, dict[str, str]]]:
-    reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
-    filled: list[tuple[int, list[str]]] = []
-    start = 1
-    try:
-        for cells in reader:
-            if cells:
-                filled.append((start, cells))
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise DataError(f"line {start} is not a row: {error}") from None
-    if len(filled) < 2:
-        raise DataError("there are no rows")
-    names = filled[0][1]
-    return [(line, dict.fromkeys(names, "") | dict(zip(names, cells, strict=False))) for line, cells in filled[1:]]
-
-
-def _jsonl_rows(content: str) -> list[tuple[int, dict[str, str]]]:
-    rows = []
-    # Not splitlines: a JSON string may hold the other separators of Unicode as they are.
-    for number, line in enumerate(content.removesuffix("\n").split("\n") if content else (), 1):
-        try:
-            row = {str(name): "" if value is None else str(value) for name, value in json.loads(line).items()}
-        except (ValueError, AttributeError, RecursionError):
-            raise DataError(f"line {number} is not a JSON object") from None
-        rows.append((number, row))
-    if not rows:
-        raise DataError("there are no rows")
-    return rows
+def _held_out(dataset: Dataset, share: float, seed: int) -> set[int]:
+    if dataset.task == "multi_label":
+        return held_out_by_labels([example.labels for example in dataset.examples], share, seed)
+    if dataset.task == "regression":
+        return held_out_by_value([example.value for example in dataset.examples], share, seed)
+    by_label: dict[str, list[int]] = defaultdict(list)
+    for place in sorted(range(len(dataset.examples)), key=lambda place: dataset.examples[place].line):
+        by_label[dataset.examples[place].label].append(place)
+    return held_out_by_group(by_label, share, seed)
 
 
 def _column(names: Sequence[str], asked: str | None, usual: Iterable[str], what: str) -> str:
     lowered = {name.lower(): name for name in reversed(names) if name}
-    if asked is not None:
-        if asked in names:
-            return asked
-        raise DataError(f"there is no column {asked!r}; the file has: {', '.join(names)}")
-    found = next((lowered[name] for name in usual if name in lowered), None)
+    if asked is not None and asked not in names:
+        raise DataError(f"there is no column {asked!r}; the file has: {_listed(names)}")
+    found = asked if asked is not None else next((lowered[name] for name in usual if name in lowered), None)
     if found is None:
-        raise DataError(f"which column is the {what}? Name it with --{what}-column; the file has: {', '.join(names)}")
+        raise DataError(f"which column is the {what}? Name it with --{what}-column; the file has: {_listed(names)}")
+    if names.count(found) > 1:
+        raise DataError(f"there are {names.count(found)} columns of one name, and one of them is the {what}; give each its own")
     return found
 
 
-def _checked(examples: list[Example]) -> Dataset:
-    usable = [example for example in examples if normalize_text(example.text) and example.label]
-    kept, conflicts, repeated = _without_repetitions(usable)
-    _complain(_empty(examples) + conflicts + _labels(kept))
-    return Dataset(tuple(kept), repeated)
+def _examples(
+    rows: Sequence[Row], text_column: str, label_column: str, task: Task, separator: str
+) -> tuple[list[Example], list[str]]:
+    """The usable rows, and a complaint for each kind of trouble with the others."""
+    read = {"single_label": _single, "multi_label": _several, "regression": _number}[task]
+    examples: list[Example] = []
+    troubles: dict[str, list[int]] = defaultdict(list)
+    for row in rows:
+        text = _text(row.cells.get(text_column))
+        answer = read(row.cells.get(label_column), separator)
+        found = [each.says for each in (text, answer) if isinstance(each, _Problem)]
+        for says in found:
+            troubles[says].append(row.line)
+        if not isinstance(text, _Problem) and not isinstance(answer, _Problem):
+            examples.append(_example(text, answer, row.line))
+    return examples, [f"{says} in {_lines(lines)}" for says, lines in sorted(troubles.items(), key=_texts_first)]
 
 
-def _complete(examples: list[Example]) -> Dataset:
-    _complain(_empty(examples))
-    return Dataset(tuple(examples))
+def _texts_first(trouble: tuple[str, list[int]]) -> tuple[bool, int]:
+    return "text" not in trouble[0], trouble[1][0]
+
+
+def _example(text: str, answer: str | tuple[str, ...] | float, line: int) -> Example:
+    if isinstance(answer, str):
+        return Example(text, answer, line)
+    if isinstance(answer, tuple):
+        return Example(text, ", ".join(answer), line, labels=answer)
+    return Example(text, repr(answer), line, value=answer)
+
+
+def _text(cell: object) -> str | _Problem:
+    if cell is None:
+        return _Problem("there is no text")
+    text = _plain(cell)
+    if text is None:
+        return _Problem("the text is neither a string nor a number")
+    return text if normalize_text(text) else _Problem("the text is empty")
+
+
+def _single(cell: object, _: str) -> str | _Problem:
+    if cell is None:
+        return _Problem("there is no label")
+    return _label(cell) or _Problem("the label is empty")
+
+
+def _several(cell: object, separator: str) -> tuple[str, ...] | _Problem:
+    if cell is None:
+        return _Problem("there are no labels (none at all is an empty cell, or [] in .jsonl)")
+    labels = [_label(each) for each in (cell if isinstance(cell, list) else str(_plain(cell) or "").split(separator))]
+    if not isinstance(cell, list) and _plain(cell) is None:
+        return _Problem("the labels are neither a string nor a list of strings")
+    problem = next((label for label in labels if isinstance(label, _Problem)), None)
+    return problem or tuple(sorted({label for label in labels if isinstance(label, str) and label}))
+
+
+def _number(cell: object, _: str) -> float | _Problem:
+    if cell is None or cell == "":
+        return _Problem("there is no number")
+    if isinstance(cell, str) and _NUMBER.fullmatch(cell.strip()):
+        value = float(cell)
+    elif isinstance(cell, int | float) and not isinstance(cell, bool):
+        # An integer of JSON can be larger than any float.
+        value = float(cell) if abs(cell) <= _MAX_VALUE else math.inf
+    else:
+        return _Problem("the label is not a number such as 3.5")
+    return value if abs(value) <= _MAX_VALUE else _Problem("the number is not finite, or too large for a float32")
+
+
+def _label(cell: object) -> str | _Problem:
+    """One label, "" when the cell is empty. A label is one line: labels.txt holds one a line."""
+    plain = _plain(cell)
+    if plain is None:
+        return _Problem("a label is neither a string nor a number")
+    label = " ".join(plain.split())
+    if len(label) > MAX_LABEL_LENGTH:
+        return _Problem(f"a label is longer than {MAX_LABEL_LENGTH} characters (is another column the label?)")
+    if any("\ud800" <= character <= "\udfff" for character in label):
+        return _Problem("a label holds half of a surrogate pair, which is no character")
+    return label
+
+
+def _plain(cell: object) -> str | None:
+    """A cell's words; None for what JSON has beside strings, numbers and truth values."""
+    if isinstance(cell, bool):
+        return str(cell).lower()
+    return str(cell) if isinstance(cell, str | int | float) else None
 
 
 def _complain(complaints: list[str]) -> None:
@@ -167,12 +300,6 @@ def _complain(complaints: list[str]) -> None:
         raise DataError("the data cannot be used:\n" + "\n".join(f"  - {line}" for line in shown))
 
 
-def _empty(examples: list[Example]) -> list[str]:
-    texts = [example.line for example in examples if not normalize_text(example.text)]
-    labels = [example.line for example in examples if not example.label]
-    return [f"{what} is empty in {_lines(lines)}" for what, lines in (("the text", texts), ("the label", labels)) if lines]
-
-
 def _without_repetitions(examples: list[Example]) -> tuple[list[Example], list[str], int]:
     by_text: dict[str, list[Example]] = defaultdict(list)
     for example in examples:
@@ -180,22 +307,58 @@ def _without_repetitions(examples: list[Example]) -> tuple[list[Example], list[s
     conflicts = [
         f"one text has different labels in {_lines([example.line for example in same])}"
         for same in by_text.values()
-        if len({example.label for example in same}) > 1
+        if len({(example.label, example.labels) for example in same}) > 1
     ]
     return [same[0] for same in by_text.values()], conflicts, len(examples) - len(by_text)
 
 
-def _labels(examples: list[Example]) -> list[str]:
-    counts = Counter(example.label for example in examples)
-    if not counts:
+def _unlearnable(examples: list[Example], task: Task, limits: DataLimits) -> list[str]:
+    if not examples:
         return []
-    if len(counts) == 1:
-        return ["there is only one label; a classifier needs at least two"]
-    rare = {label: count for label, count in counts.items() if count < MIN_PER_LABEL}
-    lines = {example.label: example.line for example in examples}
-    return [f"the label {label!r} has a single example (line {lines[label]}); give it more or leave it out" for label in rare]
+    if task == "regression":
+        return _unlearnable_values([example.value for example in examples])
+    sets = [example.labels if task == "multi_label" else (example.label,) for example in examples]
+    return _too_few_or_many(sets, limits.max_labels) or _rare(sets, [example.line for example in examples])
 
 
-def _lines(lines: list[int]) -> str:
+def _too_few_or_many(sets: Sequence[tuple[str, ...]], max_labels: int) -> list[str]:
+    num_labels = len({label for labels in sets for label in labels})
+    if not num_labels:
+        return ["no text has a label"]
+    if num_labels == 1 and all(sets):
+        return ["there is only one label; a classifier needs at least two, or, of multi_label, texts without it"]
+    if num_labels > max_labels:
+        return [f"there are {num_labels:,} labels, and {max_labels:,} is the most; is another column the label?"]
+    return []
+
+
+def _rare(sets: Sequence[tuple[str, ...]], lines: Sequence[int]) -> list[str]:
+    counts = Counter(label for labels in sets for label in labels)
+    line_of = {label: line for line, labels in zip(lines, sets, strict=True) for label in labels}
+    rare = [label for label, count in counts.items() if count < MIN_PER_LABEL]
+    return [
+        f"the label {_shown(label)} has a single example (line {line_of[label]}); give it more or leave it out" for label in rare
+    ]
+
+
+def _unlearnable_values(values: Sequence[float]) -> list[str]:
+    if len(values) < MIN_FOR_REGRESSION:
+        return [f"there are only {len(values)} numbers; a regression needs at least {MIN_FOR_REGRESSION}"]
+    return ["all numbers are equal; there is nothing to learn"] if len(set(values)) == 1 else []
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Columns for a person: a header that is none may be of any length."""
+    more = len(names) - MAX_NAMES_SHOWN
+    return ", ".join(_shown(name).strip("'") for name in names[:MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _shown(name: str) -> str:
+    """A name of a column or label in quotes, cut, and fit for any terminal."""
+    kept = "".join(character if character.isprintable() else "\ufffd" for character in name[:61])
+    return f"'{kept[:60]}…'" if len(kept) > 60 else f"'{kept}'"
+
+
+def _lines(lines: Sequence[int]) -> str:
     shown = ", ".join(map(str, lines[:10])) + (f" and {len(lines) - 10} more" if len(lines) > 10 else "")
     return f"line{'s' if len(lines) > 1 else ''} {shown}"

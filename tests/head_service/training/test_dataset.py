@@ -1,9 +1,16 @@
+import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from clients.wire.catalogue import Task
 from head_service.errors import DataError
 from head_service.training.dataset import MAX_COMPLAINTS, Dataset, Example, read_dataset, split
+from head_service.training.rows import DataLimits
 
 GOOD = "text,label\ngood one,a\ngood two,a\nbad one,b\nbad two,b\n"
 
@@ -14,7 +21,7 @@ def written(tmp_path: Path, content: str | bytes, name: str = "data.csv") -> Pat
     return path
 
 
-def complaint(path: Path, **options: str) -> str:
+def complaint(path: Path, **options: Any) -> str:
     with pytest.raises(DataError) as caught:
         read_dataset(path, **options)
     return str(caught.value)
@@ -79,7 +86,7 @@ def test_a_text_of_nothing_but_dropped_characters_is_empty(tmp_path: Path) -> No
 
 
 def test_a_row_that_is_too_short_lacks_its_label(tmp_path: Path) -> None:
-    assert "the label is empty in line 6" in complaint(written(tmp_path, GOOD + "alone\n"))
+    assert "there is no label in line 6" in complaint(written(tmp_path, GOOD + "alone\n"))
 
 
 def test_equal_texts_with_different_labels_are_named_by_both_lines(tmp_path: Path) -> None:
@@ -220,3 +227,230 @@ def test_a_label_is_one_line_however_it_is_written(tmp_path: Path) -> None:
     path = written(tmp_path, 'text,label\nx,"a\nb"\ny,a  b\nz,c\nw,c\n')
 
     assert ["a b", "a b", "c", "c"] == read_dataset(path).labels
+
+
+MULTI = "text,tags\none,a|b\ntwo, b | a |\nthree,\nfour,c\nfive,c|a\n"
+NUMBERS = "text,stars\n" + "".join(f"text {n},{n}.5\n" for n in range(12))
+
+
+def test_several_labels_are_read_sorted_and_once_each(tmp_path: Path) -> None:
+    data = read_dataset(written(tmp_path, MULTI), task="multi_label")
+
+    assert [("a", "b"), ("a", "b"), (), ("c",), ("a", "c")] == [example.labels for example in data.examples]
+    assert ["a, b", "a, b", "", "c", "a, c"] == data.labels
+    assert ("a", "b", "c") == data.label_names
+    assert [[1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 1]] == data.targets().tolist()
+
+
+def test_lists_of_jsonl_and_another_separator_say_the_same(tmp_path: Path) -> None:
+    rows = [("one", ["b", "a"]), ("two", ["a", "b", "a"]), ("three", []), ("four", ["c"]), ("five", ["a", "c"])]
+    jsonl = written(tmp_path, "".join(json.dumps({"text": text, "labels": labels}) + "\n" for text, labels in rows), "d.jsonl")
+    semicolons = written(tmp_path, MULTI.replace("|", ";"), "semicolons.csv")
+    expected = read_dataset(written(tmp_path, MULTI), task="multi_label").digest()
+
+    assert expected == read_dataset(jsonl, task="multi_label").digest()
+    assert expected == read_dataset(semicolons, task="multi_label", label_separator=";").digest()
+
+
+def test_no_cell_is_not_an_empty_list_of_labels(tmp_path: Path) -> None:
+    told = complaint(written(tmp_path, MULTI + "six\n"), task="multi_label")
+    jsonl = '{"text": "x", "labels": ["a"]}\n{"text": "y", "labels": null}\n{"text": "z"}\n{"text": "w", "labels": {"a": 1}}\n'
+    told_of_jsonl = complaint(written(tmp_path, jsonl, "d.jsonl"), task="multi_label")
+
+    assert "there are no labels (none at all is an empty cell, or [] in .jsonl) in line 7" in told
+    assert "in .jsonl) in lines 2, 3" in told_of_jsonl
+    assert "the labels are neither a string nor a list of strings in line 4" in told_of_jsonl
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ("x,\ny,\n", "no text has a label"),
+        ("x,a\ny,a\n", "there is only one label"),
+        ("x,a|b\ny,a\nz,a\n", "the label 'b' has a single example (line 2)"),
+        ("x,a|b\nx,b\ny,a\n", "one text has different labels in lines 2, 3"),
+    ],
+)
+def test_labels_that_cannot_be_learned_are_told(tmp_path: Path, rows: str, expected: str) -> None:
+    assert expected in complaint(written(tmp_path, "text,tags\n" + rows), task="multi_label")
+
+
+def test_one_label_that_some_texts_lack_can_be_learned(tmp_path: Path) -> None:
+    data = read_dataset(written(tmp_path, "text,tags\nx,a\ny,a\nz,\n"), task="multi_label")
+
+    assert [[1], [1], [0]] == data.targets().tolist()
+
+
+def test_an_empty_separator_is_refused(tmp_path: Path) -> None:
+    assert "the separator of labels is empty" in complaint(written(tmp_path, MULTI), task="multi_label", label_separator="")
+
+
+def test_numbers_are_read(tmp_path: Path) -> None:
+    data = read_dataset(written(tmp_path, NUMBERS), task="regression")
+
+    assert np.float32 == data.targets().dtype
+    assert [n + 0.5 for n in range(12)] == data.targets().tolist()
+    assert ("value",) == data.label_names
+    assert "0.5" == data.labels[0]
+
+
+@pytest.mark.parametrize("cell", ["nan", "inf", "1e39", "-1e400", "1_0", "0x10", "three", '"1,5"', "٣"])
+def test_what_is_not_a_finite_number_is_told_by_its_line_alone(tmp_path: Path, cell: str) -> None:
+    told = complaint(written(tmp_path, NUMBERS + f"odd,{cell}\n"), task="regression")
+
+    assert "in line 14" in told
+    assert cell.strip('"') not in told.replace("in line 14", "").replace("float32", "")
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e400", "true", "[1]", '"x"', "9" * 400])
+def test_what_json_calls_a_number_must_be_finite_too(tmp_path: Path, value: str) -> None:
+    rows = "".join(f'{{"text": "text {n}", "score": {n}}}\n' for n in range(12)) + f'{{"text": "odd", "score": {value}}}\n'
+
+    assert "in line 13" in complaint(written(tmp_path, rows, "d.jsonl"), task="regression")
+
+
+def test_numbers_that_teach_nothing_are_told(tmp_path: Path) -> None:
+    few = written(tmp_path, "text,stars\nx,1\ny,2\n", "few.csv")
+    equal = written(tmp_path, "text,stars\n" + "".join(f"text {n},1\n" for n in range(12)), "equal.csv")
+
+    assert "there are only 2 numbers; a regression needs at least 10" in complaint(few, task="regression")
+    assert "all numbers are equal" in complaint(equal, task="regression")
+
+
+def test_more_cells_than_columns_are_told(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD + "one, two,a\nfine,a\nmore,b,,\n")
+
+    for for_training in (True, False):
+        assert "there are more cells than columns in lines 6, 8" in complaint(path, for_training=for_training)
+
+
+def test_two_columns_of_one_name_are_told(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD.replace("text,label", "text,label,label").replace(",a", ",a,b").replace(",b\n", ",b,a\n"))
+
+    assert "there are 2 columns of one name, and one of them is the label" in complaint(path)
+
+
+def test_bounds_are_told_and_nothing_is_cut(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD)
+
+    assert "data.csv is larger than 20 bytes" in complaint(path, limits=DataLimits(max_bytes=20))
+    assert "there are more than 3 rows" in complaint(path, limits=DataLimits(max_rows=3))
+    assert "there are 2 labels, and 1 is the most" in complaint(path, limits=DataLimits(max_labels=1))
+    assert 4 == len(read_dataset(path, limits=DataLimits(len(GOOD), 4, 2)).examples)
+
+
+def test_a_label_that_is_a_text_is_told(tmp_path: Path) -> None:
+    told = complaint(written(tmp_path, GOOD + f"swapped,{'long ' * 50}\n"))
+
+    assert "a label is longer than 200 characters (is another column the label?) in line 6" in told
+
+
+def test_half_a_character_is_no_label(tmp_path: Path) -> None:
+    rows = '{"text": "x", "label": "\\ud800"}\n{"text": "y", "label": "b"}\n'
+
+    assert "half of a surrogate pair, which is no character in line 1" in complaint(written(tmp_path, rows, "d.jsonl"))
+
+
+def test_a_header_of_nonsense_is_shown_short_and_clean(tmp_path: Path) -> None:
+    told = complaint(written(tmp_path, ",".join(["x" * 500, "\x1b[31m", *map(str, range(100))]) + "\n1,2\n"))
+
+    assert len(told) < 400
+    assert "\x1b" not in told
+    assert told.endswith("and 82 more")
+
+
+def test_labels_a_head_does_not_know_are_told_with_their_lines() -> None:
+    data = Dataset((Example("x", "a", 2), Example("y", "b", 3), Example("z", "b", 9)))
+
+    assert [1, 0, 0] == data.targets(["b", "a"]).tolist()
+    with pytest.raises(DataError, match="the label 'b' in lines 3, 9 is none the head knows"):
+        data.targets(["a"])
+
+
+def test_the_digest_tells_tasks_and_answers_apart() -> None:
+    one = Dataset((Example("x", "a, b", 2, labels=("a, b",)),), task="multi_label")
+    two = Dataset((Example("x", "a, b", 2, labels=("a", "b")),), task="multi_label")
+    number = Dataset((Example("x", "1.0", 2, value=1.0),), task="regression")
+
+    assert 3 == len({one.digest(), two.digest(), number.digest()})
+
+
+label_sets = st.lists(st.sets(st.sampled_from("abcdef"), max_size=4), min_size=2, max_size=60)
+
+
+@given(label_sets, st.floats(0.05, 0.5), st.integers(0, 5))
+def test_the_split_of_several_labels_loses_nothing_and_leaves_each_label_to_learn(
+    sets: list[set[str]], share: float, seed: int
+) -> None:
+    data = Dataset(
+        tuple(Example(f"text {n}", "", n, labels=tuple(sorted(labels))) for n, labels in enumerate(sets)), task="multi_label"
+    )
+
+    train, held = split(data, share, seed)
+
+    assert sorted(data.texts) == sorted(train.texts + held.texts)
+    assert "multi_label" == train.task == held.task
+    assert data.label_names == train.label_names
+    assert (train, held) == split(data, share, seed)
+
+
+def test_the_split_of_several_labels_keeps_each_labels_share() -> None:
+    random = np.random.default_rng(0)
+    odds = {"often": 0.5, "sometimes": 0.2, "rarely": 0.02}
+    sets = [tuple(label for label, odd in odds.items() if random.random() < odd) for _ in range(2_000)]
+    data = Dataset(tuple(Example(f"text {n}", "", n, labels=labels) for n, labels in enumerate(sets)), task="multi_label")
+
+    _, held = split(data, 0.2)
+
+    assert abs(len(held.examples) - 400) <= 8
+    for label in odds:
+        all_of_it = sum(label in labels for labels in sets)
+        assert abs(sum(label in example.labels for example in held.examples) - 0.2 * all_of_it) <= 0.02 * all_of_it + 1
+
+
+def test_the_split_of_numbers_holds_out_low_and_high_ones() -> None:
+    values = np.random.default_rng(0).exponential(size=500)
+    data = Dataset(tuple(Example(f"text {n}", "", n, value=float(value)) for n, value in enumerate(values)), task="regression")
+
+    train, held = split(data, 0.2)
+
+    assert (400, 100) == (len(train.examples), len(held.examples))
+    for quantile in (0.1, 0.5, 0.9):
+        assert abs(np.quantile(train.targets(), quantile) - np.quantile(held.targets(), quantile)) < 0.25
+    assert (train, held) == split(data, 0.2)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    content=st.one_of(
+        st.binary(max_size=200),
+        st.text(max_size=200).map(lambda text: text.encode("utf-8", "replace")),
+        st.lists(st.sampled_from(["text", "label", ",", "\n", '"', "a", "|", "1.5", "\t", "nan", "\x00"]), max_size=60).map(
+            lambda parts: ("text,label\n" + "".join(parts)).encode()
+        ),
+        st.lists(
+            st.dictionaries(
+                st.sampled_from(["text", "label", "other"]),
+                st.recursive(
+                    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+                    max_leaves=4,
+                ),
+            ),
+            max_size=12,
+        ).map(lambda rows: "\n".join(map(json.dumps, rows)).encode()),
+    ),
+    kind=st.sampled_from(["csv", "tsv", "jsonl"]),
+    task=st.sampled_from(["single_label", "multi_label", "regression"]),
+    for_training=st.booleans(),
+)
+def test_nonsense_is_either_read_or_told(tmp_path: Path, content: bytes, kind: str, task: Task, for_training: bool) -> None:
+    path = written(tmp_path, content, f"data.{kind}")
+
+    try:
+        data = read_dataset(path, "text", "label", task=task, for_training=for_training)
+    except DataError:
+        return
+    assert np.isfinite(data.targets()).all()
+    assert 64 == len(data.digest())
+    assert all(label.encode().splitlines() == [label.encode()] for label in data.label_names)
