@@ -1,14 +1,22 @@
-"""Multinomial logistic regression on frozen embeddings: the baseline, and hard to beat for its price."""
+"""Linear heads, solved exactly: the baseline, and hard to beat for its price.
+
+One label: multinomial logistic regression. Several: one logistic regression a label. A number: ridge regression. Each is a convex
+problem with one solution, found in seconds and without TensorFlow; see docs/decisions/0012-linear-heads-are-solved-exactly.md.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.linear_model import LogisticRegression
+from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
-from sklearn.model_selection import train_test_split
+
+from clients.wire.catalogue import Task
+from head_service.training.features import Features
+from head_service.training.heads import Fitted, HeadSpec, HeadType, quality, scores_of
+from head_service.training.targets import Targets, part
 
 FloatArray = NDArray[np.float32]
 
@@ -17,43 +25,96 @@ C_GRID: Final = (1.0, 4.0, 16.0, 64.0, 256.0)
 
 MAX_ITERATIONS: Final = 500
 VALIDATION_SHARE: Final = 0.15
+_NEVER: Final = -30.0
+"""The bias of a label that no text to learn from has: softmax and sigmoid of it are nothing."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LinearHead:
-    """scores = softmax(x @ weights + bias): *weights* float32 [width, labels], *bias* float32 [labels]."""
+    """logits = x @ kernel + bias: *kernel* float32 [width, labels], *bias* float32 [labels]. See `heads.Head` and `heads.HeadSpec`."""
 
-    weights: FloatArray
+    kernel: FloatArray
     bias: FloatArray
     labels: tuple[str, ...]
-    c: float
+    task: Task = "single_label"
+    one_vs_rest: bool = False
+
+    @property
+    def head_type(self) -> HeadType:
+        """How it was made."""
+        return "linear"
+
+    @property
+    def spec(self) -> HeadSpec:
+        """How it computes."""
+        return HeadSpec("linear", len(self.kernel), one_vs_rest=self.one_vs_rest)
+
+    @property
+    def weights(self) -> dict[str, FloatArray]:
+        """By the names that `head_service.training.forward` knows."""
+        return {"weights": self.kernel, "bias": self.bias}
+
+    def logits(self, features: Features) -> FloatArray:
+        """float32 [texts, labels] of pooled vectors."""
+        assert isinstance(features, np.ndarray)
+        found = features @ self.kernel + self.bias
+        return np.asarray(-np.logaddexp(0.0, -found) if self.one_vs_rest else found, np.float32)
 
     def scores(self, embeddings: FloatArray, temperature: float = 1.0) -> FloatArray:
-        """float32 [texts, labels], rows summing to one."""
-        logits = (embeddings @ self.weights + self.bias) / np.float32(temperature)
-        raised = np.exp(logits - logits.max(axis=1, keepdims=True))
-        scores: FloatArray = raised / raised.sum(axis=1, keepdims=True)
-        return scores
+        """float32 [texts, labels]; of one label a text, rows summing to one."""
+        return scores_of(self.logits(embeddings), self.task, temperature)
 
     def predict(self, embeddings: FloatArray) -> list[str]:
         """The likeliest label of each row."""
-        return [self.labels[index] for index in self.scores(embeddings).argmax(axis=1)]
+        return [self.labels[index] for index in self.logits(embeddings).argmax(axis=1)]
 
 
-def fit_linear(embeddings: FloatArray, labels: Sequence[str], *, seed: int = 0) -> LinearHead:
-    """Choose C on a stratified validation part, then fit on everything. Same data, same seed: same weights."""
-    return _fit(embeddings, labels, choose_c(embeddings, labels, seed=seed))
+def fit_linear(features: FloatArray, targets: Targets, *, balanced: bool = False, seed: int = 0, c: float | None = None) -> Fitted:
+    """Choose C on a part held back, unless it is given, then solve for everything. Same data, same seed: same weights."""
+    learnt, held = part(targets, VALIDATION_SHARE, seed)
+    known, unseen = targets.take(learnt), targets.take(held)
+    if len(held) < len(targets.labels) or not len(learnt):
+        middle = c or C_GRID[len(C_GRID) // 2]
+        nothing = np.zeros((0, len(targets.labels)), np.float32)
+        return Fitted(solve(features, targets, middle, balanced), nothing, targets.take(held[:0]), f"C {middle:g}")
+    tried = {value: solve(features[learnt], known, value, balanced) for value in ((c,) if c else C_GRID)}
+    logits = {value: head.logits(features[held]) for value, head in tried.items()}
+    best = max(logits, key=lambda value: (quality(unseen, logits[value]), -value))
+    return Fitted(solve(features, targets, best, balanced), logits[best], unseen, f"C {best:g}")
 
 
-def choose_c(embeddings: FloatArray, labels: Sequence[str], *, seed: int = 0) -> float:
-    """The C of `C_GRID` with the best validation accuracy, the smallest of equals; the middle one where data is too little."""
-    names, counts = np.unique(labels, return_counts=True)
-    if counts.min() < 2 or len(labels) * VALIDATION_SHARE < len(names):
-        return C_GRID[len(C_GRID) // 2]
-    parts = train_test_split(embeddings, list(labels), test_size=VALIDATION_SHARE, stratify=labels, random_state=seed)
-    train, held, train_labels, held_labels = parts
-    scores = {c: accuracy(_fit(train, train_labels, c).predict(held), held_labels) for c in C_GRID}
-    return max(C_GRID, key=lambda c: (scores[c], -c))
+def solve(features: FloatArray, targets: Targets, c: float, balanced: bool = False) -> LinearHead:
+    """The linear head of *c*, the inverse strength of regularisation."""
+    wide = features.astype(np.float64)
+    if targets.task == "regression":
+        model = Ridge(alpha=1.0 / c).fit(wide, targets.matrix[:, 0])
+        kernel, bias = model.coef_.reshape(-1, 1), np.atleast_1d(model.intercept_)
+    elif targets.task == "multi_label":
+        columns = [_logistic(wide, column.astype(np.int64), c, 2, balanced) for column in targets.matrix.T]
+        kernel = np.stack([found[:, 1] - found[:, 0] for found, _ in columns], axis=1)
+        bias = np.array([found[1] - found[0] for _, found in columns])
+    else:
+        kernel, bias = _logistic(wide, targets.indices, c, len(targets.labels), balanced)
+    return LinearHead(kernel.astype(np.float32), bias.astype(np.float32), targets.labels, targets.task)
+
+
+def _logistic(
+    features: NDArray[np.float64], indices: NDArray[np.int64], c: float, num_labels: int, balanced: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(kernel [width, labels], bias [labels]); a label that does not occur is never found."""
+    kernel, bias = np.zeros((features.shape[1], num_labels)), np.full(num_labels, _NEVER)
+    present = np.unique(indices)
+    if len(present) == 1:
+        bias[present] = 0.0
+        return kernel, bias
+    model: Any = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=1e-4, class_weight="balanced" if balanced else None)
+    model.fit(features, indices)
+    if len(present) == 2:
+        # scikit-learn keeps one column for two classes; softmax over (0, z) is its sigmoid of z.
+        kernel[:, present[1]], bias[present] = model.coef_[0], (0.0, model.intercept_[0])
+    else:
+        kernel[:, present], bias[present] = model.coef_.T, model.intercept_
+    return kernel, bias
 
 
 def accuracy(found: Sequence[str], truth: Sequence[str]) -> float:
@@ -64,13 +125,3 @@ def accuracy(found: Sequence[str], truth: Sequence[str]) -> float:
 def macro_f1(found: Sequence[str], truth: Sequence[str]) -> float:
     """The mean of the labels' F1."""
     return float(f1_score(list(truth), list(found), average="macro", zero_division=0.0))
-
-
-def _fit(embeddings: FloatArray, labels: Sequence[str], c: float) -> LinearHead:
-    model = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=1e-4)
-    model.fit(embeddings.astype(np.float64), list(labels))
-    weights, bias = model.coef_.T, model.intercept_
-    if weights.shape[1] == 1:
-        # scikit-learn keeps one column for two classes; softmax over (0, z) is its sigmoid of z.
-        weights, bias = np.hstack([np.zeros_like(weights), weights]), np.array([0.0, bias[0]])
-    return LinearHead(weights.astype(np.float32), bias.astype(np.float32), tuple(map(str, model.classes_)), c)
