@@ -1,4 +1,4 @@
-"""What goes into a head: a vector a text, or a vector a token; and how texts of many lengths become batches without much padding."""
+"""What goes into a head: a vector a text, or a vector a token; and how texts of many lengths become batches of little padding."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -76,7 +76,7 @@ def inputs_of(features: Features, texts: RowNumbers) -> tuple[FloatArray, ...]:
 
 
 def moments(features: Features, max_rows: int = 200_000) -> tuple[FloatArray, FloatArray]:
-    """(mean, standard deviation) of each number of the vectors, float32 [width]; of tokens, of at most about *max_rows* of them."""
+    """(mean, standard deviation) of each number of the vectors, float32 [width]; of tokens, from *max_rows* or so at most."""
     rows = features
     if isinstance(features, TokenFeatures):
         every = max(1, int(features.lengths.sum()) // max_rows)
@@ -87,7 +87,7 @@ def moments(features: Features, max_rows: int = 200_000) -> tuple[FloatArray, Fl
 
 
 def shuffled_batches(features: Features, size: int, random: np.random.Generator) -> Iterator[RowNumbers]:
-    """Every text once, in batches of *size* in an order that *random* draws; of tokens, each of texts about as long as another."""
+    """Every text once, in batches of *size* in an order that *random* draws; of tokens, each of texts of about one length."""
     order = random.permutation(len(features))
     if not isinstance(features, TokenFeatures):
         yield from np.split(order, range(size, len(order), size))

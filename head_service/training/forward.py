@@ -9,16 +9,11 @@ layer behind it has already.
 A token whose mask is 0 changes nothing, whatever its vector.
 """
 
-import os
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-
-import tensorflow as tf
-
 from head_service.training.heads import HeadSpec, HeadType
+from head_service.training.quiet_tensorflow import tf
 
 Tensors = Mapping[str, Any]
 Drop = Callable[[Any], Any]

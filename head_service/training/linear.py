@@ -31,7 +31,7 @@ _NEVER: Final = -30.0
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LinearHead:
-    """logits = x @ kernel + bias: *kernel* float32 [width, labels], *bias* float32 [labels]. See `heads.Head` and `heads.HeadSpec`."""
+    """logits = x @ kernel + bias: *kernel* float32 [width, labels], *bias* float32 [labels]. See `heads.Head`."""
 
     kernel: FloatArray
     bias: FloatArray
@@ -69,7 +69,9 @@ class LinearHead:
         return [self.labels[index] for index in self.logits(embeddings).argmax(axis=1)]
 
 
-def fit_linear(features: FloatArray, targets: Targets, *, balanced: bool = False, seed: int = 0, c: float | None = None) -> Fitted:
+def fit_linear(
+    features: FloatArray, targets: Targets, *, balanced: bool = False, seed: int = 0, c: float | None = None
+) -> Fitted:
     """Choose C on a part held back, unless it is given, then solve for everything. Same data, same seed: same weights."""
     learnt, held = part(targets, VALIDATION_SHARE, seed)
     known, unseen = targets.take(learnt), targets.take(held)

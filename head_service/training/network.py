@@ -4,41 +4,18 @@ What is drawn comes from numpy generators and stateless TensorFlow operations, a
 deterministic, for the whole process. The optimiser is AdamW: Loshchilov and Hutter, Decoupled Weight Decay Regularization.
 """
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-# Two to four times faster in what is learnt here, and deterministic all the same.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
-
-
-@contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """TensorFlow writes lines to stderr on being loaded that no setting silences."""
-    kept = os.dup(2)
-    with open(os.devnull, "w") as nowhere:  # noqa: PTH123 (a device)
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-
-
-with _quietly():
-    import tensorflow as tf
-
-    tf.constant(0.0) + 0.0
-
 from clients.wire.catalogue import Task
 from head_service.training.features import Features, even_batches, inputs_of, moments, shuffled_batches, take, width_of
 from head_service.training.forward import FILTER_WIDTHS, logits_of
 from head_service.training.heads import Fitted, HeadSpec, HeadType, loss_of, quality
+from head_service.training.quiet_tensorflow import tf
 from head_service.training.targets import Targets, label_weights, part
 
 FloatArray = NDArray[np.float32]
@@ -170,9 +147,7 @@ def _learn_until_it_gets_no_better(learner: "_Learner", features: Features, targ
 class _Learner:
     """The owner of a head's weights while they are being learnt."""
 
-    def __init__(
-        self, spec: HeadSpec, recipe: Recipe, features: Features, targets: Targets, balanced: bool, seed: int
-    ) -> None:
+    def __init__(self, spec: HeadSpec, recipe: Recipe, features: Features, targets: Targets, balanced: bool, seed: int) -> None:
         self.recipe = recipe
         self._spec = spec
         self._features = features
@@ -272,9 +247,7 @@ def fitting(recipe: Recipe, num_texts: int) -> Recipe:
     """*recipe*, changed where *num_texts* are so few that it would end before anything is learnt."""
     batch = min(recipe.batch, max(MIN_BATCH, num_texts // 40))
     stretch = max(1.0, MIN_STEPS / (recipe.epochs * -(-num_texts // batch)))
-    return replace(
-        recipe, batch=batch, epochs=round(recipe.epochs * stretch), patience=round(recipe.patience * stretch)
-    )
+    return replace(recipe, batch=batch, epochs=round(recipe.epochs * stretch), patience=round(recipe.patience * stretch))
 
 
 def _standardisation(features: Features) -> dict[str, FloatArray]:

@@ -1,4 +1,4 @@
-"""What a head is to say of each text, as one matrix whatever the task; and how rows are parted so that every label keeps its share."""
+"""What a head is to say of each text, as one matrix whatever the task; and how rows are parted, each label by its share."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -59,9 +59,7 @@ def single_label(labels: Sequence[str], known: Sequence[str] | None = None) -> T
     return multi_label([(label,) for label in labels], known, task="single_label")
 
 
-def multi_label(
-    labels: Sequence[Collection[str]], known: Sequence[str] | None = None, *, task: Task = "multi_label"
-) -> Targets:
+def multi_label(labels: Sequence[Collection[str]], known: Sequence[str] | None = None, *, task: Task = "multi_label") -> Targets:
     """Any number of labels a text; *known* as in `single_label`."""
     names = tuple(sorted({label for some in labels for label in some}) if known is None else known)
     places = {name: place for place, name in enumerate(names)}
@@ -98,7 +96,7 @@ def part(targets: Targets, share: float, seed: int) -> tuple[RowNumbers, RowNumb
 
 
 def folds(targets: Targets, count: int, seed: int) -> list[tuple[RowNumbers, RowNumbers]]:
-    """*count* times (rows to learn from, rows held out); each row is held out once, but for a stratum's only one, which never is."""
+    """*count* times (rows to learn from, rows held out); each row is held out once, and a stratum's only one never."""
     order, _ = _dealt(targets, seed)
     everything = np.arange(len(targets))
     helds = [np.sort(order[start::count]) for start in range(count)]
