@@ -169,7 +169,7 @@ _NOTHING: Final[FloatArray] = np.empty(0, np.float32)
 
 
 def groups_by_length(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """The places of *lengths*, shortest first, in groups that padded to their longest take at most `MAX_CALL_BYTES`; one at least."""
+    """The places of *lengths*, shortest first, in groups that take at most `MAX_CALL_BYTES` when padded; or in one of its own."""
     groups: list[list[int]] = []
     for place in sorted(range(len(lengths)), key=lengths.__getitem__):
         # Of rising lengths this one is its group's longest so far.
@@ -180,7 +180,7 @@ def groups_by_length(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 def padded(rows: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
-    """(vectors float32 [texts, tokens, width], mask float32 [texts, tokens]: 1 where there is a token) of [tokens, width] each."""
+    """(vectors float32 [texts, tokens, width], mask float32 [texts, tokens]: 1 where there is a token) of *rows* of tokens."""
     lengths = np.array([len(row) for row in rows])
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.float32)
     vectors = np.zeros((*mask.shape, rows[0].shape[1]), np.float32)

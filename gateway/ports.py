@@ -14,7 +14,7 @@ from clients.wire.text import Encoded, TextEncoder
 FloatArray = NDArray[np.float32]
 
 Rows = Sequence[FloatArray]
-"""One array a text: float32 [width], or [tokens, width] where the view is of tokens. An array [texts, width] is such a sequence."""
+"""One array a text: float32 [width], or [tokens, width] where the view is of tokens. An array [texts, width] is one, too."""
 
 
 @dataclass(frozen=True, slots=True)

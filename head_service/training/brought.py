@@ -47,7 +47,7 @@ def read_weights(path: Path) -> LinearHead:
     """The head in an .npz file.
 
     It holds the arrays `weights` [width, labels] (or [width] for two labels), `bias` [labels] (or one number) and `labels`,
-    texts; and perhaps `mean` and `scale` [width] of a StandardScaler, and `one_vs_rest`, true where sigmoids are scaled to sum to one.
+    texts; and perhaps `mean` and `scale` [width] of a StandardScaler, and `one_vs_rest`, true where sigmoids are to sum to one.
 
     Raises:
         DataError: it is not such a file.

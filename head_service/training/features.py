@@ -14,6 +14,7 @@ PADDED_TO: Final = 8
 """Texts of a batch are padded to a multiple of it: fewer distinct shapes to prepare kernels for."""
 
 _BATCHES_A_POOL: Final = 32
+_LEAST_SHARE: Final = 0.01
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -72,18 +73,24 @@ def take(features: Features, texts: RowNumbers) -> Features:
 
 def inputs_of(features: Features, texts: RowNumbers) -> tuple[FloatArray, ...]:
     """A batch as a head takes it: the vectors, and the mask where they are of tokens."""
-    return features.padded(texts) if isinstance(features, TokenFeatures) else (features[texts],)
+    return features.padded(texts) if isinstance(features, TokenFeatures) else (np.asarray(features[texts], np.float32),)
 
 
-def moments(features: Features, max_rows: int = 200_000) -> tuple[FloatArray, FloatArray]:
-    """(mean, standard deviation) of each number of the vectors, float32 [width]; of tokens, from *max_rows* or so at most."""
+def standardisation(features: Features, max_rows: int = 200_000) -> tuple[FloatArray, FloatArray]:
+    """(shift, scale), float32 [width], with which (vector - shift) * scale has numbers of mean 0 and standard deviation 1.
+
+    A number that hardly varies is not blown up to what the others are: it is mostly rounding. Of tokens, some texts are looked at
+    that have *max_rows* or so.
+    """
     rows = features
     if isinstance(features, TokenFeatures):
         every = max(1, int(features.lengths.sum()) // max_rows)
         texts = range(0, len(features), every)
         rows = np.concatenate([features.rows[features.starts[i] : features.starts[i] + features.lengths[i]] for i in texts])
     wide = np.asarray(rows, np.float64)
-    return wide.mean(axis=0).astype(np.float32), wide.std(axis=0).astype(np.float32)
+    deviation = wide.std(axis=0)
+    least = max(float(np.median(deviation)) * _LEAST_SHARE, 1e-6)
+    return wide.mean(axis=0).astype(np.float32), (1.0 / np.maximum(deviation, least)).astype(np.float32)
 
 
 def shuffled_batches(features: Features, size: int, random: np.random.Generator) -> Iterator[RowNumbers]:

@@ -14,17 +14,18 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.metrics import f1_score
 
 from clients.wire.catalogue import Task
-from head_service.training.features import Features
+from head_service.training.features import Features, standardisation
 from head_service.training.heads import Fitted, HeadSpec, HeadType, quality, scores_of
-from head_service.training.targets import Targets, part
+from head_service.training.targets import RowNumbers, Targets, folds
 
 FloatArray = NDArray[np.float32]
 
 C_GRID: Final = (1.0, 4.0, 16.0, 64.0, 256.0)
-"""Inverse regularisation for unit-length embeddings, whose numbers are small."""
+"""Inverse regularisation, for vectors of about unit length, whose numbers are small."""
 
-MAX_ITERATIONS: Final = 500
-VALIDATION_SHARE: Final = 0.15
+MAX_ITERATIONS: Final = 200
+NUM_FOLDS: Final = 5
+MIN_HELD: Final = 10
 _NEVER: Final = -30.0
 """The bias of a label that no text to learn from has: softmax and sigmoid of it are nothing."""
 
@@ -72,32 +73,56 @@ class LinearHead:
 def fit_linear(
     features: FloatArray, targets: Targets, *, balanced: bool = False, seed: int = 0, c: float | None = None
 ) -> Fitted:
-    """Choose C on a part held back, unless it is given, then solve for everything. Same data, same seed: same weights."""
-    learnt, held = part(targets, VALIDATION_SHARE, seed)
-    known, unseen = targets.take(learnt), targets.take(held)
-    if len(held) < len(targets.labels) or not len(learnt):
+    """Choose C by cross-validation, unless it is given, then solve for everything. Same data, same seed: same weights.
+
+    The validation logits are those of each text by the head that was solved without its fold.
+    """
+    parts = folds(targets, NUM_FOLDS, seed)
+    held = np.concatenate([rows for _, rows in parts])
+    if len(held) < MIN_HELD:
         middle = c or C_GRID[len(C_GRID) // 2]
         nothing = np.zeros((0, len(targets.labels)), np.float32)
         return Fitted(solve(features, targets, middle, balanced), nothing, targets.take(held[:0]), f"C {middle:g}")
-    tried = {value: solve(features[learnt], known, value, balanced) for value in ((c,) if c else C_GRID)}
-    logits = {value: head.logits(features[held]) for value, head in tried.items()}
+    unseen = targets.take(held)
+    logits = {value: _out_of_fold(features, targets, parts, value, balanced) for value in ((c,) if c else C_GRID)}
     best = max(logits, key=lambda value: (quality(unseen, logits[value]), -value))
     return Fitted(solve(features, targets, best, balanced), logits[best], unseen, f"C {best:g}")
 
 
+def _out_of_fold(
+    features: FloatArray, targets: Targets, parts: Sequence[tuple[RowNumbers, RowNumbers]], c: float, balanced: bool
+) -> FloatArray:
+    """The logits of the rows held out, fold after fold."""
+    return np.concatenate(
+        [solve(features[learnt], targets.take(learnt), c, balanced).logits(features[held]) for learnt, held in parts]
+    )
+
+
 def solve(features: FloatArray, targets: Targets, c: float, balanced: bool = False) -> LinearHead:
-    """The linear head of *c*, the inverse strength of regularisation."""
-    wide = features.astype(np.float64)
+    """The linear head of *c*, the inverse strength of regularisation.
+
+    What is solved for are weights of numbers that all vary alike, in vectors of about unit length; then *c* means the same
+    whatever the view. They are folded back into weights of the numbers as they are.
+    """
+    shift, scale = (array.astype(np.float64) for array in standardisation(features))
+    scale /= np.sqrt(features.shape[1])
+    kernel, bias = _solution((features - shift) * scale, targets, c, balanced)
+    kernel = kernel * scale[:, None]
+    bias = bias - shift @ kernel
+    return LinearHead(kernel.astype(np.float32), bias.astype(np.float32), targets.labels, targets.task)
+
+
+def _solution(
+    wide: NDArray[np.float64], targets: Targets, c: float, balanced: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     if targets.task == "regression":
         model = Ridge(alpha=1.0 / c).fit(wide, targets.matrix[:, 0])
-        kernel, bias = model.coef_.reshape(-1, 1), np.atleast_1d(model.intercept_)
-    elif targets.task == "multi_label":
+        return model.coef_.reshape(-1, 1), np.atleast_1d(model.intercept_)
+    if targets.task == "multi_label":
         columns = [_logistic(wide, column.astype(np.int64), c, 2, balanced) for column in targets.matrix.T]
         kernel = np.stack([found[:, 1] - found[:, 0] for found, _ in columns], axis=1)
-        bias = np.array([found[1] - found[0] for _, found in columns])
-    else:
-        kernel, bias = _logistic(wide, targets.indices, c, len(targets.labels), balanced)
-    return LinearHead(kernel.astype(np.float32), bias.astype(np.float32), targets.labels, targets.task)
+        return kernel, np.array([found[1] - found[0] for _, found in columns])
+    return _logistic(wide, targets.indices, c, len(targets.labels), balanced)
 
 
 def _logistic(
@@ -109,7 +134,10 @@ def _logistic(
     if len(present) == 1:
         bias[present] = 0.0
         return kernel, bias
-    model: Any = LogisticRegression(C=c, max_iter=MAX_ITERATIONS, tol=1e-4, class_weight="balanced" if balanced else None)
+    # Newton's steps: three to ten times faster here than the default solver, and nearer to the one solution.
+    model: Any = LogisticRegression(
+        C=c, solver="newton-cg", max_iter=MAX_ITERATIONS, class_weight="balanced" if balanced else None
+    )
     model.fit(features, indices)
     if len(present) == 2:
         # scikit-learn keeps one column for two classes; softmax over (0, z) is its sigmoid of z.

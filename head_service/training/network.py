@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.wire.catalogue import Task
-from head_service.training.features import Features, even_batches, inputs_of, moments, shuffled_batches, take, width_of
+from head_service.training.features import Features, even_batches, inputs_of, shuffled_batches, standardisation, take, width_of
 from head_service.training.forward import FILTER_WIDTHS, logits_of
 from head_service.training.heads import Fitted, HeadSpec, HeadType, loss_of, quality
 from head_service.training.quiet_tensorflow import tf
@@ -30,7 +30,7 @@ MIN_STEPS: Final = 400
 MIN_BATCH: Final = 8
 NUM_QUERIES: Final = 4
 _BETAS: Final = (0.9, 0.999)
-_SMALLEST_SCALE: Final = 1e-6
+_LEAST_SPREAD: Final = 1e-6
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +155,7 @@ class _Learner:
         self._balance = label_weights(targets) if balanced and targets.task != "regression" else np.ones(len(targets.labels))
         self._middle, self._spread = _middle_and_spread(targets)
         self._random = np.random.default_rng(seed)
-        fixed = _standardisation(features)
-        self._fixed = {name: tf.constant(array) for name, array in fixed.items()}
+        self._fixed = dict(zip(("shift", "scale"), map(tf.constant, standardisation(features)), strict=True))
         first = initial_weights(spec, recipe.hidden, len(targets.labels), self._random)
         self._variables = {name: tf.Variable(array) for name, array in first.items()}
         self._means = {name: tf.Variable(tf.zeros_like(array)) for name, array in first.items()}
@@ -250,16 +249,11 @@ def fitting(recipe: Recipe, num_texts: int) -> Recipe:
     return replace(recipe, batch=batch, epochs=round(recipe.epochs * stretch), patience=round(recipe.patience * stretch))
 
 
-def _standardisation(features: Features) -> dict[str, FloatArray]:
-    mean, deviation = moments(features)
-    return {"shift": mean, "scale": (1.0 / np.maximum(deviation, _SMALLEST_SCALE)).astype(np.float32)}
-
-
 def _middle_and_spread(targets: Targets) -> tuple[np.float32, np.float32]:
     """Numbers are learnt in units of their own spread around their mean."""
     if targets.task != "regression":
         return np.float32(0.0), np.float32(1.0)
-    return np.float32(targets.matrix.mean()), np.float32(max(float(targets.matrix.std()), _SMALLEST_SCALE))
+    return np.float32(targets.matrix.mean()), np.float32(max(float(targets.matrix.std()), _LEAST_SPREAD))
 
 
 def _dropout(rate: float, seed: int, step: Any) -> Any:

@@ -142,10 +142,10 @@ def _fitted(
     everything = embed_features(data.texts + held.texts, reading.views, embedder, cache, progress)
     known, unseen = (take(everything, np.arange(*ends)) for ends in ((0, len(data.texts)), (len(data.texts), len(everything))))
     say(f"fitting {request.name} ({request.options.head_type}) on {len(known)} texts")
-    num_mixed = max(1, len(reading.mix_layers))
-    fitted = fit(known, targets_of(data, request.task), request.options, num_mixed, say)
+    num_layers = max(1, len(reading.mix_layers))
+    fitted = fit(known, targets_of(data, request.task), request.options, num_layers, say)
     say(f"fitted a {fitted.head.head_type} head: {fitted.told}" if fitted.told else f"fitted a {fitted.head.head_type} head")
-    if num_mixed > 1 and fitted.head.spec.num_mixed == 1:
+    if fitted.head.spec.width < width_of(unseen):
         # What was chosen reads the first layer alone, which is the view's own.
         reading = Reading(reading.view)
         assert isinstance(unseen, np.ndarray)
