@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
 
 import numpy as np
 
@@ -12,13 +13,17 @@ from clients import (
     Deadline,
     DeadlineExceeded,
     InvalidResponse,
+    Trunk,
     View,
 )
 from clients.wire import catalogue
 from clients.wire.catalogue import Manifest
 from clients.wire.text import NORMALIZER, Encoded, TextEncoder
 from gateway.coalesce import CallLimits, Coalescer
-from gateway.ports import FloatArray, LiveTrunk
+from gateway.ports import FloatArray, LiveTrunk, Rows
+
+MAX_CALL_BYTES: Final = 16 * 1024 * 1024
+"""Of token vectors in one call to a head server, whose messages are bounded."""
 
 
 class ClientTrunks:
@@ -61,8 +66,14 @@ class ClientTrunks:
         # The tokenizers library raises plain Exceptions.
         except Exception as error:
             raise InvalidResponse("the embedding service's tokenizer cannot be read") from error
-        self._known = LiveTrunk(found.name, found.fingerprint, encoder, found.max_request_inputs)
+        self._known = LiveTrunk(found.name, found.fingerprint, encoder, found.max_request_inputs, _both_names(found))
         return self._known
+
+
+def _both_names(trunk: Trunk) -> frozenset[int]:
+    """The layers on offer, each counted from 0, the embedding layer, and back from -1, the last one."""
+    count = trunk.num_layers + 1
+    return frozenset(name for layer in trunk.layers for name in (layer % count, layer % count - count))
 
 
 def _retrieve(asking: "asyncio.Task[LiveTrunk]") -> None:
@@ -81,10 +92,10 @@ class ClientEmbedder:
 
     async def embed(
         self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[catalogue.View, ...], deadline: Deadline
-    ) -> list[FloatArray]:
+    ) -> list[Rows]:
         """See `gateway.ports.Embedder`."""
         rows = await self._stream(trunk.fingerprint, views).embed([item.ids for item in inputs], deadline)
-        return [np.stack([row[index] for row in rows]) for index in range(len(views))]
+        return [[row[index] for row in rows] for index in range(len(views))]
 
     async def close(self) -> None:
         """Cancel what is out."""
@@ -108,10 +119,9 @@ class ClientPredictor:
         self._limits = limits
         self._coalescers: dict[str, tuple[Manifest, Coalescer[FloatArray, FloatArray]]] = {}
 
-    async def predict(self, manifest: Manifest, embeddings: FloatArray, deadline: Deadline) -> FloatArray:
+    async def predict(self, manifest: Manifest, rows: Rows, deadline: Deadline) -> FloatArray:
         """See `gateway.ports.Predictor`."""
-        rows = await self._coalescer(manifest).run(embeddings, deadline)  # type: ignore[arg-type]  # an array is a sequence of its rows
-        return np.asarray(rows)
+        return np.asarray(await self._coalescer(manifest).run(rows, deadline))
 
     async def close(self) -> None:
         """Cancel what is out."""
@@ -127,17 +137,53 @@ class ClientPredictor:
         return coalescer
 
     def _sender(self, manifest: Manifest) -> Callable[[Sequence[FloatArray], Deadline], Awaitable[Sequence[FloatArray]]]:
-        async def send(rows: Sequence[FloatArray], deadline: Deadline) -> Sequence[FloatArray]:
+        async def ask(inputs: dict[str, FloatArray], deadline: Deadline) -> FloatArray:
             answer = await self._client.predict(
                 manifest.name,
-                {manifest.input: np.asarray(rows)},
+                inputs,
                 version=manifest.version,
                 output_filter=(manifest.output,),
                 timeout=deadline.remaining(),
             )
             scores = answer.outputs.get(manifest.output)
-            if scores is None or scores.ndim != 2:
+            if scores is None or scores.ndim != 2 or len(scores) != len(inputs[manifest.input]):
                 raise InvalidResponse("the head server did not answer with scores")
-            return scores  # type: ignore[return-value]  # an array is a sequence of its rows
+            return scores
 
-        return send
+        async def send(rows: Sequence[FloatArray], deadline: Deadline) -> Sequence[FloatArray]:
+            return await ask({manifest.input: np.asarray(rows)}, deadline)  # type: ignore[return-value]  # an array is its rows
+
+        async def send_tokens(rows: Sequence[FloatArray], deadline: Deadline) -> Sequence[FloatArray]:
+            answers: list[FloatArray] = [_NOTHING] * len(rows)
+            for places in groups_by_length([len(row) for row in rows], manifest.width):
+                vectors, mask = padded([rows[place] for place in places])
+                scores = await ask({manifest.input: vectors, manifest.mask_input: mask}, deadline)
+                for place, row in zip(places, scores, strict=True):
+                    answers[place] = row
+            return answers
+
+        return send_tokens if manifest.mask_input else send
+
+
+_NOTHING: Final[FloatArray] = np.empty(0, np.float32)
+
+
+def groups_by_length(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """The places of *lengths*, shortest first, in groups that take at most `MAX_CALL_BYTES` when padded; or in one of its own."""
+    groups: list[list[int]] = []
+    for place in sorted(range(len(lengths)), key=lengths.__getitem__):
+        # Of rising lengths this one is its group's longest so far.
+        if not groups or (len(groups[-1]) + 1) * lengths[place] * width * 4 > MAX_CALL_BYTES:
+            groups.append([])
+        groups[-1].append(place)
+    return groups
+
+
+def padded(rows: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """(vectors float32 [texts, tokens, width], mask float32 [texts, tokens]: 1 where there is a token) of *rows* of tokens."""
+    lengths = np.array([len(row) for row in rows])
+    mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.float32)
+    vectors = np.zeros((*mask.shape, rows[0].shape[1]), np.float32)
+    for place, row in zip(vectors, rows, strict=True):
+        place[: len(row)] = row
+    return vectors, mask

@@ -4,14 +4,14 @@ import asyncio
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from clients import Deadline, FailedPrecondition, InvalidRequest, InvalidResponse, NotFound, ServerFault, TrunklineError
-from clients.wire.catalogue import Manifest, View
+from clients.wire.catalogue import Manifest, View, views_of
 from clients.wire.text import Encoded
-from gateway.ports import CatalogueSource, Embedder, FloatArray, LiveHead, LiveTrunk, Predictor, Trunks
+from gateway.ports import CatalogueSource, Embedder, FloatArray, LiveHead, LiveTrunk, Predictor, Rows, Trunks
 from gateway.preprocess import encode_texts
 
 _log = logging.getLogger(__name__)
@@ -91,10 +91,10 @@ class Pipeline:
         timings = StageTimings()
         started = time.perf_counter()
         trunk = await self._trunks.trunk(deadline)
-        heads = choose(self._catalogue.heads(trunk.fingerprint), request.heads)
+        heads = readable(choose(self._catalogue.heads(trunk.fingerprint), request.heads), trunk)
         encoded = await encode_texts(trunk.encoder, request.texts)
         timings.preprocess = time.perf_counter() - started
-        views = tuple(dict.fromkeys(head.manifest.view for head in heads.values() if not head.refused))
+        views = tuple(dict.fromkeys(view for head in heads.values() if not head.refused for view in views_of(head.manifest)))
         embeddings = await self._embed(trunk, encoded, views, deadline)
         embedded = time.perf_counter()
         timings.embed = embedded - started - timings.preprocess
@@ -105,14 +105,14 @@ class Pipeline:
 
     async def _embed(
         self, trunk: LiveTrunk, encoded: list[Encoded], views: tuple[View, ...], deadline: Deadline
-    ) -> dict[View, FloatArray]:
+    ) -> dict[View, Rows]:
         if not views:
             return {}
         arrays = await self._embedder.embed(trunk, encoded, views, deadline)
         return dict(zip(views, arrays, strict=True))
 
     async def _ask(
-        self, heads: dict[str, LiveHead], embeddings: dict[View, FloatArray], request: Classification, deadline: Deadline
+        self, heads: dict[str, LiveHead], embeddings: dict[View, Rows], request: Classification, deadline: Deadline
     ) -> dict[str, HeadOutcome]:
         own = deadline.at if deadline.remaining() <= self._head_timeout else Deadline.after(self._head_timeout).at
         calls = [self._one(name, head, embeddings, request, Deadline(own)) for name, head in heads.items()]
@@ -121,12 +121,12 @@ class Pipeline:
         return dict(zip(heads, outcomes, strict=True))
 
     async def _one(
-        self, name: str, head: LiveHead, embeddings: dict[View, FloatArray], request: Classification, deadline: Deadline
+        self, name: str, head: LiveHead, embeddings: dict[View, Rows], request: Classification, deadline: Deadline
     ) -> HeadOutcome:
         if head.refused:
             return FailedPrecondition(head.refused)
         try:
-            scores = await self._predictor.predict(head.manifest, embeddings[head.manifest.view], deadline)
+            scores = await self._predictor.predict(head.manifest, rows_for(head.manifest, embeddings), deadline)
             return read_scores(head.manifest, check_scores(scores, head.manifest, len(request.texts)), request)
         except TrunklineError as error:
             return named(error, name)
@@ -150,6 +150,27 @@ def choose(heads: dict[str, LiveHead], names: Sequence[str] | None) -> dict[str,
         known = ", ".join(sorted(heads)[:50]) or "none yet"
         raise NotFound(f"a head that was asked for is unknown; known heads: {known}")
     return {name: heads[name] for name in names}
+
+
+def readable(heads: dict[str, LiveHead], trunk: LiveTrunk) -> dict[str, LiveHead]:
+    """*heads*, those refused that read a layer *trunk* does not offer: asked for it, the trunk would answer nobody."""
+    return {name: head if head.refused else _judged(name, head, trunk) for name, head in heads.items()}
+
+
+def _judged(name: str, head: LiveHead, trunk: LiveTrunk) -> LiveHead:
+    missing = [str(view.layer) for view in views_of(head.manifest) if view.layer not in trunk.layers]
+    if not missing:
+        return head
+    said = f"head {name!r} reads layer {', '.join(missing)}, which the embedding service does not compute"
+    return replace(head, refused=f"{said}; start it with --layers")
+
+
+def rows_for(manifest: Manifest, embeddings: dict[View, Rows]) -> Rows:
+    """What a head reads of each text: its view, or that at several layers, one behind the other."""
+    views = views_of(manifest)
+    if len(views) == 1:
+        return embeddings[views[0]]
+    return [np.concatenate(parts, axis=-1) for parts in zip(*(embeddings[view] for view in views), strict=True)]
 
 
 def named(error: TrunklineError, head: str) -> TrunklineError:

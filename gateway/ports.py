@@ -13,6 +13,9 @@ from clients.wire.text import Encoded, TextEncoder
 
 FloatArray = NDArray[np.float32]
 
+Rows = Sequence[FloatArray]
+"""One array a text: float32 [width], or [tokens, width] where the view is of tokens. An array [texts, width] is one, too."""
+
 
 @dataclass(frozen=True, slots=True)
 class LiveTrunk:
@@ -22,6 +25,8 @@ class LiveTrunk:
     fingerprint: str
     encoder: TextEncoder
     max_request_inputs: int
+    layers: frozenset[int] = frozenset({-1})
+    """Those that a view may ask for, by both their names: counted from 0, and back from -1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +53,16 @@ class Trunks(Protocol):
 class Embedder(Protocol):
     """Runs token ids through the trunk."""
 
-    async def embed(
-        self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline
-    ) -> list[FloatArray]:
-        """For each view, float32 [inputs, width]. Raises TrunklineError."""
+    async def embed(self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline) -> list[Rows]:
+        """For each view, one array an input. Raises TrunklineError."""
         ...
 
 
 class Predictor(Protocol):
     """Runs a head version."""
 
-    async def predict(self, manifest: Manifest, embeddings: FloatArray, deadline: Deadline) -> FloatArray:
-        """Scores, float32 [texts, labels], for embeddings [texts, width]. Raises TrunklineError."""
+    async def predict(self, manifest: Manifest, rows: Rows, deadline: Deadline) -> FloatArray:
+        """Scores, float32 [texts, labels], for what the head reads of each text. Raises TrunklineError."""
         ...
 
 

@@ -1,6 +1,7 @@
 """A head as a SavedModel version directory that the stock tensorflow_model_server serves and that explains itself.
 
-Besides `head_service.serving`, this is the only place that imports TensorFlow.
+Besides `head_service.serving`, this and `head_service.training.quiet_tensorflow` are the only places that
+import TensorFlow.
 """
 
 import os
@@ -20,11 +21,14 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 import tensorflow as tf
 
-from clients.wire.catalogue import MANIFEST_PATH, GoldenExample, Manifest, encode
+from clients.wire.catalogue import MANIFEST_PATH, GoldenExample, Manifest, Task, encode
 from clients.wire.tensors import to_tensor
 from clients.wire.tfs import serving_pb2 as pb
+from head_service.errors import ManifestError
 from head_service.manifest import hash_files
-from head_service.training.linear import LinearHead
+from head_service.training.features import Features, TokenFeatures, inputs_of, take, width_of
+from head_service.training.forward import logits_of
+from head_service.training.heads import Head, scores_of
 
 LABELS_PATH: Final = "assets/labels.txt"
 WARMUP_PATH: Final = "assets.extra/tf_serving_warmup_requests"
@@ -32,65 +36,113 @@ WARMUP_PATH: Final = "assets.extra/tf_serving_warmup_requests"
 
 NUM_GOLDEN: Final = 5
 WARMUP_ROWS: Final = (1, 8, 32)
+WARMUP_TOKENS: Final = (8, 32, 128)
+"""As long as the texts of each of these requests are made, where a vector a token goes in."""
 
 
-class _LinearModule(tf.Module):  # type: ignore[misc]  # TensorFlow is published without types
-    """scores = softmax((embedding @ weights + bias) / temperature), and the logits before the softmax."""
+class _HeadModule(tf.Module):  # type: ignore[misc]  # TensorFlow is published without types
+    """Scores by the task, and the logits, divided by the temperature, that they are made of."""
 
-    def __init__(self, head: LinearHead, temperature: float, labels: str) -> None:
+    def __init__(self, head: Head, temperature: float, labels: str) -> None:
         super().__init__()
-        self.weights = tf.Variable(head.weights, name="weights", trainable=False)
-        self.bias = tf.Variable(head.bias, name="bias", trainable=False)
+        self.weights = {
+            name: tf.Variable(array, name=name, trainable=False, dtype=tf.float32) for name, array in sorted(head.weights.items())
+        }
         self.labels = tf.saved_model.Asset(labels)
+        self._spec = head.spec
+        self._task: Task = head.task
         self._temperature = temperature
 
-    def __call__(self, embedding: Any) -> dict[str, Any]:
-        logits = (tf.matmul(embedding, self.weights) + self.bias) / self._temperature
-        return {"scores": tf.nn.softmax(logits), "logits": logits}
+    def __call__(self, *inputs: Any) -> dict[str, Any]:
+        logits = logits_of(self._spec, self.weights, inputs)
+        if self._task == "regression":
+            return {"scores": logits, "logits": logits}
+        logits = logits / self._temperature
+        return {"scores": tf.nn.sigmoid(logits) if self._task == "multi_label" else tf.nn.softmax(logits), "logits": logits}
 
 
-def export_linear(
-    head: LinearHead, manifest: Manifest, embeddings: NDArray[np.float32], texts: list[str], directory: Path
-) -> None:
+def export_head(head: Head, manifest: Manifest, features: Features, texts: list[str], directory: Path) -> None:
     """Write *head* into the empty *directory*, its manifest last.
 
     Args:
-        head: its labels are the manifest's.
-        manifest: complete but for *golden*, *created* and *files*.
-        embeddings: of *texts*, float32 [texts, width]; the first few become golden examples and warm-up requests.
+        head: of any type.
+        manifest: complete but for *golden*, *created* and *files*; what it says of the head is held to the head.
+        features: of *texts*; the first few become golden examples and warm-up requests.
         texts: held-out ones.
         directory: exists and is empty.
+
+    Raises:
+        ManifestError: the manifest is not of this head, or the head answers numbers that are not finite.
     """
+    _check(head, manifest, features)
+    golden = _golden(head, manifest, take(features, np.arange(min(NUM_GOLDEN, len(features)))), texts)
     with tempfile.TemporaryDirectory() as scratch:
         labels = Path(scratch) / "labels.txt"
         labels.write_text("".join(f"{label}\n" for label in head.labels), encoding="utf-8")
-        module = _LinearModule(head, manifest.temperature, str(labels))
-        spec = tf.TensorSpec([None, manifest.width], tf.float32, name=manifest.input)
-        signature = tf.function(module.__call__, input_signature=[spec]).get_concrete_function()
+        module = _HeadModule(head, manifest.temperature, str(labels))
+        signature = tf.function(module.__call__, input_signature=_input_specs(manifest)).get_concrete_function()
         tf.saved_model.save(module, str(directory), signatures={"serving_default": signature})
-    _write_warmup(directory / WARMUP_PATH, manifest, embeddings)
-    golden = _golden(head, manifest, embeddings[:NUM_GOLDEN], texts)
+    _write_warmup(directory / WARMUP_PATH, manifest, features)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     whole = msgspec.structs.replace(manifest, golden=golden, created=created, files=hash_files(directory))
     (directory / MANIFEST_PATH).write_bytes(encode(whole))
 
 
-def _golden(head: LinearHead, manifest: Manifest, embeddings: NDArray[np.float32], texts: list[str]) -> tuple[GoldenExample, ...]:
-    scores = head.scores(embeddings, manifest.temperature)
+def _check(head: Head, manifest: Manifest, features: Features) -> None:
+    said = (manifest.labels, manifest.task, manifest.width, manifest.head_type, bool(manifest.mask_input))
+    meant = (head.labels, head.task, head.spec.width, head.head_type, head.spec.reads_tokens)
+    wrong = [
+        name
+        for name, one, other in zip(("labels", "task", "width", "head_type", "mask_input"), said, meant, strict=True)
+        if one != other
+    ]
+    if wrong:
+        raise ManifestError(f"the manifest is not of this head: {', '.join(wrong)}")
+    if width_of(features) != manifest.width:
+        raise ManifestError(f"the head takes vectors of {manifest.width} numbers, these are of {width_of(features)}")
+    if not all(np.isfinite(array).all() for array in head.weights.values()):
+        raise ManifestError("the head has weights that are not finite; train it again")
+
+
+def _input_specs(manifest: Manifest) -> list[Any]:
+    if not manifest.mask_input:
+        return [tf.TensorSpec([None, manifest.width], tf.float32, name=manifest.input)]
+    return [
+        tf.TensorSpec([None, None, manifest.width], tf.float32, name=manifest.input),
+        tf.TensorSpec([None, None], tf.float32, name=manifest.mask_input),
+    ]
+
+
+def _golden(head: Head, manifest: Manifest, features: Features, texts: list[str]) -> tuple[GoldenExample, ...]:
+    scores = scores_of(head.logits(features), head.task, manifest.temperature)
+    if not np.isfinite(scores).all():
+        raise ManifestError("the head answers numbers that are not finite; train it again")
     return tuple(
         GoldenExample(text, head.labels[int(row.argmax())], tuple(round(float(score), 6) for score in row))
         for text, row in zip(texts[: len(scores)], scores, strict=True)
     )
 
 
-def _write_warmup(path: Path, manifest: Manifest, embeddings: NDArray[np.float32]) -> None:
+def _write_warmup(path: Path, manifest: Manifest, features: Features) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
-        for rows in WARMUP_ROWS:
-            writer.write(_warmup(manifest, np.resize(embeddings, (rows, manifest.width))).SerializeToString())
+        for num_rows, num_tokens in zip(WARMUP_ROWS, WARMUP_TOKENS, strict=True):
+            inputs = _warmup_inputs(features, num_rows, num_tokens)
+            names = (manifest.input, manifest.mask_input)[: len(inputs)]
+            writer.write(_warmup(manifest, dict(zip(names, inputs, strict=True))).SerializeToString())
 
 
-def _warmup(manifest: Manifest, rows: NDArray[np.float32]) -> pb.PredictionLog:
+def _warmup_inputs(features: Features, num_rows: int, num_tokens: int) -> tuple[NDArray[np.float32], ...]:
+    """The first texts, as often as it takes; of tokens, as many of each text, also as often as it takes."""
+    texts = np.resize(np.arange(len(features)), num_rows)
+    if not isinstance(features, TokenFeatures):
+        return inputs_of(features, texts)
+    vectors, mask = features.padded(texts)
+    owned = [row[np.resize(np.flatnonzero(there), num_tokens)] for row, there in zip(vectors, mask, strict=True)]
+    return np.stack(owned), np.ones((num_rows, num_tokens), np.float32)
+
+
+def _warmup(manifest: Manifest, inputs: dict[str, NDArray[np.float32]]) -> pb.PredictionLog:
     spec = pb.ModelSpec(name=manifest.name, signature_name="serving_default")
-    request = pb.PredictRequest(model_spec=spec, inputs={manifest.input: to_tensor(rows.astype(np.float32))})
-    return pb.PredictionLog(predict_log=pb.PredictLog(request=request))
+    tensors = {name: to_tensor(array.astype(np.float32)) for name, array in inputs.items()}
+    return pb.PredictionLog(predict_log=pb.PredictLog(request=pb.PredictRequest(model_spec=spec, inputs=tensors)))

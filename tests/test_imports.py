@@ -1,7 +1,9 @@
 """What a part may not bring into the process, proven in a fresh interpreter."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,10 @@ FORBIDDEN = {
     "clients.wire.text": (*ENGINES, *SERVERS, *SERVICES, "tokenizers", "trunkline"),
     # What only some deployments want is imported when its setting asks for it.
     "embedding_service.service": (*ENGINES, "redis", "opentelemetry", "zmq"),
+    "gateway.app": ENGINES,
+    # TensorFlow takes seconds: it is loaded for what is learnt with it, and to export.
+    "head_service.training.run": ("torch", "tensorflow", "keras", *SERVERS),
+    "head_service.training.brought": ("torch", "tensorflow", "keras", *SERVERS),
     "trunkline": (*ENGINES, *SERVERS, *SERVICES, "tokenizers"),
 }
 
@@ -24,3 +30,17 @@ def test_importing_a_part_brings_in_nothing_it_must_do_without(module):
     script = f"import sys, {module}; print('\\n'.join(name for name in sys.modules if '.' not in name))"
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
     assert set(found.stdout.split()).isdisjoint(FORBIDDEN[module])
+
+
+MAY_LOAD_TENSORFLOW = {"head_service/export.py", "head_service/serving/servable.py", "head_service/training/quiet_tensorflow.py"}
+
+
+def test_tensorflow_is_loaded_in_few_places():
+    root = Path(__file__).parents[1]
+    sources = [path for name in (*SERVICES, "clients", "trunkline") for path in (root / name).rglob("*.py")]
+    found = {
+        path.relative_to(root).as_posix()
+        for path in sources
+        if re.search(r"^\s*(import tensorflow\b|from tensorflow\b)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    assert found == MAY_LOAD_TENSORFLOW

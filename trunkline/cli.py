@@ -5,9 +5,9 @@ import contextlib
 import json
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, NoReturn
+from typing import Annotated, Any, Final, NoReturn, get_args
 
 import typer
 from rich.console import Console
@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
+from clients.wire.catalogue import Task
 from trunkline import bulk, models, paths
 
 app = typer.Typer(
@@ -73,11 +74,13 @@ def up(
     demo_heads: Annotated[bool, typer.Option("--demo-heads", help="Train the demo heads first where they are missing.")] = False,
     model: Annotated[str | None, typer.Option(help="A local directory or hub name of the encoder.")] = None,
     engine: Annotated[str, typer.Option(help="auto, or one by name; see `trunkline models compare`.")] = "auto",
+    layers: Annotated[str | None, typer.Option(help="Layers of the encoder that heads may read, such as -1,-2,-3,-4.")] = None,
 ) -> None:
     """Run the local stack until Ctrl-C; the last line printed says `ready` and where."""
     from trunkline.up import run_up  # noqa: PLC0415 (the client commands do without the services' packages)
 
-    asyncio.run(_until_signalled(run_up(_stack(port, any_port, model, engine), demo_heads=demo_heads, say=_say)))
+    stack = _stack(port, any_port, model, engine, layers=_numbers(layers))
+    asyncio.run(_until_signalled(run_up(stack, demo_heads=demo_heads, say=_say)))
 
 
 @app.command()
@@ -95,10 +98,30 @@ def train(
     text_column: Annotated[str | None, typer.Option(help="Guessed when absent.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Guessed when absent.")] = None,
     test: Annotated[Path | None, typer.Option(help="Held-out rows; a fifth of FILE when absent.")] = None,
+    head_type: Annotated[
+        str, typer.Option(help="linear, mix, mlp, fasttext, attention, textcnn; auto compares the cheap ones.")
+    ] = "linear",
+    task: Annotated[str, typer.Option(help="single_label, multi_label or regression.")] = "single_label",
+    layers: Annotated[
+        str | None, typer.Option(help="What the head reads, -1 is the last; the embedding service must compute them.")
+    ] = None,
+    balanced: Annotated[bool, typer.Option("--balanced", help="Let rare labels weigh as much as common ones.")] = False,
+    seed: Annotated[int, typer.Option(help="Of all that is drawn: same data, same seed, same head.", min=0)] = 0,
+    weights: Annotated[
+        Path | None, typer.Option(help="An .npz file of a linear head that is fitted already; FILE only measures it.")
+    ] = None,
 ) -> None:
     """Train a head and make it live, without a restart when the stack runs."""
-    from trunkline.training import train_command  # noqa: PLC0415
+    from head_service.training.fit import HEAD_CHOICES, FitOptions  # noqa: PLC0415
+    from trunkline.training import HeadWanted, train_command  # noqa: PLC0415
 
+    wanted = HeadWanted(
+        FitOptions(_one_of(head_type, HEAD_CHOICES, "--head-type"), balanced=balanced, seed=seed),
+        _one_of(task, get_args(Task), "--task"),
+        _numbers(layers),
+        weights,
+    )
+    stack = _stack(0, True, None, "auto", layers=wanted.layers)
     asyncio.run(
         train_command(
             file,
@@ -106,10 +129,24 @@ def train(
             text_column=text_column,
             label_column=label_column,
             test_file=test,
-            stack=_stack(0, True, None, "auto"),
+            stack=stack,
             say=_say,
+            wanted=wanted,
         )
     )
+
+
+def _one_of(name: str, names: Sequence[Any], option: str) -> Any:
+    if name not in names:
+        _fail(f"{option} is one of {', '.join(names)}")
+    return name
+
+
+def _numbers(layers: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(layer) for layer in layers.split(",")) if layers else ()
+    except ValueError:
+        _fail("--layers are numbers with commas between, such as --layers=-1,-3")
 
 
 @app.command()
@@ -200,7 +237,7 @@ def _running() -> Any:
     return found
 
 
-def _stack(port: int, any_port: bool, model: str | None, engine: str) -> Any:
+def _stack(port: int, any_port: bool, model: str | None, engine: str, *, layers: tuple[int, ...] = ()) -> Any:
     from trunkline.stack import Stack, StackSettings  # noqa: PLC0415
 
     home = paths.home()
@@ -211,6 +248,7 @@ def _stack(port: int, any_port: bool, model: str | None, engine: str) -> Any:
         gateway_port=port,
         model=model,
         engine=engine,
+        layers=layers,
     )
     if any_port:
         settings = settings.on_any_ports()

@@ -2,15 +2,18 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 from clients import EmbeddingClient, HeadClient, NotFound
+from clients.wire.catalogue import Task
 from head_service.errors import RepositoryError
 from head_service.repository import Repository
+from head_service.training.brought import read_weights
 from head_service.training.dataset import read_dataset
 from head_service.training.embeddings import EmbeddingCache
+from head_service.training.fit import FitOptions
 from head_service.training.run import TrainingRequest, TrainingResult, train
 from trunkline import paths
 from trunkline.stack import Addresses, Stack, recorded
@@ -36,6 +39,16 @@ class LiveStack:
         return cls(addresses.embedding_grpc, addresses.heads_grpc, repository, cache_dir)
 
 
+@dataclass(frozen=True, slots=True)
+class HeadWanted:
+    """How a head is to be made; *weights* is an .npz file of one that is fitted already, see `read_weights`."""
+
+    fit: FitOptions = field(default_factory=FitOptions)
+    task: Task = "single_label"
+    layers: tuple[int, ...] = ()
+    weights: Path | None = None
+
+
 def train_head(
     live: LiveStack,
     file: Path,
@@ -45,8 +58,11 @@ def train_head(
     text_column: str | None = None,
     label_column: str | None = None,
     test_file: Path | None = None,
+    wanted: HeadWanted | None = None,
 ) -> TrainingResult:
-    """Train *name* on *file* and make it live."""
+    """Train *name* on *file* and make it live. What *wanted* brings along already is only measured on it."""
+    wanted = wanted or HeadWanted()
+    brought = read_weights(wanted.weights) if wanted.weights else None
     data = read_dataset(file, text_column, label_column)
     held_out = read_dataset(test_file, text_column, label_column, for_training=False) if test_file else None
     repeated = f", {data.num_repeated} repeated rows left out" if data.num_repeated else ""
@@ -54,7 +70,9 @@ def train_head(
     started = time.monotonic()
     with EmbeddingClient(live.embedding_grpc, timeout=120.0) as embedder:
         result = train(
-            TrainingRequest(name, data, held_out),
+            TrainingRequest(
+                name, data, held_out, mix_layers=wanted.layers, task=wanted.task, options=wanted.fit, brought=brought
+            ),
             embedder=embedder,
             cache=EmbeddingCache(live.cache_dir / "training-embeddings.sqlite"),
             repository=Repository(live.repository),
@@ -105,19 +123,33 @@ async def train_command(
     test_file: Path | None,
     stack: Stack,
     say: Say,
+    wanted: HeadWanted | None = None,
 ) -> None:
     """`train_head` against the running stack; without one, *stack*'s embedding service is started for it."""
+
+    def go(live: LiveStack) -> None:
+        train_head(
+            live,
+            file,
+            name=head,
+            say=say,
+            text_column=text_column,
+            label_column=label_column,
+            test_file=test_file,
+            wanted=wanted,
+        )
+
     settings = stack.settings
     running = recorded(paths.home() / "stack.json")
     if running is not None:
         live = LiveStack.of(running, settings.repository, settings.cache_dir)
-        train_head(live, file, name=head, say=say, text_column=text_column, label_column=label_column, test_file=test_file)
+        go(live)
         return
     say("no local stack runs; starting the embedding service for this training")
     try:
         address, _ = await stack.start_embedding()
         live = LiveStack(address, "", settings.repository, settings.cache_dir)
-        train_head(live, file, name=head, say=say, text_column=text_column, label_column=label_column, test_file=test_file)
+        go(live)
     finally:
         await stack.stop()
 

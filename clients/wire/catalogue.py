@@ -102,6 +102,16 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     files: dict[str, str] = {}
 
 
+def views_of(manifest: Manifest) -> tuple[View, ...]:
+    """The views whose vectors, one behind the other, go into the head."""
+    return at_layers(manifest.view, manifest.mix_layers)
+
+
+def at_layers(view: View, layers: tuple[int, ...]) -> tuple[View, ...]:
+    """*view* at each of *layers*; as it is where there are none."""
+    return tuple(View(view.pooling, layer, view.normalize, view.dims) for layer in layers) or (view,)
+
+
 class CatalogueHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One head: *stable* is the version that answers, one of *versions*; *default*: it answers when none is named.
 

@@ -3,15 +3,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from msgspec.structs import replace
 
 from clients import Deadline, FailedPrecondition, InvalidRequest, NotFound, TrunklineError, Unavailable
 from clients.wire.catalogue import Manifest, TrunkRef, View
 from clients.wire.text import Encoded, TextEncoder
 from gateway.pipeline import Classification, HeadAnswer, HeadOutcome, Pipeline
-from gateway.ports import FloatArray, LiveHead, LiveTrunk
+from gateway.ports import FloatArray, LiveHead, LiveTrunk, Rows
 from tests.tiny_trunk import make_tiny_trunk
 
-Scores = Callable[[FloatArray], FloatArray]
+Scores = Callable[[Rows], FloatArray]
 WIDTH = 4
 
 
@@ -25,31 +26,34 @@ class FakeTrunks:
     def __init__(self, tokens: TextEncoder) -> None:
         self.tokens = tokens
         self.live = "sha256:one"
+        self.layers = frozenset({-1, -2, -3})
         self._known = ""
 
     async def trunk(self, deadline: Deadline) -> LiveTrunk:
         self._known = self._known or self.live
-        return LiveTrunk("tiny", self._known, self.tokens, 64)
+        return LiveTrunk("tiny", self._known, self.tokens, 64, self.layers)
 
     def forget(self) -> None:
         self._known = ""
 
 
 class FakeEmbedder:
-    """Counts its calls; each text's vector is its number of tokens, WIDTH times."""
+    """Counts its calls; each text's vector is its number of tokens plus the view's layer, WIDTH times, or so for each token."""
 
     def __init__(self, trunks: FakeTrunks) -> None:
         self._trunks = trunks
         self.calls: list[tuple[int, tuple[View, ...]]] = []
 
-    async def embed(
-        self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline
-    ) -> list[FloatArray]:
+    async def embed(self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline) -> list[Rows]:
         if trunk.fingerprint != self._trunks.live:
             raise FailedPrecondition("another trunk")
         self.calls.append((len(inputs), views))
-        rows = np.array([[len(item.ids)] * WIDTH for item in inputs], dtype=np.float32)
-        return [rows for _ in views]
+        return [[self._read(len(item.ids), view) for item in inputs] for view in views]
+
+    @staticmethod
+    def _read(num_tokens: int, view: View) -> FloatArray:
+        shape = (num_tokens, WIDTH) if view.pooling == "tokens" else (WIDTH,)
+        return np.full(shape, num_tokens + view.layer, np.float32)
 
 
 class FakePredictor:
@@ -58,8 +62,8 @@ class FakePredictor:
     def __init__(self, **heads: Scores) -> None:
         self._heads = heads
 
-    async def predict(self, manifest: Manifest, embeddings: FloatArray, deadline: Deadline) -> FloatArray:
-        return self._heads.get(manifest.name, second_wins)(embeddings)
+    async def predict(self, manifest: Manifest, rows: Rows, deadline: Deadline) -> FloatArray:
+        return self._heads.get(manifest.name, second_wins)(rows)
 
 
 class FakeCatalogue:
@@ -70,20 +74,24 @@ class FakeCatalogue:
         return self._heads
 
 
-def second_wins(embeddings: FloatArray) -> FloatArray:
-    return np.array([[0.25, 0.75]] * len(embeddings), dtype=np.float32)
+def second_wins(rows: Rows) -> FloatArray:
+    return np.array([[0.25, 0.75]] * len(rows), dtype=np.float32)
 
 
 def raises(error: Exception) -> Scores:
-    def fail(_: FloatArray) -> FloatArray:
+    def fail(_: Rows) -> FloatArray:
         raise error
 
     return fail
 
 
-def head(name: str, *, default: bool = True, refused: str = "", view: View | None = None) -> LiveHead:
+def head(
+    name: str, *, default: bool = True, refused: str = "", view: View | None = None, mix_layers: tuple[int, ...] = ()
+) -> LiveHead:
     trunk = TrunkRef("tiny", "sha256:one", "fake")
-    manifest = Manifest(name=name, version=7, labels=("ham", "spam"), width=WIDTH, trunk=trunk, view=view or View())
+    manifest = Manifest(
+        name=name, version=7, labels=("ham", "spam"), width=WIDTH, trunk=trunk, view=view or View(), mix_layers=mix_layers
+    )
     return LiveHead(manifest, default, refused)
 
 
@@ -177,3 +185,62 @@ async def test_scores_are_ranked_and_cut(trunks: FakeTrunks) -> None:
     assert isinstance(best["one"], list)
     assert [("spam", 0.75), ("ham", 0.25)] == list((whole["one"][0].scores or {}).items())
     assert {"spam": 0.75} == best["one"][0].scores
+
+
+async def test_one_pass_gives_every_head_what_it_reads(trunks: FakeTrunks) -> None:
+    read: dict[str, list[list[float]]] = {}
+
+    def keep(name: str) -> Scores:
+        def scores(rows: Rows) -> FloatArray:
+            read[name] = [row.tolist() for row in rows]
+            return second_wins(rows)
+
+        return scores
+
+    tokens = View("tokens", normalize=False)
+    heads = [head("plain"), head("tokens", view=tokens), head("mixed", mix_layers=(-1, -3))]
+    heads.append(head("both", view=tokens, mix_layers=(-1, -2)))
+    predictor = FakePredictor(**{one.manifest.name: keep(one.manifest.name) for one in heads})
+
+    _, embedder = await classify(trunks, predictor, heads, Classification(["a b", "c"]))
+
+    # "a b" is four tokens with the special ones, "c" is three.
+    assert 1 == len(embedder.calls)
+    assert (View(), tokens, View(layer=-3), View("tokens", -2, normalize=False)) == embedder.calls[0][1]
+    assert [[3.0] * WIDTH, [2.0] * WIDTH] == read["plain"]
+    assert [[[3.0] * WIDTH] * 4, [[2.0] * WIDTH] * 3] == read["tokens"]
+    assert [[3.0] * WIDTH + [1.0] * WIDTH, [2.0] * WIDTH + [0.0] * WIDTH] == read["mixed"]
+    assert [[[3.0] * WIDTH + [2.0] * WIDTH] * 4, [[2.0] * WIDTH + [1.0] * WIDTH] * 3] == read["both"]
+
+
+@pytest.mark.parametrize("unreadable", [head("deep", view=View(layer=-4)), head("deep", mix_layers=(-1, -4))])
+async def test_a_head_that_reads_a_layer_nobody_computes_is_refused_and_the_others_answer(
+    trunks: FakeTrunks, unreadable: LiveHead
+) -> None:
+    outcomes, embedder = await classify(trunks, FakePredictor(), [unreadable, head("good")], Classification(["a"]))
+    deep = outcomes["deep"]
+
+    assert isinstance(deep, FailedPrecondition)
+    assert "layer -4" in deep.message
+    assert "--layers" in deep.message
+    assert [(1, (View(),))] == embedder.calls
+    assert [HeadAnswer("spam", 0.75, 7)] == outcomes["good"]
+
+
+async def test_several_labels_a_text_are_those_at_or_above_their_thresholds(trunks: FakeTrunks) -> None:
+    several = head("tags")
+    manifest = replace(several.manifest, task="multi_label", thresholds=(0.2, 0.8))
+
+    outcomes, _ = await classify(trunks, FakePredictor(), [LiveHead(manifest, True)], Classification(["a"]))
+
+    assert isinstance(outcomes["tags"], list)
+    assert ["ham"] == outcomes["tags"][0].labels
+
+
+async def test_a_regression_answers_its_value(trunks: FakeTrunks) -> None:
+    manifest = replace(head("price").manifest, task="regression", labels=("value",))
+    predictor = FakePredictor(price=lambda rows: np.array([[-41.5]] * len(rows), np.float32))
+
+    outcomes, _ = await classify(trunks, predictor, [LiveHead(manifest, True)], Classification(["a"]))
+
+    assert [HeadAnswer("value", -41.5, 7)] == outcomes["price"]

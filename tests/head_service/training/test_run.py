@@ -1,18 +1,22 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from clients import Embeddings, View
 from head_service.catalogue import MODELS_CONFIG, read_catalogue
-from head_service.errors import RepositoryError, TrunkMismatchError
+from head_service.errors import DataError, RepositoryError, TrunkMismatchError
 from head_service.manifest import verify
 from head_service.repository import Repository
 from head_service.training.dataset import Dataset, Example
 from head_service.training.embeddings import EmbeddingCache
-from head_service.training.run import TrainingRequest, TrainingResult, train
+from head_service.training.fit import FitOptions
+from head_service.training.heads import Fitted, HeadType
+from head_service.training.linear import LinearHead
+from head_service.training.run import Calibrate, Calibration, TrainingRequest, TrainingResult, as_it_is, train
 from tests.head_service.training.test_embeddings import FakeEmbedder
 
 DATA = Dataset(tuple(Example(f"text {n}", "even" if n % 2 == 0 else "odd", n + 2) for n in range(30)))
@@ -40,15 +44,23 @@ class Training:
         if self.refusal:
             raise RepositoryError(self.refusal)
 
-    def train(self, name: str = "parity", data: Dataset = DATA, held_out: Dataset | None = None) -> TrainingResult:
+    def train(
+        self,
+        name: str = "parity",
+        data: Dataset = DATA,
+        held_out: Dataset | None = None,
+        calibrate: Calibrate = as_it_is,
+        **wanted: Any,
+    ) -> TrainingResult:
         return train(
-            TrainingRequest(name, data, held_out),
+            TrainingRequest(name, data, held_out, **wanted),
             embedder=self.embedder,
             cache=EmbeddingCache(self.folder / "embeddings.sqlite"),
             repository=self.repository,
             wait_until_available=self.wait,
             say=lambda _: None,
             embedding_progress=lambda _, __: None,
+            calibrate=calibrate,
         )
 
 
@@ -134,3 +146,82 @@ def test_a_trunk_exchanged_half_way_publishes_nothing(tmp_path: Path) -> None:
         training.train()
 
     assert [] == training.repository.versions("parity")
+
+
+def test_a_head_of_tokens_says_so_in_its_manifest(training: Training) -> None:
+    manifest = verify(training.train(options=FitOptions("fasttext")).path)
+
+    assert ("fasttext", "tokens", False) == (manifest.head_type, manifest.view.pooling, manifest.view.normalize)
+    assert ("tokens", "mask", 32) == (manifest.input, manifest.mask_input, manifest.width)
+
+
+@pytest.mark.parametrize(("head_type", "layers"), [("mix", (-1, -2)), ("linear", (-2, -1))])
+def test_a_head_of_several_layers_says_which_in_which_order(
+    training: Training, head_type: HeadType, layers: tuple[int, ...]
+) -> None:
+    training.embedder.layers = (-2, -1)
+    wanted = layers if head_type == "linear" else ()
+
+    manifest = verify(training.train(options=FitOptions(head_type), mix_layers=wanted).path)
+
+    assert (layers, 64, head_type) == (manifest.mix_layers, manifest.width, manifest.head_type)
+
+
+def test_what_is_known_of_unseen_texts_calibrates_the_version(training: Training) -> None:
+    seen: list[Fitted] = []
+
+    def calibrate(fitted: Fitted) -> Calibration:
+        seen.append(fitted)
+        return Calibration(temperature=2.0)
+
+    manifest = verify(training.train(calibrate=calibrate).path)
+
+    assert 2.0 == manifest.temperature
+    assert (24, 2) == seen[0].validation_logits.shape
+    assert 24 == len(seen[0].validation)
+
+
+def test_several_labels_a_text_are_given_with_commas_between(training: Training) -> None:
+    labels = ("even", "odd, three", "even, three", "odd")
+    data = Dataset(tuple(Example(f"text {n}", labels[n % 4], n + 2) for n in range(40)))
+
+    manifest = verify(training.train(data=data, task="multi_label", calibrate=lambda _: Calibration(1.0, (0.5, 0.4, 0.6))).path)
+
+    assert ("even", "odd", "three") == manifest.labels
+    assert ("multi_label", (0.5, 0.4, 0.6)) == (manifest.task, manifest.thresholds)
+
+
+def test_numbers_make_a_regression(training: Training) -> None:
+    data = Dataset(tuple(Example(f"text {n}", str(n / 4), n + 2) for n in range(30)))
+
+    manifest = verify(training.train(data=data, held_out=data, task="regression").path)
+
+    assert ("regression", ("value",)) == (manifest.task, manifest.labels)
+    with pytest.raises(DataError, match="not a number"):
+        training.train(task="regression")
+
+
+def test_a_head_that_is_brought_along_is_measured_and_published_as_it_is(training: Training) -> None:
+    kernel = np.zeros((32, 2), np.float32)
+    brought = LinearHead(kernel, np.array([0.0, 1.0], np.float32), ("even", "odd"))
+
+    result = training.train(brought=brought)
+
+    assert (0.5, 0, 30) == (result.metrics.accuracy, result.metrics.num_train, result.metrics.num_test)
+    np.testing.assert_allclose([0.268941, 0.731059], verify(result.path).golden[0].scores, atol=1e-6)
+
+
+def test_a_head_of_another_width_publishes_nothing(training: Training) -> None:
+    brought = LinearHead(np.zeros((31, 2), np.float32), np.zeros(2, np.float32), ("even", "odd"))
+
+    with pytest.raises(DataError, match="takes vectors of 31 numbers, trunk 'fake' gives 32"):
+        training.train(brought=brought)
+
+    assert [] == training.repository.versions("parity")
+
+
+def test_auto_publishes_what_it_chose(training: Training) -> None:
+    manifest = verify(training.train(options=FitOptions("auto")).path)
+
+    assert manifest.head_type in {"linear", "mlp"}
+    assert () == manifest.mix_layers
