@@ -105,6 +105,7 @@ class Servable:
         self._pace = Pace()
         with checked(directory, allow_foreign=self._options.allow_foreign) as (path, manifest):
             if manifest is not None:
+                _check_name(manifest, name, version)
                 _check_weights(path)
             self._load(path)
             try:
@@ -197,6 +198,12 @@ class Servable:
             self.run(run.signature, {alias: run.examples}, ())
         else:
             self.run(run.signature, run.inputs, run.output_filter)
+
+
+def _check_name(manifest: Manifest, name: str, version: int) -> None:
+    if (manifest.name, manifest.version) != (name, version):
+        described = f"{manifest.name!r} version {manifest.version}"
+        raise RefusedError(f"its manifest is that of {described}; another one's labels would be told for its scores")
 
 
 def _check_weights(directory: Path) -> None:
