@@ -136,12 +136,14 @@ class Stack:
             "--model_config_file_poll_wait_seconds=1",
             "--file_system_poll_wait_seconds=1",
             "--enable_grpc_healthcheck_service=true",
+            # What is labelled in the file when the server starts is not loaded yet.
+            "--allow_version_labels_for_unavailable_models=true",
         ]
 
     def _embedded_command(self) -> list[str]:
         s = self.settings
         ports = [f"--host={s.host}", f"--port={s.heads_grpc_port}", f"--rest_api_port={s.heads_rest_port}"]
-        extra = ["--enable_serialization_as_tensor_content=true"]
+        extra = ["--enable_serialization_as_tensor_content=true", "--allow_foreign_models=false"]
         return [sys.executable, "-m", "head_service.serving", *ports, *self._serving_flags(), *extra]
 
     async def _start_tensorflow_serving(self, binary: str) -> tuple[str, str]:

@@ -1,13 +1,34 @@
-"""tensorflow_model_server's flags, by its names, as far as they mean something here; `--host` is ours."""
+"""tensorflow_model_server's flags, by its names (model_servers/main.cc); the last few are ours.
+
+Those that say how the reference spends threads and memory are taken and have no effect: this server has an event loop.
+"""
 
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, NoReturn, TypeVar
 
 from google.protobuf import text_format
+from google.protobuf.message import Message
 
+from clients.wire.tfs import server_pb2
 from clients.wire.tfs import serving_pb2 as pb
+
+METRICS_PATH: Final = "/monitoring/prometheus/metrics"
+
+WITHOUT_EFFECT: Final = (
+    "rest_api_num_threads",
+    "num_unload_threads",
+    "grpc_max_threads",
+    "flush_filesystem_caches",
+    "remove_unused_fields_from_bundle_metagraph",
+    "enable_signature_method_name_check",
+    "enable_profiler",
+    "skip_initialize_tpu",
+)
+
+AnyMessage = TypeVar("AnyMessage", bound=Message)
 
 
 class FlagError(Exception):
@@ -20,36 +41,97 @@ class Flags:
 
     host: str
     port: int
+    grpc_socket_path: str
     rest_api_port: int
     model_name: str
     model_base_path: str
     model_config_file: str
     model_config_file_poll_wait_seconds: int
     file_system_poll_wait_seconds: float
+    max_num_load_retries: int
+    load_retry_interval_micros: int
+    num_load_threads: int
+    allow_version_labels_for_unavailable_models: bool
+    force_allow_any_version_labels_for_unavailable_models: bool
+    enable_batching: bool
+    batching_parameters_file: str
+    monitoring_config_file: str
+    ssl_config_file: str
+    saved_model_tags: str
+    enable_model_warmup: bool
+    num_request_iterations_for_warmup: int
     enable_grpc_healthcheck_service: bool
     enable_serialization_as_tensor_content: bool
     rest_api_timeout_in_ms: int
+    grpc_channel_arguments: str
+    tensorflow_session_parallelism: int
     tensorflow_intra_op_parallelism: int
     tensorflow_inter_op_parallelism: int
+    allow_foreign_models: bool
+    drain_delay_seconds: float
+    drain_grace_seconds: float
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, and no more."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"heads: {message}; see --help\n")
 
 
 def parse_flags(arguments: Sequence[str]) -> Flags:
-    """The flags in *arguments*; an unknown one ends the process with status 2 and a sentence, as argparse does."""
-    parser = argparse.ArgumentParser("python -m head_service.serving", allow_abbrev=False)
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    """The flags in *arguments*; an unknown one ends the process with status 2 and a sentence."""
+    parser = _Parser("python -m head_service.serving", allow_abbrev=False)
+    _listening(parser)
+    _models(parser)
+    _running(parser)
+    for name in WITHOUT_EFFECT:
+        parser.add_argument(f"--{name}", nargs="?", help="without effect here", default=argparse.SUPPRESS)
+    ours = parser.add_argument_group("not the reference's")
+    ours.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    _switch(ours, "allow_foreign_models", True, "load SavedModels without a manifest, unchecked; heads are always checked")
+    ours.add_argument(
+        "--drain_delay_seconds", type=_not_negative, default=0.5, help="between telling health checks and refusing calls"
+    )
+    ours.add_argument("--drain_grace_seconds", type=_not_negative, default=5.0, help="for calls that are under way at the end")
+    given = vars(parser.parse_args(arguments))
+    return Flags(**{name: value for name, value in given.items() if name not in WITHOUT_EFFECT})
+
+
+def _listening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=8500, help="gRPC port; 0: any free one")
+    parser.add_argument("--grpc_socket_path", default="", help="gRPC on this UNIX socket too")
     parser.add_argument("--rest_api_port", type=int, default=8501, help="HTTP port; 0: any free one")
+    parser.add_argument("--rest_api_timeout_in_ms", type=_positive, default=30_000)
+    parser.add_argument("--ssl_config_file", default="", help="SSLConfig as text: TLS for gRPC")
+    parser.add_argument("--grpc_channel_arguments", default="", help="key=value with commas between")
+    parser.add_argument("--monitoring_config_file", default="", help=f"MonitoringConfig as text; by default at {METRICS_PATH}")
+    _switch(parser, "enable_grpc_healthcheck_service", False)
+
+
+def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_name", default="default")
     parser.add_argument("--model_base_path", default="")
     parser.add_argument("--model_config_file", default="", help="ModelServerConfig as text; wins over the two above")
     parser.add_argument("--model_config_file_poll_wait_seconds", type=int, default=0, help="0: read once")
-    parser.add_argument("--file_system_poll_wait_seconds", type=float, default=1)
-    parser.add_argument("--enable_grpc_healthcheck_service", type=_boolean, default=False, nargs="?", const=True)
-    parser.add_argument("--enable_serialization_as_tensor_content", type=_boolean, default=False, nargs="?", const=True)
-    parser.add_argument("--rest_api_timeout_in_ms", type=int, default=30_000)
+    parser.add_argument("--file_system_poll_wait_seconds", type=float, default=1, help="0: look once; less: never look")
+    parser.add_argument("--max_num_load_retries", type=int, default=5)
+    parser.add_argument("--load_retry_interval_micros", type=int, default=60_000_000)
+    parser.add_argument("--num_load_threads", type=int, default=0, help="models loaded at once; 0: one")
+    _switch(parser, "allow_version_labels_for_unavailable_models", False)
+    _switch(parser, "force_allow_any_version_labels_for_unavailable_models", False)
+    parser.add_argument("--saved_model_tags", default="serve", help="with commas between")
+    _switch(parser, "enable_model_warmup", True)
+    parser.add_argument("--num_request_iterations_for_warmup", type=_positive, default=1)
+
+
+def _running(parser: argparse.ArgumentParser) -> None:
+    _switch(parser, "enable_batching", False)
+    parser.add_argument("--batching_parameters_file", default="", help="BatchingParameters as text")
+    _switch(parser, "enable_serialization_as_tensor_content", False)
+    parser.add_argument("--tensorflow_session_parallelism", type=int, default=0, help="both of the next two")
     parser.add_argument("--tensorflow_intra_op_parallelism", type=int, default=1)
     parser.add_argument("--tensorflow_inter_op_parallelism", type=int, default=1)
-    return Flags(**vars(parser.parse_args(arguments)))
 
 
 def read_config(flags: Flags) -> pb.ModelServerConfig:
@@ -60,21 +142,76 @@ def read_config(flags: Flags) -> pb.ModelServerConfig:
     """
     config = pb.ModelServerConfig()
     if flags.model_config_file:
-        try:
-            text_format.Parse(Path(flags.model_config_file).read_text(encoding="utf-8"), config)
-        except OSError as error:
-            raise FlagError(f"--model_config_file cannot be read: {error.strerror}") from None
-        except text_format.ParseError as error:
-            raise FlagError(f"--model_config_file is not a ModelServerConfig: {error}") from None
-    elif flags.model_base_path:
-        path = str(Path(flags.model_base_path).absolute())
-        config.model_config_list.config.add(name=flags.model_name, base_path=path, model_platform="tensorflow")
-    else:
+        return read_text_proto("--model_config_file", flags.model_config_file, config)
+    if not flags.model_base_path:
         raise FlagError("name the models with --model_config_file, or one with --model_name and --model_base_path")
+    path = str(Path(flags.model_base_path).absolute())
+    config.model_config_list.config.add(name=flags.model_name, base_path=path, model_platform="tensorflow")
     return config
+
+
+def read_monitoring(flags: Flags) -> str:
+    """The path of the metrics; "" when there are none to be."""
+    if not flags.monitoring_config_file:
+        return ""
+    config = read_text_proto("--monitoring_config_file", flags.monitoring_config_file, server_pb2.MonitoringConfig())
+    if not config.prometheus_config.enable:
+        return ""
+    path = config.prometheus_config.path or METRICS_PATH
+    if not path.startswith("/"):
+        raise FlagError("--monitoring_config_file: the path must begin with /")
+    return path
+
+
+def channel_arguments(flags: Flags) -> list[tuple[str, int | str]]:
+    """`--grpc_channel_arguments`, a whole number where it is one."""
+    arguments: list[tuple[str, int | str]] = []
+    for pair in filter(None, flags.grpc_channel_arguments.split(",")):
+        key, equals, value = pair.partition("=")
+        if not key or not equals:
+            raise FlagError("--grpc_channel_arguments must be key=value with commas between")
+        arguments.append((key, int(value) if value.lstrip("-").isdecimal() else value))
+    return arguments
+
+
+def read_text_proto(flag: str, path: str, into: AnyMessage) -> AnyMessage:
+    """*into*, filled from the text file that *flag* names.
+
+    Raises:
+        FlagError: it cannot be read, or is something else; the message names *flag*.
+    """
+    try:
+        text_format.Parse(Path(path).read_text(encoding="utf-8"), into)
+    except OSError as error:
+        raise FlagError(f"{flag} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FlagError(f"{flag} is not text in UTF-8") from None
+    except text_format.ParseError as error:
+        raise FlagError(f"{flag} is not a {into.DESCRIPTOR.name}: {str(error)[:200]}") from None
+    return into
+
+
+def _switch(parser: "argparse._ActionsContainer", name: str, default: bool, help: str = "") -> None:  # noqa: A002
+    parser.add_argument(f"--{name}", type=_boolean, default=default, nargs="?", const=True, help=help or None)
 
 
 def _boolean(word: str) -> bool:
     if word.lower() not in {"true", "false", "1", "0"}:
         raise argparse.ArgumentTypeError("true or false")
     return word.lower() in {"true", "1"}
+
+
+def _positive(word: str) -> int:
+    if not word.isdecimal() or int(word) < 1:
+        raise argparse.ArgumentTypeError("a whole number of at least 1")
+    return int(word)
+
+
+def _not_negative(word: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError("a number of at least 0")
+    return value
