@@ -1,4 +1,4 @@
-"""`python -m head_service.control serve | worker | migrate | key`. serve and worker print a line to stdout when they are ready."""
+"""`python -m head_service.control serve | worker | migrate | key`. The first two print a line to stdout when they are ready."""
 
 import argparse
 import asyncio

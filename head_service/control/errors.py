@@ -45,6 +45,12 @@ class Conflict(FailedPrecondition):
     code = "conflict"
 
 
+class Collision(FailedPrecondition):
+    """Two writers at once wanted what only one can have; the other should look again."""
+
+    code = "collision"
+
+
 class StorageFull(Unavailable):
     """There is no room on the disk, or in what is allotted; nothing was kept."""
 

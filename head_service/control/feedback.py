@@ -24,7 +24,7 @@ from sqlalchemy.orm import Session
 from clients import InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
 from clients.wire.catalogue import Manifest
 from clients.wire.text import normalize_text
-from head_service.control.errors import Conflict
+from head_service.control.errors import Collision, Conflict
 from head_service.control.schema import Feedback, FeedbackDay
 from head_service.control.store import Store
 
@@ -122,6 +122,13 @@ class FeedbackStore:
         Raises:
             StorageFull, Unavailable: none of them is.
         """
+        try:
+            return self._keep_all(rows)
+        except Collision:
+            # Another process kept a row of the same key at the same moment; now it is seen.
+            return self._keep_all(rows)
+
+    def _keep_all(self, rows: Sequence[FeedbackRow]) -> list[Kept | TrunklineError]:
         with self._store.write() as session:
             now = self._store.now(session)
             answers: list[Kept | TrunklineError] = []
@@ -161,7 +168,7 @@ class FeedbackStore:
     def num_rows(self) -> dict[str, int]:
         """Rows by head."""
         with self._store.read() as session:
-            return dict(session.execute(select(Feedback.head, func.count()).group_by(Feedback.head)).tuples().all())
+            return dict(session.execute(select(Feedback.head, func.count()).group_by(Feedback.head)).all())
 
     def num_since(self, head: str, seq: int) -> int:
         """Rows of *head* after number *seq*."""
@@ -216,7 +223,7 @@ class FeedbackStore:
                 PAGE_ROWS
             )
             with self._store.read() as session:
-                rows = session.execute(page).tuples().all()
+                rows = session.execute(page).all()
             yield from ((digest, text, label) for digest, _, text, label in rows)
             if len(rows) < PAGE_ROWS:
                 return

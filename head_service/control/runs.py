@@ -11,11 +11,10 @@ from typing import Any, Final, cast
 
 import msgspec
 from sqlalchemy import ColumnElement, CursorResult, func, select, update
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from clients import NotFound
-from head_service.control.errors import Conflict
+from head_service.control.errors import Collision, Conflict
 from head_service.control.schema import Run, RunLine
 from head_service.control.states import FINAL, STATES, Event, Standing, State, after
 from head_service.control.store import Store
@@ -105,6 +104,13 @@ class Runs:
             Conflict: the key was used for another order.
         """
         encoded = msgspec.json.encode(order, order="deterministic").decode()
+        try:
+            return self._submit(order, encoded, owner, idempotency_key)
+        except Collision:
+            # Another process submitted with the same key at the same moment; now it is seen.
+            return self._submit(order, encoded, owner, idempotency_key)
+
+    def _submit(self, order: TrainingOrder, encoded: str, owner: str, idempotency_key: str | None) -> tuple[RunFacts, bool]:
         with self._store.write() as session:
             if known := self._known(session, owner, idempotency_key, encoded):
                 return known, False
@@ -118,14 +124,8 @@ class Runs:
                 max_attempts=self._max_attempts,
                 created_at=self._store.now(session),
             )
-            try:
-                with session.begin_nested():
-                    session.add(run)
-            except IntegrityError:
-                # Two with one key at once, and the other was first.
-                if known := self._known(session, owner, idempotency_key, encoded):
-                    return known, False
-                raise
+            session.add(run)
+            session.flush()
             return _facts(run), True
 
     def get(self, run_id: str, owner: str | None = None) -> RunFacts:
@@ -254,7 +254,7 @@ class Runs:
         """Counts over all runs."""
         with self._store.read() as session:
             now = self._store.now(session)
-            counts = dict(session.execute(select(Run.state, func.count()).group_by(Run.state)).tuples().all())
+            counts = dict(session.execute(select(Run.state, func.count()).group_by(Run.state)).all())
             oldest = session.scalars(select(func.min(Run.created_at)).where(Run.state == "queued")).one()
             seconds = func.sum(Run.finished_at - Run.started_at)
             ended = select(Run.state, func.count(), seconds).where(Run.started_at.is_not(None), Run.finished_at.is_not(None))

@@ -16,11 +16,11 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, create_engine, event, text
 from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, NoSuchModuleError, OperationalError, SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from clients import TrunklineError, Unavailable
-from head_service.control.errors import ControlError, StorageFull
+from head_service.control.errors import Collision, ControlError, StorageFull
 
 BUSY_SECONDS: Final = 10.0
 _FULL: Final = frozenset({sqlite3.SQLITE_FULL})
@@ -49,6 +49,7 @@ class Store:
 
         Raises:
             StorageFull: the disk is; nothing was kept.
+            Collision: a constraint does not allow it; nothing was kept.
             Unavailable: the database cannot be reached or written.
         """
         with told(), Session(self._engine, expire_on_commit=False) as session, session.begin():
@@ -116,6 +117,8 @@ def _fault(error: SQLAlchemyError) -> TrunklineError:
     cause = error.orig if isinstance(error, DBAPIError) else None
     if getattr(cause, "sqlite_errorcode", 0) in _FULL or getattr(cause, "sqlstate", "") in _DISK_FULL_SQLSTATES:
         return StorageFull("there is no room left for this; nothing was kept", retry_after=30.0)
+    if isinstance(error, IntegrityError):
+        return Collision("this could not be kept beside what is kept already")
     if isinstance(error, DBAPIError) and not isinstance(error, OperationalError):
         # A fault of ours, such as a broken constraint, and its own words could quote a row.
         return TrunklineError(f"the database refused a statement ({type(cause).__name__})")
