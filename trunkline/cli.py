@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
-from trunkline import bulk, models, paths
+from trunkline import bulk, control, models, paths
 
 app = typer.Typer(
     help="One BERT forward pass, any number of classifiers.",
@@ -25,6 +25,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models.app, name="models")
+app.add_typer(control.runs_app, name="runs")
+app.add_typer(control.feedback_app, name="feedback")
 out: Final = Console(highlight=False, soft_wrap=True)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 

@@ -4,26 +4,20 @@ import argparse
 import asyncio
 import logging
 import signal
-import socket
 import sys
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, TypeVar, get_args
 
-import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from head_service.catalogue import ensure_layout
-from head_service.control.app import create_app
-from head_service.control.child import load_trainer
 from head_service.control.errors import ControlError
 from head_service.control.keep import Kept, open_kept, open_store
 from head_service.control.keys import Scope, add_key
 from head_service.control.retraining import Schedule
 from head_service.control.settings import ServeSettings, Settings, WorkerSettings, is_loopback
-from head_service.control.worker import Rooms, Worker
 
 _log = logging.getLogger("head_service.control")
 _Settings = TypeVar("_Settings", bound=Settings)
@@ -50,43 +44,16 @@ def main() -> int:
         return 130
 
 
-class Server(uvicorn.Server):
-    """uvicorn, telling where it listens once it does."""
-
-    def __init__(self, config: uvicorn.Config, url: str) -> None:
-        super().__init__(config)
-        self._url = url
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
-        await super().startup(sockets)
-        if self.started:
-            print(f"control {self._url}", flush=True)
-
-
 def serve(arguments: list[str]) -> int:
     """The API, until SIGTERM or SIGINT."""
+    from head_service.control.listening import listen  # noqa: PLC0415 (a worker does without the web's packages)
+
     settings = _settings(ServeSettings, arguments)
     if settings.keys is None and not is_loopback(settings.host):
         _log.warning("whoever reaches %s may do all: there are no keys", settings.host)
     kept = open_kept(settings)
     try:
-        app = create_app(settings, kept)
-        try:
-            listener = socket.create_server((settings.host, settings.port), backlog=512)
-        except OSError as error:
-            _log.error("port %d is taken or not ours (%s); choose another with --port", settings.port, error.strerror)
-            return 1
-        config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-            timeout_keep_alive=30,
-        )
-        Server(config, f"http://{settings.host}:{listener.getsockname()[1]}").run([listener])
+        listen(settings, kept)
     finally:
         kept.close()
     return 0
@@ -94,6 +61,9 @@ def serve(arguments: list[str]) -> int:
 
 def work(arguments: list[str]) -> int:
     """A worker, until SIGTERM or SIGINT."""
+    from head_service.catalogue import ensure_layout  # noqa: PLC0415 (only workers publish)
+    from head_service.control.child import load_trainer  # noqa: PLC0415
+
     settings = _settings(WorkerSettings, arguments)
     load_trainer(settings.trainer)
     ensure_layout(settings.repository)
@@ -106,6 +76,8 @@ def work(arguments: list[str]) -> int:
 
 
 async def _work(settings: WorkerSettings, kept: Kept) -> None:
+    from head_service.control.worker import Rooms, Worker  # noqa: PLC0415 (see `work`)
+
     schedule = Schedule(settings.retrain_every_hours * 3_600, settings.retrain_min_rows, settings.retrain_publish)
 
     def retrain() -> list[str]:

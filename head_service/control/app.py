@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clients import Overloaded, TrunklineError
 from clients.wire.catalogue import Manifest
 from head_service.catalogue import read_catalogue
+from head_service.control.answers import error_response, request_id_of, response_of, status_of
 from head_service.control.api import LiveHead, State, router
-from head_service.control.errors import ControlError, error_response, request_id_of, response_of, status_of
+from head_service.control.errors import ControlError, place_of
 from head_service.control.feedback import FeedbackWriter
 from head_service.control.keep import Kept
 from head_service.control.keys import Authenticator, Everybody, KeysFile
@@ -72,6 +73,7 @@ def create_app(settings: ServeSettings, kept: Kept, authenticator: Authenticator
     api.add_exception_handler(RequestValidationError, _on_bad_query)
     api.add_exception_handler(RepositoryError, _on_broken_catalogue)
     api.add_exception_handler(ClientDisconnect, _on_left)
+    api.add_exception_handler(Exception, _on_fault)
     original = api.openapi
 
     def openapi() -> dict[str, Any]:
@@ -119,12 +121,9 @@ class Gate:
         self._inside += 1
         try:
             await self._app(scope, receive, sent)
-        except Exception as error:  # told here, because its words may quote a text, and whoever logged it would log them too
-            _log.error("request %s failed unexpectedly: %s", request_id, type(error).__name__)
-            if status == _LEFT:
-                await error_response(500, "internal", "the control plane failed in a way it should not", request_id)(
-                    scope, receive, sent
-                )
+        except Exception as error:
+            # Answered by now; it goes no further, because whoever logs it would log its words, and they may quote a text.
+            _log.error("request %s failed unexpectedly: %s%s", request_id, type(error).__name__, place_of(error))
         finally:
             self._inside -= 1
             route = scope.get("route")
@@ -189,3 +188,7 @@ async def _on_broken_catalogue(request: Request, error: Exception) -> Response:
 
 async def _on_left(_: Request, __: Exception) -> Response:
     return Response(status_code=_LEFT)
+
+
+async def _on_fault(request: Request, _: Exception) -> Response:
+    return error_response(500, "internal", "the control plane failed in a way it should not", request_id_of(request))

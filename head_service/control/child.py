@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from clients import DeadlineExceeded, TrunklineError, Unavailable
-from head_service.control.errors import ControlError
+from head_service.control.errors import ControlError, place_of
 from head_service.control.messages import AskToPublish, Ended, FromChild, MayPublish, Progress, Said, Start, packed, to_child
 from head_service.control.publishing import LeaseLostError, RunRepository, published_by
 from head_service.control.words import Outcome, RunCancelledError, RunContext, Trainer
@@ -158,7 +158,7 @@ def outcome_of(error: BaseException) -> Outcome:
             return Outcome(kind="lost", message=f"the system refused something: {error.strerror or type(error).__name__}")
         case _:
             why = "there was not enough memory" if isinstance(error, MemoryError) else f"{_UNFORESEEN}: {type(error).__name__}"
-            return Outcome(kind="failed", message=why + _place(error))
+            return Outcome(kind="failed", message=why + place_of(error))
 
 
 def load_trainer(name: str) -> Trainer:
@@ -173,13 +173,6 @@ def load_trainer(name: str) -> Trainer:
     except (ImportError, AttributeError, ValueError):
         raise ControlError(f"there is no trainer {name!r}; --trainer is MODULE:FUNCTION") from None
     return cast("Trainer", found)
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
 
 
 if __name__ == "__main__":

@@ -215,5 +215,9 @@ def counts_answer(head: str, counts: FeedbackCounts) -> CountsAnswer:
 
 
 def _safe(message: str) -> str:
-    """Msgspec's message tells types and places; names of fields that the caller made up are left out."""
-    return "it has an unknown field" if "unknown field" in message else message[:200]
+    """Msgspec's message tells types and places; names and values that the caller made up are left out."""
+    if "unknown field" in message:
+        return "it has an unknown field"
+    if message.startswith("Invalid enum value"):
+        return f"a value is none of those that are known - at {message.rpartition(' - at ')[2]}"[:200]
+    return message[:200]

@@ -88,7 +88,17 @@ def test_a_disk_without_room_is_told_as_such(uploads, tmp_path: Path, monkeypatc
 
 @pytest.mark.parametrize(
     "path",
-    ["../secret.csv", "/etc/passwd", "link.csv", "folder", "nothing.csv", "notes.txt", "a\x00.csv", "sub/../../secret.csv", "x" * 900],
+    [
+        "../secret.csv",
+        "/etc/passwd",
+        "link.csv",
+        "folder",
+        "nothing.csv",
+        "notes.txt",
+        "a\x00.csv",
+        "sub/../../secret.csv",
+        "x" * 900,
+    ],
 )
 def test_no_path_leads_out_of_the_data_directory(tmp_path: Path, path):
     root = tmp_path / "data"

@@ -78,7 +78,8 @@ def test_a_lease_is_renewed_with_progress_and_tells_that_cancelling_is_asked(run
     lease = runs.claim("w", 30)
 
     assert runs.renew(lease, 30, ("embedding", 3, 10)) is False
-    assert ("embedding", 3, 10) == (lambda r: (r.step, r.done, r.total))(runs.get(run.id))
+    found = runs.get(run.id)
+    assert ("embedding", 3, 10) == (found.step, found.done, found.total)
     runs.cancel(run.id)
     assert runs.renew(lease, 30) is True
 

@@ -19,7 +19,9 @@ ORDER = TrainingOrder(head="spam", data=DataSource(path="spam.csv"))
 
 def test_a_commit_is_on_the_disk_and_keys_hold(store):
     with store.read() as session:
-        found = {name: session.execute(text(f"pragma {name}")).scalar_one() for name in ("synchronous", "journal_mode", "foreign_keys")}
+        found = {
+            name: session.execute(text(f"pragma {name}")).scalar_one() for name in ("synchronous", "journal_mode", "foreign_keys")
+        }
 
     assert {"synchronous": 2, "journal_mode": "wal", "foreign_keys": 1} == found
 
@@ -49,7 +51,9 @@ def test_tables_of_a_newer_version_are_refused_in_a_sentence(tmp_path: Path, sto
         store.start()
 
 
-@pytest.mark.parametrize("url", ["nonsense", "mysql://host/db", "sqlite:////no/such/folder/a.sqlite", "postgresql://127.0.0.1:1/x"])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "mysql://host/db", "sqlite:////no/such/folder/a.sqlite", "postgresql://127.0.0.1:1/x"]
+)
 def test_a_database_that_cannot_be_used_is_told_in_a_sentence(url):
     with pytest.raises(ControlError, match="database cannot be used"):
         Store(url).start()
@@ -78,9 +82,13 @@ def test_a_full_disk_keeps_nothing_and_says_so_and_goes_on_when_there_is_room(st
 
     event.listen(store._engine, "checkout", bounded)
     kept = []
-    with pytest.raises(StorageFull, match="nothing was kept"):
-        for _ in range(1_000):
+
+    def fill() -> None:
+        while len(kept) < 1_000:
             kept.append(runs.submit(ORDER, "ann")[0].id)
+
+    with pytest.raises(StorageFull, match="nothing was kept"):
+        fill()
     limit[0] = "pragma max_page_count = 100000"
 
     kept.append(runs.submit(ORDER, "ann")[0].id)
