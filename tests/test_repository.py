@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "embedding_service": {"embedding_service", "clients"},
     "gateway": {"gateway", "clients"},
     "head_service": {"head_service", "clients"},
-    "perf": {"perf", "clients", "embedding_service", "trunkline"},
+    "perf": {"perf", "clients", "embedding_service", "head_service", "trunkline"},
     "trunkline": set(PACKAGES) - {"perf", "gateway"},
 }
 """Which of our packages each may import. The front door starts the gateway as a process and imports nothing of it."""

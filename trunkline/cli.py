@@ -17,7 +17,7 @@ from rich.table import Table
 
 from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
 from clients.wire.catalogue import Task
-from trunkline import bulk, models, paths
+from trunkline import bulk, control, models, paths
 
 app = typer.Typer(
     help="One BERT forward pass, any number of classifiers.",
@@ -26,6 +26,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(models.app, name="models")
+app.add_typer(control.runs_app, name="runs")
+app.add_typer(control.feedback_app, name="feedback")
 out: Final = Console(highlight=False, soft_wrap=True)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 

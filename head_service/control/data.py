@@ -1,0 +1,72 @@
+"""From what an order names to one file of rows that training reads."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from clients import InvalidRequest
+from clients.wire.text import normalize_text
+from head_service.control.feedback import FeedbackStore, Labelled, render
+from head_service.control.uploads import Uploads, data_file
+from head_service.control.words import TrainingOrder
+from head_service.errors import DataError
+from head_service.training.dataset import read_dataset
+
+
+class TrainingData:
+    """Finds and gathers the rows of orders. *data_dir* is the one folder below which a path may lead."""
+
+    def __init__(self, uploads: Uploads, feedback: FeedbackStore, data_dir: Path | None) -> None:
+        self._uploads = uploads
+        self._feedback = feedback
+        self._data_dir = data_dir
+
+    def check(self, order: TrainingOrder, owner: str | None) -> None:
+        """Refuse an order whose rows are not there, or not *owner*'s.
+
+        Raises:
+            InvalidRequest, NotFound: they are not.
+        """
+        if order.data is None and not order.feedback_until:
+            raise InvalidRequest("the order has neither data nor feedback to train on")
+        self._file(order, owner)
+
+    def gather(self, order: TrainingOrder, folder: Path) -> tuple[Path, str | None, str | None]:
+        """The file with all rows, and the columns of text and label; the feedback is written into *folder*.
+
+        Raises:
+            InvalidRequest, NotFound: the data is gone.
+            DataError: it cannot be used together with the feedback.
+        """
+        file = self._file(order, None)
+        if file is not None and not order.feedback_until:
+            return file, order.text_column, order.label_column
+        corrections = list(self._feedback.dataset(order.head, order.feedback_until))
+        base: Iterable[Labelled] = ()
+        if file is not None:
+            read = read_dataset(file, order.text_column, order.label_column)
+            base = [Labelled(text, label) for text, label in zip(read.texts, read.labels, strict=True)]
+        if not corrections and file is None:
+            raise DataError(f"there is no feedback for head {order.head!r} that could be trained on")
+        path = folder / "rows.jsonl"
+        with path.open("w", encoding="utf-8") as rows:
+            rows.writelines(render(corrected(base, corrections), "jsonl"))
+        return path, "text", "label"
+
+    def _file(self, order: TrainingOrder, owner: str | None) -> Path | None:
+        source = order.data
+        if source is None:
+            return None
+        if (source.upload is None) == (source.path is None):
+            raise InvalidRequest("data names either an upload or a path")
+        if source.upload is not None:
+            return self._uploads.path(source.upload, owner)
+        return data_file(self._data_dir, source.path or "")
+
+
+def corrected(base: Iterable[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:
+    """*base* in its order, its labels replaced where *corrections* speak of the same text, then the other corrections."""
+    rows = {normalize_text(row.text): row for row in base}
+    for row in corrections:
+        key = normalize_text(row.text)
+        rows[key] = Labelled(rows[key].text if key in rows else row.text, row.label)
+    return list(rows.values())

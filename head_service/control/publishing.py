@@ -1,0 +1,92 @@
+"""Exactly one version a run, however often the run is tried.
+
+The run's id is a file of the version itself, so both appear by one rename. Before a run publishes, under the repository's lock,
+it looks for a version with its id; and it asks whether its lease still holds, so that a worker thought dead publishes nothing
+late.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from clients.wire.catalogue import MANIFEST_PATH, encode
+from head_service.errors import RepositoryError
+from head_service.manifest import hash_files, read_manifest
+from head_service.repository import Repository
+
+RUN_PATH: Final = "assets.extra/trunkline_run.json"
+
+
+class LeaseLostError(RepositoryError):
+    """Another worker has this run by now; nothing was published."""
+
+
+class _AlreadyPublishedError(RepositoryError):
+    def __init__(self, version: int) -> None:
+        super().__init__(f"this run has published version {version} before")
+        self.version = version
+
+
+class _RunMark(msgspec.Struct, frozen=True):
+    run: str
+
+
+class RunRepository(Repository):
+    """A repository that publishes in the name of one run.
+
+    *may_publish* is asked last before the version appears; *on_published* is told its number.
+    """
+
+    def __init__(self, root: Path, run_id: str, may_publish: Callable[[], bool], on_published: Callable[[int], None]) -> None:
+        super().__init__(root)
+        self._run_id = run_id
+        self._may_publish = may_publish
+        self._on_published = on_published
+
+    def publish(self, name: str, export: Callable[[Path, int], None], *, fingerprint: str) -> int:
+        """See `Repository.publish`; the version this run published before, if there is one.
+
+        Raises:
+            LeaseLostError: the run is another worker's by now.
+        """
+
+        def marked(directory: Path, version: int) -> None:
+            if (before := published_by(self, name, self._run_id)) is not None:
+                raise _AlreadyPublishedError(before)
+            export(directory, version)
+            _mark(directory, self._run_id)
+            if not self._may_publish():
+                raise LeaseLostError("another worker has taken this run over")
+
+        try:
+            version = super().publish(name, marked, fingerprint=fingerprint)
+        except _AlreadyPublishedError as found:
+            version = found.version
+        self._on_published(version)
+        return version
+
+
+def published_by(repository: Repository, name: str, run_id: str) -> int | None:
+    """The version of *name* that run *run_id* published."""
+    for version in reversed(repository.versions(name)):
+        if _run_of(repository.path(name, version)) == run_id:
+            return version
+    return None
+
+
+def _run_of(directory: Path) -> str | None:
+    try:
+        return msgspec.json.decode((directory / RUN_PATH).read_bytes(), type=_RunMark).run
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
+
+
+def _mark(directory: Path, run_id: str) -> None:
+    """Put the run's id among the files, and the file into the manifest."""
+    path = directory / RUN_PATH
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(msgspec.json.encode(_RunMark(run_id)))
+    manifest = msgspec.structs.replace(read_manifest(directory), files=hash_files(directory))
+    (directory / MANIFEST_PATH).write_bytes(encode(manifest))

@@ -1,0 +1,89 @@
+"""Retraining on feedback: what it trains on, and when it is due."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import msgspec
+
+from clients import InvalidRequest
+from head_service.control.feedback import FeedbackStore
+from head_service.control.runs import RunFacts, Runs
+from head_service.control.words import DataSource, Publish, TrainingOrder
+
+SCHEDULE: Final = "(schedule)"
+"""Who owns the runs of the schedule; no key can have that name."""
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFeedback:
+    """Of one head: the newest row, rows since the last run on feedback, and how long ago that run was; None: never."""
+
+    head: str
+    newest: int
+    num_new: int
+    age_seconds: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Retrain when *min_rows* are new, *every_seconds* at most; 0: never."""
+
+    every_seconds: float
+    min_rows: int
+    publish: Publish = "version"
+
+
+def due(heads: Sequence[HeadFeedback], schedule: Schedule) -> list[HeadFeedback]:
+    """The heads to retrain now."""
+    if not schedule.every_seconds:
+        return []
+    return [
+        head
+        for head in heads
+        if head.num_new >= schedule.min_rows and (head.age_seconds is None or head.age_seconds >= schedule.every_seconds)
+    ]
+
+
+class Retraining:
+    """Makes orders out of feedback."""
+
+    def __init__(self, runs: Runs, feedback: FeedbackStore, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._runs = runs
+        self._feedback = feedback
+
+    def order(self, head: str, publish: Publish, data: DataSource | None = None) -> TrainingOrder:
+        """All feedback of *head*, over *data*, or where that is None over what its last successful run was trained on.
+
+        Raises:
+            InvalidRequest: there is no feedback.
+        """
+        until = self._feedback.newest(head)
+        if not until:
+            raise InvalidRequest(f"there is no feedback for head {head!r} yet")
+        last = self._runs.last_succeeded(head)
+        before = last.order if last else TrainingOrder(head=head)
+        if data is not None:
+            before = msgspec.structs.replace(before, data=data, text_column=None, label_column=None)
+        return msgspec.structs.replace(before, feedback_until=until, publish=publish)
+
+    def submit_due(self, schedule: Schedule) -> list[RunFacts]:
+        """Submit what is due; workers that do this at the same time submit it once."""
+        if not schedule.every_seconds:
+            return []
+        submitted = []
+        for head in due(list(self._heads(self._clock())), schedule):
+            order = self.order(head.head, schedule.publish)
+            run, is_new = self._runs.submit(order, SCHEDULE, f"{head.head}:{head.newest}")
+            if is_new:
+                submitted.append(run)
+        return submitted
+
+    def _heads(self, now: float) -> Iterator[HeadFeedback]:
+        for head in self._feedback.num_rows():
+            last = self._runs.last_on_feedback(head)
+            since = last.order.feedback_until if last else 0
+            age = None if last is None else now - last.created_at
+            yield HeadFeedback(head, self._feedback.newest(head), self._feedback.num_since(head, since), age)

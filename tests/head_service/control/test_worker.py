@@ -1,0 +1,229 @@
+"""The worker in this process, its training processes real, the trainer a rehearsal."""
+
+import asyncio
+import contextlib
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from head_service.catalogue import ensure_layout, read_catalogue
+from head_service.control.keep import Kept, open_kept
+from head_service.control.publishing import published_by
+from head_service.control.runs import RunFacts
+from head_service.control.settings import WorkerSettings
+from head_service.control.words import DataSource, TrainingOrder
+from head_service.control.worker import Rooms, Worker
+from head_service.repository import Repository
+
+ROWS = "text,label\n" + "".join(f"text {n},{'odd' if n % 2 else 'even'}\n" for n in range(8))
+
+
+@dataclass
+class Shop:
+    """What is kept, and a worker that works on it."""
+
+    settings: WorkerSettings
+    kept: Kept
+    worker: Worker
+
+    def submit(self, head_type: str = "linear", *, milliseconds: int = 0, **more) -> RunFacts:
+        order = TrainingOrder(head="spam", data=DataSource(path="rows.csv"), head_type=head_type, seed=milliseconds, **more)
+        run, _ = self.kept.runs.submit(order, "ann")
+        self.kept.wakeup.wake(run.id)
+        return run
+
+    async def until(self, run: RunFacts, is_so: Callable[[RunFacts], bool]) -> RunFacts:
+        async with asyncio.timeout(60):
+            while not is_so(now := self.kept.runs.get(run.id)):
+                await asyncio.sleep(0.02)
+        return now
+
+    async def end(self, run: RunFacts) -> RunFacts:
+        return await self.until(run, lambda now: now.finished_at is not None)
+
+    @property
+    def repository(self) -> Repository:
+        return Repository(self.settings.repository)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> WorkerSettings:
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "rows.csv").write_text(ROWS)
+    return WorkerSettings(
+        home=tmp_path / "control",
+        repository=tmp_path / "heads",
+        data_dir=tmp_path / "data",
+        cache_dir=tmp_path / "cache",
+        trainer="perf.rehearsal:train",
+        max_attempts=2,
+        lease_seconds=10,
+        poll_seconds=0.05,
+        stop_seconds=0.5,
+        drain_seconds=0.2,
+        run_timeout_seconds=30,
+    )
+
+
+@contextlib.asynccontextmanager
+async def open_shop(settings: WorkerSettings) -> AsyncIterator[Shop]:
+    ensure_layout(settings.repository)
+    kept = open_kept(settings)
+    worker = Worker(Rooms(kept.runs, kept.wakeup, kept.data, kept.uploads, list), settings)
+    working = asyncio.create_task(worker.run())
+    try:
+        yield Shop(settings, kept, worker)
+    finally:
+        worker.stop()
+        worker.stop()
+        await working
+        kept.close()
+        assert [] == psutil.Process().children()
+
+
+async def test_a_run_is_trained_published_and_live_and_its_log_can_be_read(settings):
+    async with open_shop(settings) as shop:
+        run = await shop.end(shop.submit())
+
+        assert ("succeeded", 1, True) == (run.state, run.result.version, run.result.is_live)
+        assert 1 == read_catalogue(settings.repository).heads["spam"].stable
+        assert 1 == published_by(shop.repository, "spam", run.id)
+        assert ["fitting on 8 texts"] == [line.line for line in shop.kept.runs.lines(run.id)]
+
+
+async def test_a_version_that_shall_not_answer_yet_is_there_and_does_not(settings):
+    async with open_shop(settings) as shop:
+        run = await shop.end(shop.submit(publish="version"))
+
+        assert ("succeeded", False) == (run.state, run.result.is_live)
+        assert [1] == shop.repository.versions("spam")
+        assert {} == read_catalogue(settings.repository).heads
+
+
+@pytest.mark.parametrize(
+    ("head_type", "state", "message"),
+    [
+        ("refused", "refused", "worse than the live one"),
+        ("failing", "failed", "the rehearsal is to fail"),
+        ("faulty", "failed", "ValueError"),
+    ],
+)
+async def test_what_goes_wrong_is_told_and_texts_are_not(settings, head_type, state, message):
+    async with open_shop(settings) as shop:
+        run = await shop.end(shop.submit(head_type))
+
+        assert state == run.state
+        assert message in run.message
+        assert "nobody may read" not in run.message
+
+
+async def test_a_training_process_that_is_killed_is_tried_again_and_takes_nothing_down(settings, monkeypatch):
+    monkeypatch.setattr("head_service.control.runs.RETRY_SECONDS", 0.0)
+    async with open_shop(settings) as shop:
+        run = await shop.end(shop.submit("crashing"))
+        assert ("failed", 2) == (run.state, run.attempt)
+        assert "killed" in run.message
+
+        assert "succeeded" == (await shop.end(shop.submit())).state
+
+
+async def test_a_running_run_is_cancelled(settings):
+    async with open_shop(settings) as shop:
+        run = await shop.until(shop.submit("endless"), lambda now: now.step == "waiting")
+        shop.kept.runs.cancel(run.id)
+
+        assert "cancelled" == (await shop.end(run)).state
+        assert [] == shop.repository.versions("spam")
+
+
+async def test_a_run_that_does_not_listen_is_killed(settings):
+    async with open_shop(settings) as shop:
+        run = await shop.until(shop.submit("deaf"), lambda now: now.step == "embedding")
+        shop.kept.runs.cancel(run.id)
+
+        assert "cancelled" == (await shop.end(run)).state
+
+
+async def test_a_run_that_takes_too_long_has_failed(settings):
+    async with open_shop(settings.model_copy(update={"run_timeout_seconds": 0.5})) as shop:
+        run = await shop.end(shop.submit("endless"))
+
+        assert "failed" == run.state
+        assert "longer than" in run.message
+
+
+async def test_data_that_cannot_be_used_is_told_with_its_lines(settings):
+    (settings.data_dir / "rows.csv").write_text("text,label\na,x\nb,x\n,y\n")
+    async with open_shop(settings) as shop:
+        run = await shop.end(shop.submit())
+
+        assert "failed" == run.state
+        assert "line 4" in run.message
+
+
+async def test_a_run_that_nobody_was_woken_for_is_found(settings):
+    async with open_shop(settings) as shop:
+        order = TrainingOrder(head="spam", data=DataSource(path="rows.csv"))
+        run, _ = shop.kept.runs.submit(order, "ann")
+
+        assert "succeeded" == (await shop.end(run)).state
+
+
+async def test_a_worker_that_is_told_to_stop_gives_its_run_back_and_another_takes_it_up(settings):
+    async with open_shop(settings) as shop:
+        run = await shop.until(shop.submit("endless"), lambda now: now.step == "waiting")
+    kept = open_kept(settings)
+    found = kept.runs.get(run.id)
+    assert ("queued", 0) == (found.state, found.attempt)
+    assert run.id == kept.wakeup.next()
+    kept.close()
+
+    async with open_shop(settings) as shop:
+        await shop.until(run, lambda now: now.state == "running" and now.attempt == 1)
+
+
+async def test_a_worker_that_is_told_to_stop_lets_a_short_run_finish(settings):
+    async with open_shop(settings.model_copy(update={"drain_seconds": 30.0})) as shop:
+        run = await shop.until(shop.submit(milliseconds=400), lambda now: now.state == "running")
+        shop.worker.stop()
+
+        assert "succeeded" == (await shop.end(run)).state
+
+
+async def test_a_worker_that_lost_its_lease_stops_its_training_and_publishes_nothing(settings):
+    async with open_shop(settings) as shop:
+        run = await shop.until(shop.submit("endless"), lambda now: now.step == "waiting")
+        with shop.kept.store.write() as session:
+            from sqlalchemy import text
+
+            session.execute(text("update runs set attempt = 2, leased_by = 'another'"))
+        async with asyncio.timeout(30):
+            while shop.worker._attempts:
+                await asyncio.sleep(0.02)
+
+        assert ("running", 2) == (shop.kept.runs.get(run.id).state, shop.kept.runs.get(run.id).attempt)
+        assert [] == shop.repository.versions("spam")
+
+
+async def test_the_training_process_dies_with_its_worker(settings):
+    """A worker of its own process, killed with SIGKILL."""
+    import sys
+
+    ensure_layout(settings.repository)
+    kept = open_kept(settings)
+    shop = Shop(settings, kept, None)
+    command = [sys.executable, "-m", "head_service.control", "worker", "--home", str(settings.home), "--lease-seconds", "10"]
+    command += ["--repository", str(settings.repository), "--data-dir", str(settings.data_dir), "--trainer", settings.trainer]
+    worker = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
+    await shop.until(shop.submit("deaf"), lambda now: now.step == "embedding")
+    [child] = psutil.Process(worker.pid).children()
+    os.kill(worker.pid, signal.SIGKILL)
+    await worker.wait()
+
+    await asyncio.to_thread(child.wait, 30)
+    kept.close()
