@@ -1,7 +1,7 @@
 """`python -m perf.control_kills`: the control plane under SIGKILL: is anything lost that was acknowledged, or there twice?
 
 The API and a worker, both real processes, on a database and a repository of their own. Two callers give feedback and submit runs,
-each thing with an idempotency key, and ask again until it is acknowledged. In each round the API, the worker or the worker's training
+each thing with an idempotency key, and ask again until it is acknowledged. In each round the API, the worker or its training
 process is killed at a random moment and started again. At the end everything that was acknowledged is looked for.
 """
 
