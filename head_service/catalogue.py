@@ -9,7 +9,7 @@ from head_service.configuration import CATALOGUE, MODELS_CONFIG
 from head_service.lifecycle import Lifecycle
 from head_service.repository import Repository
 from head_service.states import Mark
-from head_service.store import LocalStore
+from head_service.store import LocalStore, open_store
 
 __all__ = ["CATALOGUE", "MODELS_CONFIG", "ensure_layout", "promote", "read_catalogue", "write_models_config"]
 
@@ -27,13 +27,13 @@ def ensure_layout(root: Path) -> None:
         Lifecycle(Repository(store)).write_configs()
 
 
-def read_catalogue(root: Path) -> Catalogue:
-    """The catalogue of the repository at *root*; an empty one when there is none yet.
+def read_catalogue(location: str | Path) -> Catalogue:
+    """The catalogue of the repository at *location*; an empty one when there is none yet.
 
     Raises:
         RepositoryError: the file is not a catalogue.
     """
-    return configuration.read_catalogue_of(LocalStore(root))[0]
+    return configuration.read_catalogue_of(open_store(location))[0]
 
 
 def promote(repository: Repository, name: str, version: int) -> None:

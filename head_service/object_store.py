@@ -20,7 +20,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from clients.wire.catalogue import MANIFEST_PATH
-from head_service.errors import BusyError, ConflictError, RepositoryError, StorageError
+from head_service.errors import BusyError, ConflictError, ManifestError, RepositoryError, StorageError
 from head_service.store import LOCK_SECONDS, NAME, Clock, Stored, busy, holder, is_version
 
 LEASE_SECONDS: Final = 60.0
@@ -131,7 +131,7 @@ class ObjectStore:
         for file in self._version_files(name, version):
             target = directory / file
             if ".." in Path(file).parts or not target.is_relative_to(directory):
-                raise StorageError(f"{name} version {version} in {self.url} has a file whose name leads outside")
+                raise ManifestError("it has a file whose name leads outside")
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(self._content(f"{name}/{version}/{file}"))
 
@@ -181,7 +181,7 @@ class ObjectStore:
     def _content(self, key: str) -> bytes:
         stored = self.read(key)
         if stored is None:
-            raise StorageError(f"{self.url}/{key} went away while it was read")
+            raise ManifestError(f"{key} went away while it was read")
         return stored.content
 
     def _list(self, below: str) -> list[str]:

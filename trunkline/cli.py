@@ -13,10 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
-from trunkline import bulk, models, paths
+from trunkline import bulk, heads, models, paths
 
 app = typer.Typer(
     help="One BERT forward pass, any number of classifiers.",
@@ -24,6 +23,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(heads.app, name="heads")
 app.add_typer(models.app, name="models")
 out: Final = Console(highlight=False, soft_wrap=True)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -113,22 +113,6 @@ def train(
 
 
 @app.command()
-def heads(gateway: Gateway = None) -> None:
-    """List the live heads."""
-    with Client(_gateway(gateway)) as client:
-        rows = client.heads()
-    table = Table("head", "version", "task", "labels", "accuracy", "trunk", "state")
-    for row in rows:
-        metrics = row.get("metrics") or {}
-        accuracy = f"{metrics['accuracy']:.4f}" if "accuracy" in metrics else ""
-        state = row.get("refused") or ("default" if row.get("default") else "on request")
-        trunk = row.get("trunk") or {}
-        cells = (row["name"], row["version"], row["task"], len(row["labels"]), accuracy, trunk.get("name", ""), state)
-        table.add_row(*(escape(str(cell)) for cell in cells))
-    out.print(table)
-
-
-@app.command()
 def classify(
     text: Annotated[str | None, typer.Argument(help="One text.")] = None,
     heads: Heads = None,
@@ -201,11 +185,13 @@ def _running() -> Any:
 
 
 def _stack(port: int, any_port: bool, model: str | None, engine: str) -> Any:
+    from head_service.store import is_remote  # noqa: PLC0415
     from trunkline.stack import Stack, StackSettings  # noqa: PLC0415
 
-    home = paths.home()
+    home, location = paths.home(), paths.repository()
     settings = StackSettings(
-        repository=home / "repository",
+        repository=home / "mirror" if is_remote(location) else Path(location),
+        source=location if is_remote(location) else "",
         cache_dir=paths.cache_dir(),
         log_dir=home / "logs",
         gateway_port=port,
