@@ -220,16 +220,16 @@ class Lifecycle:
                 self._put_entry(name, None)
             self._write_configs()
             self._record(name, "remove", version, _stable(state.entry), None, reason)
-        self.settle(wait=True)
+        self.settle(wait_for=name)
 
-    def settle(self, *, wait: bool = False) -> None:
+    def settle(self, *, wait_for: str | None = None) -> None:
         """Finish what was begun and is due: drop what nobody asks for any more, delete what is to go, keep the last versions.
 
-        *wait* for what is due within the grace. Idempotent; any command does it first.
+        *wait_for* names a head whose rest is waited for, at most as long as the grace. Idempotent; any command does it first.
         """
         with self.repository.locked():
             self.settle_locked()
-            left = self._until_settled() if wait else 0.0
+            left = self._until_settled(wait_for) if wait_for else 0.0
         if left > 0:
             self.sleep(left)
             with self.repository.locked():
@@ -320,14 +320,10 @@ class Lifecycle:
         for version in sorted(due | expendable(state.entry, state.marks, state.versions, self.keep_versions)):
             self.repository.remove(state.name, version)
 
-    def _until_settled(self) -> float:
-        """Seconds until the last version that is on its way out is due."""
-        ends = [
-            mark.since + self.grace_seconds
-            for name in self.repository.heads()
-            for mark in self.repository.marks(name).values()
-            if mark.state in {"retiring", "removing"}
-        ]
+    def _until_settled(self, name: str) -> float:
+        """Seconds until the last version of *name* that is on its way out is due."""
+        marks = self.repository.marks(name).values()
+        ends = [mark.since + self.grace_seconds for mark in marks if mark.state in {"retiring", "removing"}]
         return min(max(ends, default=0.0) - self.clock(), self.grace_seconds)
 
     def _write_configs(self, catalogue: Catalogue | None = None, *, labels: bool = True) -> None:

@@ -47,9 +47,7 @@ class ServerScorer:
         )
         scores = predicted.outputs[manifest.output]
         if scores.ndim != 2:
-            raise RepositoryError(
-                f"head {manifest.name!r} version {manifest.version} does not answer with a row of scores a text"
-            )
+            raise RepositoryError(f"head {manifest.name!r} version {manifest.version} does not answer with rows of scores")
         return [[float(score) for score in row] for row in scores]
 
 

@@ -35,8 +35,6 @@ Reason = Annotated[str, typer.Option(help="For the history.")]
 class HeadsError(Exception):
     """A command that cannot be carried out; the message is one sentence saying why."""
 
-    __module__ = "trunkline.heads"
-
 
 @app.callback()
 def heads(

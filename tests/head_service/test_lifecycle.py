@@ -73,7 +73,7 @@ def test_what_leaves_stays_loaded_until_every_gateway_has_moved_on(world: World)
     world.lifecycle.settle()
     assert {1, 2, 3} == versions(world)
 
-    world.lifecycle.settle(wait=True)
+    world.lifecycle.settle(wait_for="spam")
     assert {2, 3} == versions(world)
     assert {} == world.repository.marks("spam")
 
