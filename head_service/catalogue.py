@@ -1,80 +1,60 @@
-"""Which version of which head is live: catalogue.json for the gateway, models.config for the head server.
-
-See clients.wire.catalogue for what is in the one, and tensorflow_serving/config/model_server_config.proto for the other.
-"""
+"""Which version of which head is live: the short way to what `head_service.lifecycle` does with care."""
 
 from pathlib import Path
 from typing import Final
 
-import msgspec
-from google.protobuf import text_format
+from clients.wire.catalogue import Catalogue
+from head_service import configuration
+from head_service.configuration import CATALOGUE, MODELS_CONFIG
+from head_service.lifecycle import Lifecycle
+from head_service.repository import Repository
+from head_service.states import Mark
+from head_service.store import LocalStore, open_store
 
-from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, decode_catalogue, encode
-from clients.wire.tfs import serving_pb2 as pb
-from head_service.errors import RepositoryError
-from head_service.manifest import verify
-from head_service.repository import NAME, Repository, replace_file
+__all__ = ["CATALOGUE", "MODELS_CONFIG", "ensure_layout", "promote", "read_catalogue", "write_models_config"]
 
-CATALOGUE: Final = "catalogue.json"
-MODELS_CONFIG: Final = "models.config"
-VERSIONS_LOADED: Final = 2
-"""The newest and the one before it, which a gateway that has not polled yet still asks for."""
+_NOTHING: Final = frozenset({"reserved", "refused", "removing", "removed"})
 
 
 def ensure_layout(root: Path) -> None:
     """Make *root* a repository that the gateway and a head server can start on, if it is none yet."""
-    root.mkdir(parents=True, exist_ok=True)
-    if not (root / CATALOGUE).exists():
-        replace_file(root / CATALOGUE, encode(Catalogue()))
-    if not (root / MODELS_CONFIG).exists():
-        write_models_config(Repository(root))
+    store = LocalStore(root)
+    if store.read(CATALOGUE) is None:
+        with store.locked():
+            if store.read(CATALOGUE) is None:
+                configuration.write_catalogue(store, Catalogue(), None)
+    if store.read(MODELS_CONFIG) is None:
+        Lifecycle(Repository(store)).write_configs()
 
 
-def read_catalogue(root: Path) -> Catalogue:
-    """The catalogue of the repository at *root*; an empty one when there is none yet.
+def read_catalogue(location: str | Path) -> Catalogue:
+    """The catalogue of the repository at *location*; an empty one when there is none yet.
 
     Raises:
         RepositoryError: the file is not a catalogue.
     """
-    try:
-        return decode_catalogue((root / CATALOGUE).read_bytes())
-    except FileNotFoundError:
-        return Catalogue()
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise RepositoryError(f"{root / CATALOGUE} is not a catalogue: {error}") from None
+    return configuration.read_catalogue_of(open_store(location))[0]
 
 
 def promote(repository: Repository, name: str, version: int) -> None:
-    """Make *version* the one of *name* that answers. Its files are held to their manifest first."""
-    manifest = verify(repository.path(name, version))
-    with repository.locked():
-        heads = dict(read_catalogue(repository.root).heads)
-        before = heads.get(name)
-        heads[name] = CatalogueHead(
-            stable=version, versions={version: _summary(manifest)}, default=before.default if before else True
-        )
-        replace_file(repository.root / CATALOGUE, encode(Catalogue(heads)))
+    """Make *version* the one of *name* that answers, by whoever knows that the head server has it. See `Lifecycle.promote`."""
+    Lifecycle(repository).promote(name, version)
 
 
 def write_models_config(repository: Repository, base_path_root: Path | None = None) -> None:
-    """Name every head that has a version to the head server, which sees the repository at *base_path_root*."""
-    root = (base_path_root or repository.root).absolute()
-    # Under the lock: of two that publish a first version at once, the later file names both heads.
+    """Name to the head server what it is to hold, and with it the newest version of each head that was not refused.
+
+    With *base_path_root* models.config is written once for a server that sees the repository there.
+    """
+    lifecycle = Lifecycle(repository)
     with repository.locked():
-        replace_file(repository.root / MODELS_CONFIG, text_format.MessageToBytes(_models_config(repository, root)))
-
-
-def _models_config(repository: Repository, root: Path) -> pb.ModelServerConfig:
-    config = pb.ModelServerConfig()
-    for folder in sorted(repository.root.iterdir()):
-        if NAME.fullmatch(folder.name) and repository.versions(folder.name):
-            model = config.model_config_list.config.add(
-                name=folder.name, base_path=str(root / folder.name), model_platform="tensorflow"
-            )
-            model.model_version_policy.latest.num_versions = VERSIONS_LOADED
-    config.model_config_list.SetInParent()
-    return config
-
-
-def _summary(manifest: Manifest) -> Manifest:
-    return msgspec.structs.replace(manifest, files={}, golden=())
+        for state in lifecycle.states():
+            newest = max(state.versions, default=0)
+            mark = state.marks.get(newest)
+            is_new = state.entry is None or newest > state.entry.stable
+            if newest and is_new and not (mark and mark.state in _NOTHING):
+                repository.set_mark(state.name, newest, Mark("candidate", lifecycle.clock(), lifecycle.actor))
+        lifecycle.settle_locked()
+        if base_path_root is not None:
+            content = configuration.render_config(lifecycle.served(), base_path_root)
+            configuration.replace_if_other(repository.store, MODELS_CONFIG, content)

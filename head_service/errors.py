@@ -19,3 +19,23 @@ class TrunkMismatchError(HeadServiceError):
 
 class RepositoryError(HeadServiceError):
     """A version cannot be published."""
+
+
+class ConflictError(RepositoryError):
+    """Somebody else changed the same thing first; nothing of ours was written."""
+
+
+class BusyError(RepositoryError):
+    """Somebody else held the repository's lock for as long as we were ready to wait."""
+
+
+class StorageError(RepositoryError):
+    """The directory or object store below the repository does not take or give what it ought to."""
+
+
+class StorageFullError(StorageError):
+    """There is no room left; nothing half-written is visible."""
+
+
+class RefusedError(RepositoryError):
+    """The gate keeps a version from answering."""

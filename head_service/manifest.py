@@ -1,6 +1,7 @@
 """Hold a version directory to its manifest."""
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import msgspec
@@ -27,10 +28,20 @@ def read_manifest(directory: Path) -> Manifest:
     Raises:
         ManifestError: there is none, or it is not one.
     """
+    path = directory / MANIFEST_PATH
+    return parse_manifest(path.read_bytes() if path.exists() else None)
+
+
+def parse_manifest(content: bytes | None) -> Manifest:
+    """The manifest that *content* is; None stands for a file that is not there.
+
+    Raises:
+        ManifestError: it is not one.
+    """
+    if content is None:
+        raise ManifestError(f"there is no {MANIFEST_PATH}")
     try:
-        return decode_manifest((directory / MANIFEST_PATH).read_bytes())
-    except FileNotFoundError:
-        raise ManifestError(f"there is no {MANIFEST_PATH}") from None
+        return decode_manifest(content)
     except (msgspec.ValidationError, msgspec.DecodeError) as error:
         raise ManifestError(f"{MANIFEST_PATH} is not a manifest: {error}") from None
 
@@ -42,7 +53,16 @@ def verify(directory: Path) -> Manifest:
         ManifestError: they are not; the message names the files.
     """
     manifest = read_manifest(directory)
-    found = hash_files(directory)
+    check_files(manifest, hash_files(directory))
+    return manifest
+
+
+def check_files(manifest: Manifest, found: Mapping[str, str]) -> None:
+    """Hold files, by relative path to their digests as `hash_files` gives them, to *manifest*.
+
+    Raises:
+        ManifestError: they are not those; the message names them.
+    """
     missing = sorted(manifest.files.keys() - found.keys())
     extra = sorted(found.keys() - manifest.files.keys())
     changed = sorted(name for name, digest in manifest.files.items() if found.get(name, digest) != digest)
@@ -51,7 +71,6 @@ def verify(directory: Path) -> Manifest:
     ]
     if problems:
         raise ManifestError(f"the files are not those of the manifest: {'; '.join(problems)}")
-    return manifest
 
 
 def check_trunk(manifest: Manifest, fingerprint: str) -> None:

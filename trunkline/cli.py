@@ -13,11 +13,10 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
 from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
 from clients.wire.catalogue import Task
-from trunkline import bulk, control, models, paths
+from trunkline import bulk, control, heads, models, paths
 
 app = typer.Typer(
     help="One BERT forward pass, any number of classifiers.",
@@ -25,6 +24,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(heads.app, name="heads")
 app.add_typer(models.app, name="models")
 app.add_typer(control.runs_app, name="runs")
 app.add_typer(control.feedback_app, name="feedback")
@@ -152,22 +152,6 @@ def _numbers(layers: str | None) -> tuple[int, ...]:
 
 
 @app.command()
-def heads(gateway: Gateway = None) -> None:
-    """List the live heads."""
-    with Client(_gateway(gateway)) as client:
-        rows = client.heads()
-    table = Table("head", "version", "task", "labels", "accuracy", "trunk", "state")
-    for row in rows:
-        metrics = row.get("metrics") or {}
-        accuracy = f"{metrics['accuracy']:.4f}" if "accuracy" in metrics else ""
-        state = row.get("refused") or ("default" if row.get("default") else "on request")
-        trunk = row.get("trunk") or {}
-        cells = (row["name"], row["version"], row["task"], len(row["labels"]), accuracy, trunk.get("name", ""), state)
-        table.add_row(*(escape(str(cell)) for cell in cells))
-    out.print(table)
-
-
-@app.command()
 def classify(
     text: Annotated[str | None, typer.Argument(help="One text.")] = None,
     heads: Heads = None,
@@ -240,11 +224,13 @@ def _running() -> Any:
 
 
 def _stack(port: int, any_port: bool, model: str | None, engine: str, *, layers: tuple[int, ...] = ()) -> Any:
+    from head_service.store import is_remote  # noqa: PLC0415
     from trunkline.stack import Stack, StackSettings  # noqa: PLC0415
 
-    home = paths.home()
+    home, location = paths.home(), paths.repository()
     settings = StackSettings(
-        repository=home / "repository",
+        repository=home / "mirror" if is_remote(location) else Path(location),
+        source=location if is_remote(location) else "",
         cache_dir=paths.cache_dir(),
         log_dir=home / "logs",
         gateway_port=port,

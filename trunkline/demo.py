@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from clients import AsyncClient, EmbeddingClient
-from clients.wire.catalogue import Catalogue, decode_catalogue
+from head_service.catalogue import read_catalogue
 from trunkline.bulk import REQUESTS_IN_FLIGHT, TEXTS_A_REQUEST
 from trunkline.demo_data import DemoHead, prepare_demo_data
 from trunkline.stack import Addresses, Stack
@@ -51,7 +51,7 @@ def ensure_heads(heads: Sequence[DemoHead], live: LiveStack, say: Say) -> None:
     """Train each demo head that this trunk has none of yet."""
     with EmbeddingClient(live.embedding_grpc) as client:
         fingerprint = client.trunk().fingerprint
-    known = _catalogue(live.repository)
+    known = read_catalogue(live.repository)
     for head in heads:
         entry = known.heads.get(head.name)
         if entry and entry.versions[entry.stable].trunk.fingerprint == fingerprint:
@@ -122,7 +122,7 @@ async def run_demo(stack: Stack, console: Console) -> None:
         addresses = await stack.start()
         for line in address_lines(addresses):
             say(line)
-        live = LiveStack.of(addresses, stack.settings.repository, stack.settings.cache_dir)
+        live = LiveStack.of(addresses, stack.settings.location, stack.settings.cache_dir)
         console.rule("Training the heads through the embedding service")
         await asyncio.to_thread(ensure_heads, heads, live, say)
         async with AsyncClient(addresses.gateway, timeout=60.0) as client:
@@ -155,8 +155,3 @@ def address_lines(addresses: Addresses) -> list[str]:
         f"heads-grpc {addresses.heads_grpc}",
         f"gateway {addresses.gateway}",
     ]
-
-
-def _catalogue(repository: Path) -> Catalogue:
-    path = repository / "catalogue.json"
-    return decode_catalogue(path.read_bytes()) if path.exists() else Catalogue()

@@ -9,10 +9,17 @@ import socket
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from clients import HeadClient
 from head_service.catalogue import ensure_layout
+from head_service.errors import HeadServiceError
+from head_service.lifecycle import Lifecycle
+from head_service.mirror import Mirror, follow_once, mirror_layout
+from head_service.repository import Repository
+from head_service.scoring import is_available
 from trunkline.processes import Child, StackError
 
 START_TIMEOUT_SECONDS: Final = 600.0
@@ -20,13 +27,17 @@ START_TIMEOUT_SECONDS: Final = 600.0
 
 DRAIN_SECONDS: Final = 8.0
 RESTART_PAUSE_SECONDS: Final = 0.5
+MIRROR_POLL_SECONDS: Final = 1.0
 
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True, slots=True)
 class StackSettings:
-    """*ports* of 0 mean any free one. *repository* holds the head versions, the catalogue and models.config."""
+    """*ports* of 0 mean any free one. *repository* holds the head versions, the catalogue and models.config.
+
+    *source*, s3://bucket/prefix, makes *repository* a mirror of it.
+    """
 
     repository: Path
     cache_dir: Path
@@ -41,6 +52,12 @@ class StackSettings:
     engine: str = "auto"
     layers: tuple[int, ...] = ()
     """What the embedding service computes beside the last layer's default; heads that mix layers need it."""
+    source: str = ""
+
+    @property
+    def location(self) -> str:
+        """Where versions are published to."""
+        return self.source or str(self.repository)
 
     def on_any_ports(self) -> "StackSettings":
         """The same, every port any free one."""
@@ -68,6 +85,7 @@ class Stack:
     _watchers: list[asyncio.Task[None]] = field(default_factory=list)
     _embedding: tuple[str, str] = ("", "")
     _heads: tuple[str, str] = ("", "")
+    _mirror: Mirror | None = None
 
     async def start_embedding(self) -> tuple[str, str]:
         """Start the embedding service alone; its gRPC address and its HTTP URL."""
@@ -77,13 +95,17 @@ class Stack:
 
     async def start_heads(self) -> tuple[str, str]:
         """Start the head server: `tensorflow_model_server` when it is on PATH, ours otherwise. Its gRPC address and REST URL."""
-        ensure_layout(self.settings.repository)
+        await asyncio.to_thread(self._prepare_repository)
         real = shutil.which("tensorflow_model_server")
         if real:
             self._heads = await self._start_tensorflow_serving(real)
         else:
             match = await self._start("heads", self._embedded_command(), r"^serving grpc=(\S+) rest=(\S+)$")
             self._heads = (match[1], f"http://{match[2]}")
+        await asyncio.to_thread(self._tell_heads, labels=True)
+        if self._mirror is not None:
+            self._mirror.is_available = partial(is_available, HeadClient(self._heads[0]))
+            self._watchers.append(asyncio.create_task(self._follow_source(self._mirror)))
         return self._heads
 
     async def start(self) -> Addresses:
@@ -96,7 +118,7 @@ class Stack:
             raise failed.exceptions[0] from None
         match = await self._start("gateway", self._gateway_command(), r"^gateway (http://\S+)$")
         self._pin_ports(match[1])
-        self._watchers = [asyncio.create_task(self._watch(child)) for child in self.children.values()]
+        self._watchers += [asyncio.create_task(self._watch(child)) for child in self.children.values()]
         return Addresses(match[1], self._embedding[1], self._embedding[0], self._heads[1], self._heads[0])
 
     async def stop(self) -> None:
@@ -107,6 +129,34 @@ class Stack:
             await gateway.stop(DRAIN_SECONDS)
         await asyncio.gather(*(child.stop(DRAIN_SECONDS) for child in self.children.values()))
         self.children.clear()
+
+    def _prepare_repository(self) -> None:
+        """What an interrupted command left is finished; a repository that takes no changes is served as it is."""
+        s = self.settings
+        if s.source:
+            mirror_layout(s.repository)
+            self._mirror = Mirror(Repository(s.source), s.repository)
+        else:
+            ensure_layout(s.repository)
+        self._tell_heads(labels=False)
+
+    def _tell_heads(self, *, labels: bool) -> None:
+        """Without *labels* before the head server starts: it takes a label only on a version that it has loaded."""
+        if self._mirror is not None:
+            self._mirror.with_labels = labels
+            follow_once(self._mirror, self.say)
+            return
+        try:
+            lifecycle = Lifecycle(Repository(self.settings.repository))
+            lifecycle.settle()
+            lifecycle.write_configs(labels=labels)
+        except HeadServiceError as error:
+            self.say(str(error))
+
+    async def _follow_source(self, mirror: Mirror) -> None:
+        while True:
+            await asyncio.sleep(MIRROR_POLL_SECONDS)
+            await asyncio.to_thread(follow_once, mirror, self.say)
 
     async def _start(self, name: str, command: list[str], ready: str) -> re.Match[str]:
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
@@ -184,8 +234,13 @@ class Stack:
             status = await child.ended()
             self.say(f"{child.name} ended unexpectedly (status {status}); starting it again")
             await asyncio.sleep(RESTART_PAUSE_SECONDS)
+            is_heads = child is self.children.get("heads")
             try:
+                if is_heads:
+                    await asyncio.to_thread(self._tell_heads, labels=False)
                 await child.start(START_TIMEOUT_SECONDS)
+                if is_heads:
+                    await asyncio.to_thread(self._tell_heads, labels=True)
                 self.say(f"{child.name} is back")
             except StackError as error:
                 self.say(str(error))

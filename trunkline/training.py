@@ -30,11 +30,11 @@ class LiveStack:
 
     embedding_grpc: str
     heads_grpc: str
-    repository: Path
+    repository: str
     cache_dir: Path
 
     @classmethod
-    def of(cls, addresses: Addresses, repository: Path, cache_dir: Path) -> "LiveStack":
+    def of(cls, addresses: Addresses, repository: str, cache_dir: Path) -> "LiveStack":
         """The stack that listens at *addresses*."""
         return cls(addresses.embedding_grpc, addresses.heads_grpc, repository, cache_dir)
 
@@ -142,14 +142,12 @@ async def train_command(
     settings = stack.settings
     running = recorded(paths.home() / "stack.json")
     if running is not None:
-        live = LiveStack.of(running, settings.repository, settings.cache_dir)
-        go(live)
+        go(LiveStack.of(running, settings.location, settings.cache_dir))
         return
     say("no local stack runs; starting the embedding service for this training")
     try:
         address, _ = await stack.start_embedding()
-        live = LiveStack(address, "", settings.repository, settings.cache_dir)
-        go(live)
+        go(LiveStack(address, "", settings.location, settings.cache_dir))
     finally:
         await stack.stop()
 

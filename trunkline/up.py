@@ -17,7 +17,7 @@ async def run_up(stack: Stack, *, demo_heads: bool, say: Callable[[str], None]) 
     try:
         addresses = await stack.start()
         if demo:
-            live = LiveStack.of(addresses, stack.settings.repository, stack.settings.cache_dir)
+            live = LiveStack.of(addresses, stack.settings.location, stack.settings.cache_dir)
             await asyncio.to_thread(ensure_heads, demo, live, say)
         record(where, addresses)
         for line in address_lines(addresses)[:-1]:

@@ -123,7 +123,7 @@ def _attempt(worker: Worker, start: Start) -> Outcome:
             resource.setrlimit(resource.RLIMIT_AS, (start.max_bytes, start.max_bytes))
         found = published_by(Repository(Path(start.repository)), start.order.head, start.run_id)
         run = Run(worker, found)
-        repository = RunRepository(Path(start.repository), start.run_id, worker.may_publish, run.has_published)
+        repository = RunRepository(start.repository, start.run_id, worker.may_publish, run.has_published)
         context = RunContext(
             run_id=start.run_id,
             data=Path(start.data),

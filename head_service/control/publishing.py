@@ -1,8 +1,8 @@
 """Exactly one version a run, however often the run is tried.
 
-The run's id is a file of the version itself, so both appear by one rename. Before a run publishes, under the repository's lock,
-it looks for a version with its id; and it asks whether its lease still holds, so that a worker thought dead publishes nothing
-late.
+The run's id is a file of the version itself, so both appear at once. Right before a run's version appears, under the repository's
+lock, it looks for a version with its id; and it asks whether its lease still holds, so that a worker thought dead publishes
+nothing late.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,8 @@ import msgspec
 from clients.wire.catalogue import MANIFEST_PATH, encode
 from head_service.errors import RepositoryError
 from head_service.manifest import hash_files, read_manifest
-from head_service.repository import Repository
+from head_service.repository import Export, Repository
+from head_service.store import Store
 
 RUN_PATH: Final = "assets.extra/trunkline_run.json"
 
@@ -39,13 +40,15 @@ class RunRepository(Repository):
     *may_publish* is asked last before the version appears; *on_published* is told its number.
     """
 
-    def __init__(self, root: Path, run_id: str, may_publish: Callable[[], bool], on_published: Callable[[int], None]) -> None:
-        super().__init__(root)
+    def __init__(
+        self, location: str | Path | Store, run_id: str, may_publish: Callable[[], bool], on_published: Callable[[int], None]
+    ) -> None:
+        super().__init__(location)
         self._run_id = run_id
         self._may_publish = may_publish
         self._on_published = on_published
 
-    def publish(self, name: str, export: Callable[[Path, int], None], *, fingerprint: str) -> int:
+    def publish(self, name: str, export: Export, *, fingerprint: str, guard: Callable[[], None] = lambda: None) -> int:
         """See `Repository.publish`; the version this run published before, if there is one.
 
         Raises:
@@ -53,17 +56,22 @@ class RunRepository(Repository):
         """
 
         def marked(directory: Path, version: int) -> None:
-            if (before := published_by(self, name, self._run_id)) is not None:
-                raise _AlreadyPublishedError(before)
             export(directory, version)
             _mark(directory, self._run_id)
+
+        def only_once() -> None:
+            guard()
+            if (before := published_by(self, name, self._run_id)) is not None:
+                raise _AlreadyPublishedError(before)
             if not self._may_publish():
                 raise LeaseLostError("another worker has taken this run over")
 
-        try:
-            version = super().publish(name, marked, fingerprint=fingerprint)
-        except _AlreadyPublishedError as found:
-            version = found.version
+        version = published_by(self, name, self._run_id)
+        if version is None:
+            try:
+                version = super().publish(name, marked, fingerprint=fingerprint, guard=only_once)
+            except _AlreadyPublishedError as found:
+                version = found.version
         self._on_published(version)
         return version
 
@@ -71,15 +79,16 @@ class RunRepository(Repository):
 def published_by(repository: Repository, name: str, run_id: str) -> int | None:
     """The version of *name* that run *run_id* published."""
     for version in reversed(repository.versions(name)):
-        if _run_of(repository.path(name, version)) == run_id:
+        if _run_of(repository, name, version) == run_id:
             return version
     return None
 
 
-def _run_of(directory: Path) -> str | None:
+def _run_of(repository: Repository, name: str, version: int) -> str | None:
+    stored = repository.store.read(f"{name}/{version}/{RUN_PATH}")
     try:
-        return msgspec.json.decode((directory / RUN_PATH).read_bytes(), type=_RunMark).run
-    except (OSError, msgspec.DecodeError, UnicodeDecodeError):
+        return msgspec.json.decode(stored.content, type=_RunMark).run if stored else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
 
 

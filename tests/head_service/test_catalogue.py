@@ -8,7 +8,6 @@ from clients.wire.tfs import serving_pb2 as pb
 from head_service.catalogue import (
     CATALOGUE,
     MODELS_CONFIG,
-    VERSIONS_LOADED,
     ensure_layout,
     promote,
     read_catalogue,
@@ -102,7 +101,7 @@ def test_the_head_server_is_told_of_every_head_by_absolute_path(repository: Repo
     assert [("spam", str(repository.root / "spam")), ("topic", str(repository.root / "topic"))] == [
         (model.name, model.base_path) for model in models(repository.root)
     ]
-    assert [VERSIONS_LOADED] * 2 == [model.model_version_policy.latest.num_versions for model in models(repository.root)]
+    assert [[2], [1]] == [list(model.model_version_policy.specific.versions) for model in models(repository.root)]
     assert {"tensorflow"} == {model.model_platform for model in models(repository.root)}
 
 
@@ -110,6 +109,18 @@ def test_the_head_server_may_see_the_repository_elsewhere(repository: Repository
     write_models_config(repository, Path("/models"))
 
     assert ["/models/spam", "/models/topic"] == [model.base_path for model in models(repository.root)]
+
+
+def test_a_new_version_is_named_beside_the_live_one_until_it_is_promoted(repository: Repository) -> None:
+    promote(repository, "spam", 1)
+    write_models_config(repository)
+    spam = models(repository.root)[0]
+    assert ([1, 2], {"stable": 1}) == (list(spam.model_version_policy.specific.versions), dict(spam.version_labels))
+
+    promote(repository, "spam", 2)
+
+    spam = models(repository.root)[0]
+    assert ([1, 2], {"stable": 2}) == (list(spam.model_version_policy.specific.versions), dict(spam.version_labels))
 
 
 def test_a_folder_whose_name_is_no_heads_is_left_out_of_the_configuration(repository: Repository) -> None:

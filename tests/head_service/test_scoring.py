@@ -1,0 +1,97 @@
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import numpy as np
+import pytest
+
+from clients import Durations, Embeddings, NotFound, Unavailable, View, ViewArray
+from clients._heads_wire import Array, Prediction, VersionStatus
+from clients.wire import catalogue
+from clients.wire.catalogue import Manifest
+from head_service.errors import RepositoryError, TrunkMismatchError
+from head_service.scoring import ServerScorer, inputs_of, is_available, views_of
+from tests.head_service.versions_on_disk import FINGERPRINT, OTHER_FINGERPRINT, manifest
+
+
+def embeddings(*views: ViewArray, fingerprint: str = FINGERPRINT) -> Embeddings:
+    return Embeddings("tiny", fingerprint, views, (1, 2), (False, False), (False, False), Durations(0, 0, 0, 0))
+
+
+@dataclass
+class FakeEmbedder:
+    answer: Embeddings
+    asked: list[tuple[Sequence[str], Sequence[View]]] = field(default_factory=list)
+
+    def embed_all(self, texts: Sequence[str], *, views: Sequence[View] = ()) -> Embeddings:
+        self.asked.append((texts, views))
+        return self.answer
+
+
+@dataclass
+class FakeHeads:
+    """Scores are the inputs' first two numbers."""
+
+    error: Exception | None = None
+    state: str = "AVAILABLE"
+    flat: bool = False
+
+    def predict(self, head: str, inputs: dict[str, Array], *, version: int, output_filter: Sequence[str]) -> Prediction:
+        scores = inputs["embedding"][:, :2]
+        return Prediction({"scores": scores[0] if self.flat else scores}, version)
+
+    def status(self, head: str, *, version: int, timeout: float) -> tuple[VersionStatus, ...]:
+        if self.error:
+            raise self.error
+        return (VersionStatus(version, self.state, 0, ""),)
+
+
+def scored(answer: Embeddings, of: Manifest, *, flat: bool = False) -> list[list[float]]:
+    return ServerScorer(FakeEmbedder(answer), FakeHeads(flat=flat))(of, ["a", "b"])  # type: ignore[arg-type]
+
+
+def test_texts_become_the_scores_of_the_version() -> None:
+    vectors = np.array([[0.25, 0.75, 0, 0], [0.5, 0.5, 0, 0]], np.float32)
+
+    assert [[0.25, 0.75], [0.5, 0.5]] == scored(embeddings(ViewArray(vectors)), manifest())
+
+
+def test_another_trunk_and_answers_that_are_no_scores_are_told() -> None:
+    vectors = ViewArray(np.zeros((2, 4), np.float32))
+    with pytest.raises(TrunkMismatchError):
+        scored(embeddings(vectors, fingerprint=OTHER_FINGERPRINT), manifest())
+    with pytest.raises(RepositoryError, match="rows of scores"):
+        scored(embeddings(vectors), manifest(), flat=True)
+
+
+def test_mixed_layers_are_asked_for_one_by_one_and_laid_side_by_side() -> None:
+    mixed = msgspec.structs.replace(manifest(), mix_layers=(1, 2), width=4)
+    left, right = np.full((2, 2), 1, np.float32), np.full((2, 2), 2, np.float32)
+
+    inputs = inputs_of(mixed, embeddings(ViewArray(left), ViewArray(right)))
+
+    assert [1, 2] == [view.layer for view in views_of(mixed)]
+    assert [[1, 1, 2, 2]] * 2 == inputs["embedding"].tolist()
+
+
+def test_token_vectors_are_padded_and_masked() -> None:
+    tokens = msgspec.structs.replace(manifest(), view=catalogue.View(pooling="tokens"), mask_input="mask")
+    rows = np.arange(6, dtype=np.float32).reshape(3, 2)
+
+    inputs = inputs_of(tokens, embeddings(ViewArray(rows, (1, 2))))
+
+    assert [[[0, 1], [0, 0]], [[2, 3], [4, 5]]] == inputs["embedding"].tolist()
+    assert [[1, 0], [1, 1]] == inputs["mask"].tolist()
+
+
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    [
+        (FakeHeads(), True),
+        (FakeHeads(state="LOADING"), False),
+        (FakeHeads(NotFound("no such version")), False),
+        (FakeHeads(Unavailable("away")), None),
+    ],
+)
+def test_whether_a_version_answers(heads: FakeHeads, expected: bool | None) -> None:
+    assert expected is is_available(heads, "spam", 1)  # type: ignore[arg-type]
