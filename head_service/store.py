@@ -295,9 +295,7 @@ class LocalStore:
 
     def _told(self, error: OSError) -> StorageError:
         if error.errno in _FULL:
-            return StorageFullError(
-                f"there is no room left below {self.root}; make some and try again; what is live is whole"
-            )
+            return StorageFullError(f"there is no room left below {self.root}; make some and try again; what is live is whole")
         if error.errno in _CLOSED:
             return StorageError(f"{self.root} cannot be written ({error.strerror}); what is live stays live")
         return StorageError(f"{error.filename or self.root}: {error.strerror or error}")
