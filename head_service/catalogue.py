@@ -6,7 +6,7 @@ from typing import Final
 from clients.wire.catalogue import Catalogue
 from head_service import configuration
 from head_service.configuration import CATALOGUE, MODELS_CONFIG
-from head_service.lifecycle import Lifecycle
+from head_service.lifecycle import Lifecycle, already_available
 from head_service.repository import Repository
 from head_service.states import Mark
 from head_service.store import LocalStore, open_store
@@ -38,7 +38,7 @@ def read_catalogue(location: str | Path) -> Catalogue:
 
 def promote(repository: Repository, name: str, version: int) -> None:
     """Make *version* the one of *name* that answers, by whoever knows that the head server has it. See `Lifecycle.promote`."""
-    Lifecycle(repository).promote(name, version)
+    Lifecycle(repository, already_available).promote(name, version)
 
 
 def write_models_config(repository: Repository, base_path_root: Path | None = None) -> None:

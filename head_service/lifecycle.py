@@ -36,8 +36,8 @@ WaitUntilAvailable = Callable[[str, int], None]
 """(head, version): returns when the head server serves it; raises when it refuses to."""
 
 
-def no_server(name: str, version: int) -> None:
-    """What waits where no head server runs: it will load what models.config names when it starts."""
+def already_available(name: str, version: int) -> None:
+    """For whoever has waited, or knows that no head server runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +56,13 @@ class HeadState:
 
 @dataclass(slots=True)
 class Lifecycle:
-    """All changes to what is live go through one of these; any number of them, in any process, at once."""
+    """All changes to what is live go through one of these; any number of them, in any process, at once.
+
+    *wait_until_available* None: the head server cannot be asked, and is given the grace to load what it is told of.
+    """
 
     repository: Repository
-    wait_until_available: WaitUntilAvailable = no_server
+    wait_until_available: WaitUntilAvailable | None = None
     clock: Clock = time.time
     sleep: Callable[[float], None] = time.sleep
     grace_seconds: float = GRACE_SECONDS
@@ -148,14 +151,22 @@ class Lifecycle:
         with self.repository.locked():
             self.settle_locked()
             self._check_not_refused(name, version)
+            known = self.served().get(name)
             self.repository.set_mark(name, version, Mark("candidate", self.clock(), self.actor))
             self._write_configs()
         try:
-            self.wait_until_available(name, version)
+            self._wait(name, version, is_told=known is not None and version in known.versions)
         except Exception:
             self.drop_candidate(name, version)
             raise
         return manifest
+
+    def _wait(self, name: str, version: int, *, is_told: bool) -> None:
+        if self.wait_until_available is not None:
+            self.wait_until_available(name, version)
+        # The head server of an object store is its mirror's business, which moves the catalogue there.
+        elif self.repository.is_local and not is_told:
+            self.sleep(self.grace_seconds)
 
     def drop_candidate(self, name: str, version: int) -> None:
         """A candidate whose time has not come is loaded no more. Whatever else it is by now, it stays."""

@@ -1,5 +1,7 @@
 """`trunkline heads`: what the gateway offers, what the repository holds, and every change to what is live."""
 
+import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
@@ -291,13 +293,27 @@ def _lifecycle() -> "Lifecycle":
     from head_service.lifecycle import Lifecycle  # noqa: PLC0415
     from head_service.repository import Repository  # noqa: PLC0415
 
-    lifecycle = Lifecycle(Repository(paths.repository()))
+    lifecycle = Lifecycle(Repository(paths.repository()), grace_seconds=_grace_seconds())
     found = _recorded()
     if found is not None:
         from trunkline.training import wait_until_available  # noqa: PLC0415
 
         lifecycle.wait_until_available = lambda name, version: wait_until_available(found.heads_grpc, name, version)
     return lifecycle
+
+
+def _grace_seconds() -> float:
+    """TRUNKLINE_GRACE_SECONDS: over twice what the slowest gateway takes from poll to poll."""
+    from head_service.lifecycle import GRACE_SECONDS  # noqa: PLC0415
+
+    said = os.environ.get("TRUNKLINE_GRACE_SECONDS", "")
+    try:
+        seconds = float(said) if said else GRACE_SECONDS
+    except ValueError:
+        seconds = math.nan
+    if not 0.0 <= seconds < math.inf:
+        raise HeadsError("TRUNKLINE_GRACE_SECONDS is not a number of seconds")
+    return seconds
 
 
 def _recorded() -> Any:

@@ -351,6 +351,18 @@ def test_whoever_holds_the_lock_too_long_is_named(tmp_path: Path) -> None:
         pass
 
 
+def test_a_head_server_that_cannot_be_asked_is_given_the_grace_to_load(world: World) -> None:
+    lifecycle = world.lifecycle
+    lifecycle.wait_until_available = None
+    before = world.clock.now
+    lifecycle.promote("spam", 1)
+    lifecycle.promote("spam", 2)
+    assert 2 * GRACE_SECONDS == world.clock.now - before
+
+    lifecycle.roll_back("spam")
+    assert 2 * GRACE_SECONDS == world.clock.now - before
+
+
 def test_others_publish_while_one_exports(world: World) -> None:
     published = []
 

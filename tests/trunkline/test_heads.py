@@ -29,6 +29,7 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture
 def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setenv("TRUNKLINE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("TRUNKLINE_GRACE_SECONDS", "0")
     monkeypatch.delenv("TRUNKLINE_REPOSITORY", raising=False)
     return lambda *words, **more: CliRunner().invoke(app, ["heads", *map(str, words)], **more)
 
@@ -153,6 +154,12 @@ def test_without_a_stack_the_bare_command_says_where_to_look(run: Run) -> None:
 
     assert isinstance(ended.exception, HeadsError)
     assert "no local stack runs" in str(ended.exception)
+
+
+def test_a_grace_that_is_no_number_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRUNKLINE_GRACE_SECONDS", "nan")
+
+    assert "TRUNKLINE_GRACE_SECONDS is not a number" in str(run("list").exception)
 
 
 def test_an_empty_repository_has_an_empty_list(run: Run) -> None:
