@@ -37,18 +37,34 @@ class ServerScorer:
             RepositoryError: the head server's answer is not scores.
             TrunklineError: one of the two cannot be reached.
         """
-        answer = self.embedder.embed_all(texts, views=views_of(manifest))
-        if answer.trunk_fingerprint != manifest.trunk.fingerprint:
-            raise TrunkMismatchError(
-                f"head {manifest.name!r} version {manifest.version} is of another trunk than the embedding service's"
-            )
-        predicted = self.heads.predict(
-            manifest.name, inputs_of(manifest, answer), version=manifest.version, output_filter=(manifest.output,)
+        inputs = embedded(manifest, self.embedder, texts)
+        predicted = self.heads.predict(manifest.name, inputs, version=manifest.version, output_filter=(manifest.output,))
+        return rows_of_scores(manifest, predicted.outputs[manifest.output])
+
+
+def embedded(manifest: Manifest, embedder: Embeds, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """What a head is sent for *texts*, see `inputs_of`.
+
+    Raises:
+        TrunkMismatchError: the embedding service has another trunk.
+    """
+    answer = embedder.embed_all(texts, views=views_of(manifest))
+    if answer.trunk_fingerprint != manifest.trunk.fingerprint:
+        raise TrunkMismatchError(
+            f"head {manifest.name!r} version {manifest.version} is of another trunk than the embedding service's"
         )
-        scores = predicted.outputs[manifest.output]
-        if scores.ndim != 2:
-            raise RepositoryError(f"head {manifest.name!r} version {manifest.version} does not answer with rows of scores")
-        return [[float(score) for score in row] for row in scores]
+    return inputs_of(manifest, answer)
+
+
+def rows_of_scores(manifest: Manifest, scores: NDArray[Any]) -> list[list[float]]:
+    """A row a text.
+
+    Raises:
+        RepositoryError: these are no such rows.
+    """
+    if scores.ndim != 2:
+        raise RepositoryError(f"head {manifest.name!r} version {manifest.version} does not answer with rows of scores")
+    return [[float(score) for score in row] for row in scores]
 
 
 def views_of(manifest: Manifest) -> tuple[View, ...]:

@@ -107,21 +107,25 @@ def train(
     layers: Annotated[
         str | None, typer.Option(help="What the head reads, -1 is the last; the embedding service must compute them.")
     ] = None,
+    label_separator: Annotated[str, typer.Option(help="Between the labels of a cell, for multi_label.")] = "|",
+    texts_in_report: Annotated[bool, typer.Option(help="Show the hardest errors' texts in the report.")] = True,
     balanced: Annotated[bool, typer.Option("--balanced", help="Let rare labels weigh as much as common ones.")] = False,
     seed: Annotated[int, typer.Option(help="Of all that is drawn: same data, same seed, same head.", min=0)] = 0,
     weights: Annotated[
         Path | None, typer.Option(help="An .npz file of a linear head that is fitted already; FILE only measures it.")
     ] = None,
 ) -> None:
-    """Train a head and make it live, without a restart when the stack runs."""
+    """Train a head and make it live if it is no worse than what is; without a restart when the stack runs."""
     from head_service.training.fit import HEAD_CHOICES, FitOptions  # noqa: PLC0415
     from trunkline.training import HeadWanted, train_command  # noqa: PLC0415
 
     wanted = HeadWanted(
         FitOptions(_one_of(head_type, HEAD_CHOICES, "--head-type"), balanced=balanced, seed=seed),
-        _one_of(task, get_args(Task), "--task"),
-        _numbers(layers),
-        weights,
+        task=_one_of(task, get_args(Task), "--task"),
+        label_separator=label_separator,
+        layers=_numbers(layers),
+        weights=weights,
+        with_texts=texts_in_report,
     )
     stack = _stack(0, True, None, "auto", layers=wanted.layers)
     asyncio.run(

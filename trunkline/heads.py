@@ -296,7 +296,7 @@ def _lifecycle() -> "Lifecycle":
     lifecycle = Lifecycle(Repository(paths.repository()), grace_seconds=_grace_seconds())
     found = _recorded()
     if found is not None:
-        from trunkline.training import wait_until_available  # noqa: PLC0415
+        from head_service.head_server import wait_until_available  # noqa: PLC0415
 
         lifecycle.wait_until_available = lambda name, version: wait_until_available(found.heads_grpc, name, version)
     return lifecycle

@@ -3,22 +3,24 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
-from clients import EmbeddingClient, HeadClient, NotFound
+from clients import EmbeddingClient
 from clients.wire.catalogue import Task
-from head_service.errors import RepositoryError
+from head_service.head_server import scorer_at, wait_until_available
+from head_service.lifecycle import Lifecycle
+from head_service.release import release
 from head_service.repository import Repository
 from head_service.training.brought import read_weights
-from head_service.training.dataset import read_dataset
+from head_service.training.dataset import LABEL_SEPARATOR, Dataset, read_dataset
 from head_service.training.embeddings import EmbeddingCache
 from head_service.training.fit import FitOptions
 from head_service.training.run import TrainingRequest, TrainingResult, train
 from trunkline import paths
 from trunkline.stack import Addresses, Stack, recorded
 
-AVAILABLE_WITHIN_SECONDS: Final = 60.0
 SHOW_EVERY_TEXTS: Final = 500
 
 Say = Callable[[str], None]
@@ -41,12 +43,17 @@ class LiveStack:
 
 @dataclass(frozen=True, slots=True)
 class HeadWanted:
-    """How a head is to be made; *weights* is an .npz file of one that is fitted already, see `read_weights`."""
+    """How a head is to be made; *weights* is an .npz file of one that is fitted already, see `read_weights`.
+
+    *label_separator* is what stands between several labels in one cell.
+    """
 
     fit: FitOptions = field(default_factory=FitOptions)
     task: Task = "single_label"
+    label_separator: str = LABEL_SEPARATOR
     layers: tuple[int, ...] = ()
     weights: Path | None = None
+    with_texts: bool = True
 
 
 def train_head(
@@ -60,58 +67,56 @@ def train_head(
     test_file: Path | None = None,
     wanted: HeadWanted | None = None,
 ) -> TrainingResult:
-    """Train *name* on *file* and make it live. What *wanted* brings along already is only measured on it."""
+    """Train *name* on *file* and make it live, if the gate lets it. What *wanted* brings along is only measured on the file."""
     wanted = wanted or HeadWanted()
     brought = read_weights(wanted.weights) if wanted.weights else None
-    data = read_dataset(file, text_column, label_column)
-    held_out = read_dataset(test_file, text_column, label_column, for_training=False) if test_file else None
+    read = partial(read_dataset, task=wanted.task, label_separator=wanted.label_separator)
+    data = read(file, text_column, label_column)
+    held_out = read(test_file, text_column, label_column, for_training=False) if test_file else None
     repeated = f", {data.num_repeated} repeated rows left out" if data.num_repeated else ""
-    say(f"head {name}: {len(data.examples)} texts, {len(set(data.labels))} labels{repeated}")
+    say(f"head {name}: {len(data.examples)} texts, {_said_of_labels(data)}{repeated}")
     started = time.monotonic()
-    with EmbeddingClient(live.embedding_grpc, timeout=120.0) as embedder:
+    repository = Repository(live.repository)
+    lifecycle = Lifecycle(repository, partial(wait_until_available, live.heads_grpc))
+    with (
+        EmbeddingClient(live.embedding_grpc, timeout=120.0) as embedder,
+        scorer_at(live.heads_grpc, embedder, repository) as scorer,
+    ):
         result = train(
             TrainingRequest(
-                name, data, held_out, mix_layers=wanted.layers, task=wanted.task, options=wanted.fit, brought=brought
+                name,
+                data,
+                held_out,
+                mix_layers=wanted.layers,
+                options=wanted.fit,
+                brought=brought,
+                with_texts=wanted.with_texts,
             ),
             embedder=embedder,
             cache=EmbeddingCache(live.cache_dir / "training-embeddings.sqlite"),
-            repository=Repository(live.repository),
-            wait_until_available=lambda head, version: wait_until_available(live.heads_grpc, head, version),
+            repository=repository,
+            go_live=lambda head, version, remeasure: release(lifecycle, head, version, scorer=scorer, remeasure=remeasure),
+            scorer=scorer,
             say=say,
             embedding_progress=_Paced(say, name),
+            reports=paths.home() / "reports",
         )
-    metrics = result.metrics
-    say(
-        f"head {name}: version {result.version} is published; accuracy {metrics.accuracy:.4f}, macro F1 {metrics.macro_f1:.4f} "
-        f"on {metrics.num_test} held-out texts; {time.monotonic() - started:.0f} s"
-    )
+    say(f"head {name}: {_said_of(result)}; {time.monotonic() - started:.0f} s")
+    if result.report is not None:
+        say(f"head {name}: report {result.report}")
     return result
 
 
-def wait_until_available(address: str, head: str, version: int) -> None:
-    """Wait until the head server at *address* serves *version*; nothing when there is none.
+def _said_of_labels(data: Dataset) -> str:
+    return "numbers" if data.task == "regression" else f"{len(data.label_names)} labels"
 
-    Raises:
-        RepositoryError: it refuses to, or does not within `AVAILABLE_WITHIN_SECONDS`.
-    """
-    if not address:
-        return
-    give_up = time.monotonic() + AVAILABLE_WITHIN_SECONDS
-    with HeadClient(address) as client:
-        while time.monotonic() < give_up:
-            try:
-                [status] = client.status(head, version=version)
-            except NotFound:
-                state = "UNKNOWN"
-            else:
-                state = status.state
-                if state == "AVAILABLE":
-                    return
-                if status.error_message:
-                    raise RepositoryError(f"the head server refuses {head} version {version}: {status.error_message}")
-            # The server follows the file system by polling, so there is nothing to be woken by.
-            time.sleep(0.1)
-    raise RepositoryError(f"{head} version {version} is still {state} in the head server; the version before it keeps answering")
+
+def _said_of(result: TrainingResult) -> str:
+    metrics = result.metrics
+    what = f"accuracy {metrics.accuracy:.4f}, macro F1 {metrics.macro_f1:.4f} on {metrics.num_test} held-out texts"
+    if result.comparison is None or result.is_live:
+        return f"version {result.version} is published; {what}"
+    return f"version {result.version} is not live ({result.comparison.verdict}: {result.comparison.reason}); {what}"
 
 
 async def train_command(

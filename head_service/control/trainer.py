@@ -1,121 +1,97 @@
 """The trainer by default: from an order's rows to a head version, by `head_service.training`. Runs in the training process."""
 
-import time
-from typing import Any, Final, NoReturn
+from functools import partial
+from typing import Any, Final
 
 import msgspec
 
-from clients import EmbeddingClient, HeadClient, NotFound
+from clients import EmbeddingClient
 from clients.wire.catalogue import Metrics
-from head_service.catalogue import promote, read_catalogue, write_models_config
 from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
-from head_service.errors import DataError, RepositoryError
-from head_service.manifest import read_manifest
+from head_service.errors import DataError
+from head_service.gate import Comparison, Remeasure, Scorer
+from head_service.head_server import scorer_at, wait_until_available
+from head_service.lifecycle import Lifecycle
+from head_service.release import release
 from head_service.training.dataset import read_dataset
 from head_service.training.embeddings import EmbeddingCache
+from head_service.training.fit import HEAD_CHOICES, FitOptions
 from head_service.training.run import TrainingRequest, train
 
-AVAILABLE_WITHIN_SECONDS: Final = 60.0
 EMBED_TIMEOUT_SECONDS: Final = 120.0
 """For one part of the texts; it waits where the service is full."""
 
 
-class _KeptBackError(RepositoryError):
-    """The version is there, and the order says that it shall not answer yet."""
-
-
 def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
     """See `words.Trainer`."""
-    if run.published is not None:
-        return _see_through(order, run, run.published)
-    _check(order)
-    data = read_dataset(run.data, run.text_column, run.label_column)
-    run.say(f"{len(data.examples)} texts, {len(set(data.labels))} labels, {data.num_repeated} repeated rows left out")
-    published: list[int] = []
-
-    def available(head: str, version: int) -> None:
-        published.append(version)
-        if order.publish == "version":
-            raise _KeptBackError("the order says so")
-        wait_until_available(run.heads_address, head, version)
-
-    try:
-        with EmbeddingClient(run.embedding_address, timeout=EMBED_TIMEOUT_SECONDS) as embedder:
-            train(
-                TrainingRequest(order.head, data, view=order.view),
-                embedder=embedder,
-                cache=EmbeddingCache(run.cache_dir / "training-embeddings.sqlite"),
-                repository=run.repository,
-                wait_until_available=available,
-                say=run.say,
-                embedding_progress=lambda done, total: run.progress("embedding", done, total),
-            )
-    except _KeptBackError:
-        return _succeeded(order, run, published[-1], is_live=False)
-    return _succeeded(order, run, published[-1], is_live=True)
+    with (
+        EmbeddingClient(run.embedding_address, timeout=EMBED_TIMEOUT_SECONDS) as embedder,
+        scorer_at(run.heads_address, embedder, run.repository) as scorer,
+    ):
+        release_it = partial(_release, order, run, scorer)
+        if run.published is not None:
+            run.say(f"version {run.published} was published by an attempt before this one")
+            return _ended(order, run, run.published, release_it(order.head, run.published, None))
+        options = _options(order)
+        data = read_dataset(run.data, run.text_column, run.label_column, task=order.task)
+        run.say(f"{len(data.examples)} texts, {len(data.label_names)} labels, {data.num_repeated} repeated rows left out")
+        result = train(
+            TrainingRequest(order.head, data, view=order.view, options=options),
+            embedder=embedder,
+            cache=EmbeddingCache(run.cache_dir / "training-embeddings.sqlite"),
+            repository=run.repository,
+            go_live=release_it,
+            scorer=scorer,
+            say=run.say,
+            embedding_progress=lambda done, total: run.progress("embedding", done, total),
+            reports=run.folder,
+        )
+    report = "" if result.report is None else result.report.relative_to(run.folder).as_posix()
+    return _ended(order, run, result.version, result.comparison, report)
 
 
-def wait_until_available(address: str, head: str, version: int) -> None:
-    """Wait until the head server at *address* serves *version*; nothing when there is none.
-
-    Raises:
-        RepositoryError: it refuses to, or does not within `AVAILABLE_WITHIN_SECONDS`.
-    """
-    if not address:
-        return
-    give_up = time.monotonic() + AVAILABLE_WITHIN_SECONDS
-    with HeadClient(address) as client:
-        while time.monotonic() < give_up:
-            state, message = _status(client, head, version)
-            if state == "AVAILABLE":
-                return
-            if message:
-                raise RepositoryError(f"the head server refuses {head} version {version}: {message}")
-            # The server follows the file system by polling, so there is nothing to be woken by.
-            time.sleep(0.1)
-    raise RepositoryError(f"{head} version {version} is not served in time; the version before it keeps answering")
-
-
-def _status(client: HeadClient, head: str, version: int) -> tuple[str, str]:
-    try:
-        [status] = client.status(head, version=version)
-    except NotFound:
-        return "UNKNOWN", ""
-    return status.state, status.error_message
-
-
-def _check(order: TrainingOrder) -> None:
-    """Refuse what this trainer does not do, in place of doing something else."""
-    if order.head_type != "linear":
-        _refuse(f"head_type {order.head_type} is not known here; leave it out or say linear")
-    if order.task != "single_label":
-        _refuse(f"task {order.task} cannot be trained here; leave it out or say single_label")
-    if order.seed:
-        _refuse("seed has no meaning for a linear head; leave it out")
-
-
-def _refuse(message: str) -> NoReturn:
-    raise DataError(message)
-
-
-def _see_through(order: TrainingOrder, run: RunContext, version: int) -> Outcome:
-    """An attempt before this one published *version* and died; what comes after publishing is done again, never backwards."""
-    run.say(f"version {version} was published by an attempt before this one")
-    write_models_config(run.repository)
+def _release(
+    order: TrainingOrder, run: RunContext, scorer: Scorer, head: str, version: int, remeasure: Remeasure | None
+) -> Comparison | None:
+    """Through the gate, unless the order says that the version shall not answer yet. Done again it changes nothing."""
     if order.publish == "version":
-        return _succeeded(order, run, version, is_live=False)
-    wait_until_available(run.heads_address, order.head, version)
-    live = read_catalogue(run.repository.root).heads.get(order.head)
-    if live is None or live.stable < version:
-        promote(run.repository, order.head, version)
-        return _succeeded(order, run, version, is_live=True)
-    return _succeeded(order, run, version, is_live=live.stable == version)
+        return None
+    lifecycle = Lifecycle(run.repository, partial(wait_until_available, run.heads_address))
+    if (known := lifecycle.comparison(head, version)) is not None and known.verdict != "passed":
+        return known
+    entry = lifecycle.state(head).entry
+    if known is not None and entry is not None and entry.stable >= version:
+        # It went live in an attempt before this one, and may have been followed by another since.
+        return known
+    return release(lifecycle, head, version, scorer=scorer, remeasure=remeasure, reason=f"run {run.run_id}")
 
 
-def _succeeded(order: TrainingOrder, run: RunContext, version: int, *, is_live: bool) -> Outcome:
-    metrics = read_manifest(run.repository.path(order.head, version)).metrics
-    result = RunResult(version=version, is_live=is_live, metrics=_plain(metrics))
-    return Outcome(kind="succeeded", message=f"version {version} is {'live' if is_live else 'published'}", result=result)
+def _options(order: TrainingOrder) -> FitOptions:
+    if order.head_type not in HEAD_CHOICES:
+        raise DataError(f"head_type is one of {', '.join(HEAD_CHOICES)}")
+    return FitOptions(order.head_type, seed=order.seed)
+
+
+def _ended(order: TrainingOrder, run: RunContext, version: int, found: Comparison | None, report: str = "") -> Outcome:
+    metrics = run.repository.manifest(order.head, version).metrics
+    passed = found is not None and found.verdict == "passed"
+    result = RunResult(
+        version=version,
+        is_live=passed,
+        metrics=_plain(metrics),
+        comparison=_told(found),
+        report=report,
+    )
+    if found is not None and not passed:
+        return Outcome(kind="refused", message=f"version {version} is not live: {found.reason}", result=result)
+    return Outcome(kind="succeeded", message=f"version {version} is {'live' if passed else 'published'}", result=result)
+
+
+def _told(found: Comparison | None) -> dict[str, float | int | str | None]:
+    if found is None:
+        return {}
+    names = ("verdict", "reason", "live_version", "metric", "candidate", "live", "tolerance")
+    return {name: getattr(found, name) for name in names}
 
 
 def _plain(metrics: Metrics | None) -> dict[str, Any]:

@@ -32,6 +32,9 @@ USUAL_COLUMNS: Final[Mapping[Task, tuple[str, ...]]] = {
 REGRESSION_LABEL: Final = "value"
 """The name of a regression's only output."""
 
+LABEL_SEPARATOR: Final = "|"
+"""Between several labels in one cell, where nothing else is said."""
+
 MAX_COMPLAINTS: Final = 20
 MAX_NAMES_SHOWN: Final = 20
 MAX_LABEL_LENGTH: Final = 200
@@ -137,7 +140,7 @@ def read_dataset(
     *,
     for_training: bool = True,
     task: Task = "single_label",
-    label_separator: str = "|",
+    label_separator: str = LABEL_SEPARATOR,
     limits: DataLimits | None = None,
 ) -> Dataset:
     """The examples of a .csv, .tsv or .jsonl file.

@@ -1,30 +1,40 @@
-"""The use case: a dataset in, a live head version out. Files and network are what its parameters are."""
+"""The use case: a dataset in, a version that passed the gate out. Files and network are what its parameters are."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients import Trunk
 from clients.wire.catalogue import Manifest, Metrics, Task, TrunkRef, View
-from head_service.catalogue import promote, write_models_config
 from head_service.errors import DataError
+from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.repository import Repository
+from head_service.training.calibration import fit_sigmoid_temperature, fit_temperature
 from head_service.training.dataset import Dataset, split
 from head_service.training.embeddings import Embedder, EmbeddingCache, embed_features
 from head_service.training.features import Features, take, width_of
 from head_service.training.fit import FitOptions, Reading, fit, reading_for
-from head_service.training.heads import Fitted, Head, quality
-from head_service.training.linear import macro_f1
+from head_service.training.heads import Fitted, Head, scores_of
+from head_service.training.metrics import Evaluation, evaluate, validation_summary
+from head_service.training.report import LiveVersion, TrainingFacts, build_report, write_report
 from head_service.training.targets import Targets, multi_label, regression, single_label
+from head_service.training.thresholds import best_thresholds
 
 FloatArray = NDArray[np.float32]
 Say = Callable[[str], None]
 EmbeddingProgress = Callable[[int, int], None]
-WaitUntilAvailable = Callable[[str, int], None]
-"""(head, version): returns when the head server serves it; raises when it refuses to."""
+
+GoLive = Callable[[str, int, Remeasure], Comparison | None]
+"""(head, version, how the live version is measured on the candidate's test part): what the gate found; None: it was not asked."""
+
+MIN_TO_CALIBRATE: Final = 20
+"""Texts. Fewer say too little about how sure a head may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +49,16 @@ Calibrate = Callable[[Fitted], Calibration]
 """What it goes by are the logits of texts that the head had not seen; there may be none."""
 
 
-def as_it_is(fitted: Fitted) -> Calibration:
-    """Leave scores alone."""
-    del fitted
-    return Calibration()
+def calibrated(fitted: Fitted) -> Calibration:
+    """Scores as sure as the head was right on texts it had not seen, and the thresholds that were best there."""
+    task, seen = fitted.head.task, fitted.validation
+    if task == "regression" or len(seen) < MIN_TO_CALIBRATE:
+        return Calibration()
+    if task == "single_label":
+        return Calibration(fit_temperature(fitted.validation_logits, seen.indices))
+    truth = seen.matrix.astype(np.int64)
+    temperature = fit_sigmoid_temperature(fitted.validation_logits, truth)
+    return Calibration(temperature, best_thresholds(scores_of(fitted.validation_logits, task, temperature), truth))
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +66,7 @@ class TrainingRequest:
     """What to train. *held_out* absent: a fifth of *data*.
 
     *view* is what pooled heads read; *mix_layers* what is mixed, all that the trunk offers when empty. *brought* is a head that
-    is fitted already: then all of the data is held out, and *options* mean nothing.
+    is fitted already: then all of the data is held out, and *options* mean nothing. Not *with_texts*, the report shows none.
     """
 
     name: str
@@ -58,18 +74,29 @@ class TrainingRequest:
     held_out: Dataset | None = None
     view: View = field(default_factory=View)
     mix_layers: tuple[int, ...] = ()
-    task: Task = "single_label"
     options: FitOptions = field(default_factory=FitOptions)
     brought: Head | None = None
+    with_texts: bool = True
+
+    @property
+    def task(self) -> Task:
+        """What the head is to answer."""
+        return self.data.task
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingResult:
-    """What came of it."""
+    """What came of it. *comparison* is what the gate found; None: it was not asked. *report*: the page for people."""
 
     version: int
     metrics: Metrics
-    path: Path
+    comparison: Comparison | None
+    report: Path | None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the version answers by now."""
+        return self.comparison is not None and self.comparison.verdict == "passed"
 
 
 def train(
@@ -78,17 +105,22 @@ def train(
     embedder: Embedder,
     cache: EmbeddingCache,
     repository: Repository,
-    wait_until_available: WaitUntilAvailable,
+    go_live: GoLive,
+    scorer: Scorer,
     say: Say,
     embedding_progress: EmbeddingProgress,
-    calibrate: Calibrate = as_it_is,
+    reports: Path | None = None,
+    calibrate: Calibrate = calibrated,
 ) -> TrainingResult:
-    """Embed, fit, measure, publish, wait for the head server, promote: in this order, so nothing half-done is ever live.
+    """Embed, fit, calibrate, measure, publish, pass the gate: in this order, so nothing half-done is ever live.
+
+    *scorer* gives the scores of a version that is served. *reports*: where the report goes, in a folder a head and version.
 
     Raises:
         HeadServiceError: what is wrong, and nothing has changed for callers of the head.
         TrunklineError: the embedding service or the head server cannot be reached.
     """
+    began = time.monotonic()
     trunk = embedder.trunk()
     made = _brought(request) if request.brought else _fitted(request, trunk, embedder, cache, say, embedding_progress)
     held = made.held
@@ -99,19 +131,70 @@ def train(
     if width_of(features) != head.spec.width:
         raise DataError(f"the head takes vectors of {head.spec.width} numbers, trunk {trunk.name!r} gives {width_of(features)}")
     calibration = calibrate(made.fitted)
-    metrics = measured(head, features, held, request.task, made.num_train)
+    scores = scores_of(head.logits(features), head.task, calibration.temperature)
+    evaluation = evaluate(head.task, head.labels, scores, held.targets(head.labels), thresholds=calibration.thresholds)
+    metrics = metrics_of(evaluation, held, made.num_train)
 
     def export(directory: Path, version: int) -> None:
         from head_service.export import export_head  # noqa: PLC0415 (TensorFlow: seconds, and only when there is a head)
 
-        manifest = manifest_of(request.name, version, head, made.reading, trunk, metrics, calibration)
+        manifest = manifest_of(request.name, version, made, trunk, metrics, calibration, scores)
         export_head(head, manifest, features, held.texts, directory)
 
     version = repository.publish(request.name, export, fingerprint=trunk.fingerprint)
-    write_models_config(repository)
-    wait_until_available(request.name, version)
-    promote(repository, request.name, version)
-    return TrainingResult(version, metrics, repository.path(request.name, version))
+    live = _Live(held, scorer)
+    comparison = go_live(request.name, version, live.remeasure)
+    report = None
+    if reports is not None:
+        facts = TrainingFacts(
+            head=request.name,
+            version=version,
+            head_type=head.head_type,
+            trunk=trunk.name,
+            fingerprint=trunk.fingerprint,
+            view=_view_in_words(made.reading),
+            data=request.data.digest(),
+            test_data=held.digest(),
+            num_train=made.num_train,
+            num_test=len(held.examples),
+            seconds=time.monotonic() - began,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            temperature=calibration.temperature,
+        )
+        told = build_report(
+            facts,
+            evaluation,
+            held,
+            scores,
+            train=None if request.brought else request.data,
+            thresholds=calibration.thresholds,
+            live=live.seen,
+            with_texts=request.with_texts,
+        )
+        report = write_report(told, reports / request.name / str(version))
+    return TrainingResult(version, metrics, comparison, report)
+
+
+@dataclass(slots=True)
+class _Live:
+    """Measures the live version on the texts *held* back; *seen* is what it then scored."""
+
+    held: Dataset
+    scorer: Scorer
+    seen: LiveVersion | None = None
+
+    def remeasure(self, live: Manifest, candidate: Metrics) -> Metrics | None:
+        """See `gate.Remeasure`. None where the live version knows other labels: then a person decides."""
+        if live.task != self.held.task:
+            return None
+        try:
+            targets = self.held.targets(live.labels)
+        except DataError:
+            return None
+        scores = np.asarray(self.scorer(live, self.held.texts), np.float32)
+        found = evaluate(live.task, live.labels, scores, targets, thresholds=live.thresholds)
+        self.seen = LiveVersion(live.version, found, same_data=True)
+        return metrics_of(found, self.held, candidate.num_train)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +213,7 @@ def _brought(request: TrainingRequest) -> _Made:
     if request.brought.task != request.task:
         raise DataError(f"the weights are of a {request.brought.task} head, and {request.task} was asked for")
     labels = request.brought.labels
-    nothing = Fitted(request.brought, np.zeros((0, len(labels)), np.float32), targets_of(Dataset(()), request.task, labels))
+    nothing = Fitted(request.brought, np.zeros((0, len(labels)), np.float32), targets_of(Dataset((), task=request.task), labels))
     return _Made(nothing, Reading(request.view), request.held_out or request.data, None, 0)
 
 
@@ -143,7 +226,7 @@ def _fitted(
     known, unseen = (take(everything, np.arange(*ends)) for ends in ((0, len(data.texts)), (len(data.texts), len(everything))))
     say(f"fitting {request.name} ({request.options.head_type}) on {len(known)} texts")
     num_layers = max(1, len(reading.mix_layers))
-    fitted = fit(known, targets_of(data, request.task), request.options, num_layers, say)
+    fitted = fit(known, targets_of(data), request.options, num_layers, say)
     say(f"fitted a {fitted.head.head_type} head: {fitted.told}" if fitted.told else f"fitted a {fitted.head.head_type} head")
     if fitted.head.spec.width < width_of(unseen):
         # What was chosen reads the first layer alone, which is the view's own.
@@ -153,38 +236,34 @@ def _fitted(
     return _Made(fitted, reading, held, unseen, len(known))
 
 
-def targets_of(data: Dataset, task: Task, known: tuple[str, ...] | None = None) -> Targets:
-    """What *data* says, as a head is to say it; several labels are one line with commas between, a number is a number."""
-    if task == "multi_label":
-        several = [[part.strip() for part in label.split(",") if part.strip()] for label in data.labels]
-        return multi_label(several, known)
-    if task == "regression":
-        try:
-            return regression([float(label) for label in data.labels])
-        except ValueError:
-            raise DataError("a label is not a number, which a regression is trained on") from None
+def targets_of(data: Dataset, known: Sequence[str] | None = None) -> Targets:
+    """What *data* says, as a head is to say it; *known* are the labels, those that occur when absent."""
+    if data.task == "multi_label":
+        return multi_label([example.labels for example in data.examples], known)
+    if data.task == "regression":
+        return regression([example.value for example in data.examples])
     return single_label(data.labels, known)
 
 
-def measured(head: Head, features: Features, held: Dataset, task: Task, num_train: int) -> Metrics:
-    """*head* on data it has not seen; see `heads.quality` for what stands for accuracy of other tasks."""
-    truth = targets_of(held, task, head.labels)
-    logits = head.logits(features)
-    found = [head.labels[index] for index in logits.argmax(axis=1)]
-    f1 = macro_f1(found, held.labels) if task == "single_label" else 0.0
-    return Metrics(quality(truth, logits), f1, num_train, len(held.texts), held.digest())
+def metrics_of(evaluation: Evaluation, held: Dataset, num_train: int) -> Metrics:
+    """What a manifest says of *evaluation*; see `Metrics` for what stands for accuracy of a regression."""
+    accuracy = evaluation.r2 if evaluation.task == "regression" else evaluation.accuracy
+    error = evaluation.calibration_error
+    return Metrics(
+        accuracy=accuracy or 0.0,
+        macro_f1=evaluation.macro_f1 or 0.0,
+        num_train=num_train,
+        num_test=evaluation.num_texts,
+        data=held.digest(),
+        calibration_error=error,
+    )
 
 
 def manifest_of(
-    name: str,
-    version: int,
-    head: Head,
-    reading: Reading,
-    trunk: Trunk,
-    metrics: Metrics | None,
-    calibration: Calibration,
+    name: str, version: int, made: _Made, trunk: Trunk, metrics: Metrics, calibration: Calibration, scores: FloatArray
 ) -> Manifest:
-    """All but what only the exporter knows."""
+    """All but what only the exporter knows; *scores* are of the held-out texts."""
+    head = made.fitted.head
     return Manifest(
         name=name,
         version=version,
@@ -192,12 +271,18 @@ def manifest_of(
         labels=head.labels,
         temperature=calibration.temperature,
         thresholds=calibration.thresholds,
-        view=reading.view,
-        mix_layers=reading.mix_layers,
+        view=made.reading.view,
+        mix_layers=made.reading.mix_layers,
         width=head.spec.width,
         trunk=TrunkRef(trunk.name, trunk.fingerprint, trunk.engine),
         head_type=head.head_type,
         input="tokens" if head.spec.reads_tokens else "embedding",
         mask_input="mask" if head.spec.reads_tokens else "",
         metrics=metrics,
+        validation=validation_summary(head.task, head.labels, scores, thresholds=calibration.thresholds),
     )
+
+
+def _view_in_words(reading: Reading) -> str:
+    layers = ", ".join(map(str, reading.mix_layers or (reading.view.layer,)))
+    return f"{reading.view.pooling} of layer {layers}" if not reading.mix_layers else f"{reading.view.pooling} of layers {layers}"

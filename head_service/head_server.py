@@ -1,0 +1,88 @@
+"""What bringing a version in needs of the head server: to wait until it has the version, and to ask it for scores.
+
+Where none runs, a version is loaded here for its scores, so that the gate is never left out.
+"""
+
+import contextlib
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from clients import HeadClient, NotFound
+from clients.wire.catalogue import Manifest
+from head_service.errors import RepositoryError
+from head_service.gate import Scorer
+from head_service.repository import Repository
+from head_service.scoring import Embeds, ServerScorer, embedded, rows_of_scores
+
+AVAILABLE_WITHIN_SECONDS: Final = 60.0
+SCORE_TIMEOUT_SECONDS: Final = 60.0
+
+
+def wait_until_available(address: str, head: str, version: int) -> None:
+    """Wait until the head server at *address* serves *version*; nothing when there is none.
+
+    Raises:
+        RepositoryError: it refuses to, or does not within `AVAILABLE_WITHIN_SECONDS`.
+    """
+    if not address:
+        return
+    give_up = time.monotonic() + AVAILABLE_WITHIN_SECONDS
+    state = "UNKNOWN"
+    with HeadClient(address) as client:
+        while time.monotonic() < give_up:
+            state, message = _status(client, head, version)
+            if state == "AVAILABLE":
+                return
+            if message:
+                raise RepositoryError(f"the head server refuses {head} version {version}: {message}")
+            # The server follows the file system by polling, so there is nothing to be woken by.
+            time.sleep(0.1)
+    raise RepositoryError(f"{head} version {version} is still {state} in the head server; the version before it keeps answering")
+
+
+def _status(client: HeadClient, head: str, version: int) -> tuple[str, str]:
+    try:
+        [status] = client.status(head, version=version)
+    except NotFound:
+        return "UNKNOWN", ""
+    return status.state, status.error_message
+
+
+@contextlib.contextmanager
+def scorer_at(address: str, embedder: Embeds, repository: Repository) -> Iterator[Scorer]:
+    """Scores by the head server at *address*; "" for none: by loading the version from *repository*."""
+    if not address:
+        yield LoadingScorer(embedder, repository)
+        return
+    with HeadClient(address, timeout=SCORE_TIMEOUT_SECONDS) as client:
+        yield ServerScorer(embedder, client)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadingScorer:
+    """Loads a version for each call; see `head_service.gate.Scorer`."""
+
+    embedder: Embeds
+    repository: Repository
+
+    def __call__(self, manifest: Manifest, texts: Sequence[str]) -> list[list[float]]:
+        """The scores, a row a text.
+
+        Raises:
+            RepositoryError: it cannot be loaded, or does not answer with scores.
+            TrunkMismatchError: the embedding service has another trunk.
+        """
+        from head_service.serving.servable import LoadError, Servable  # noqa: PLC0415 (TensorFlow: seconds)
+
+        inputs = embedded(manifest, self.embedder, texts)
+        try:
+            servable = Servable(manifest.name, manifest.version, self.repository.path(manifest.name, manifest.version))
+        except LoadError as error:
+            raise RepositoryError(f"{manifest.name} version {manifest.version} cannot be loaded: {error}") from None
+        try:
+            scores = servable.run("", inputs, (manifest.output,))[manifest.output]
+        finally:
+            servable.close()
+        return rows_of_scores(manifest, scores)
