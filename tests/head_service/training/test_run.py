@@ -218,10 +218,3 @@ def test_a_head_of_another_width_publishes_nothing(training: Training) -> None:
         training.train(brought=brought)
 
     assert [] == training.repository.versions("parity")
-
-
-def test_auto_publishes_what_it_chose(training: Training) -> None:
-    manifest = verify(training.train(options=FitOptions("auto")).path)
-
-    assert manifest.head_type in {"linear", "mlp"}
-    assert () == manifest.mix_layers
