@@ -176,7 +176,7 @@ class HeadServer:
             scores = np.stack([inputs["tokens"].sum(axis=(1, 2)), inputs["mask"].sum(axis=1)], axis=1)
         else:
             scores = inputs["embedding"]
-        return Prediction(head, 3, {"scores": scores[1:] if self.forgets_rows else scores})
+        return Prediction({"scores": scores[1:] if self.forgets_rows else scores}, 3)
 
 
 def tokens_of(*lengths: int) -> list[FloatArray]:

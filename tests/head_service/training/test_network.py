@@ -24,7 +24,7 @@ def features_for(head_type: HeadType, vectors: np.ndarray = VECTORS) -> tuple[Fe
 
 def learnt(head_type: HeadType, targets: Targets = TARGETS, vectors: np.ndarray = VECTORS, **options: object) -> Fitted:
     features, num_mixed = features_for(head_type, vectors)
-    recipe = replace(RECIPES[head_type], hidden=min(RECIPES[head_type].hidden, 16), patience=1_000, dropout=0.1)
+    recipe = replace(RECIPES[head_type], hidden=min(RECIPES[head_type].hidden, 16), epochs=20, learning_rate=0.01, dropout=0.1)
     return fit_network(head_type, features, targets, num_mixed=num_mixed, recipe=recipe, **options)  # type: ignore[arg-type]
 
 
@@ -44,12 +44,17 @@ def test_each_type_learns_a_separable_problem(head_type: HeadType, fitted: dict[
 
 @pytest.mark.parametrize("head_type", ALL)
 def test_the_same_data_and_seed_give_the_same_weights(head_type: HeadType, fitted: dict[HeadType, Fitted]) -> None:
-    again, other = learnt(head_type).head.weights, learnt(head_type, seed=1).head.weights
+    again = learnt(head_type).head.weights
 
     assert {name: array.tobytes() for name, array in fitted[head_type].head.weights.items()} == {
         name: array.tobytes() for name, array in again.items()
     }
-    assert again["weights"].tobytes() != other["weights"].tobytes()
+
+
+def test_another_seed_draws_otherwise(fitted: dict[HeadType, Fitted]) -> None:
+    other = learnt("linear", seed=1).head.weights["weights"]
+
+    assert other.tobytes() != fitted["linear"].head.weights["weights"].tobytes()
 
 
 @pytest.mark.parametrize("head_type", TOKEN_TYPES)
@@ -116,8 +121,8 @@ def test_a_number_is_learnt_in_its_own_units() -> None:
 
 def test_rare_labels_count_for_more_when_labels_are_balanced() -> None:
     random = np.random.default_rng(0)
-    vectors = random.normal(0, 1, (300, WIDTH)).astype(np.float32)
-    labels = ["rare" if n % 10 == 0 else "common" for n in range(300)]
+    vectors = random.normal(0, 1, (100, WIDTH)).astype(np.float32)
+    labels = ["rare" if n % 10 == 0 else "common" for n in range(100)]
     vectors[::10, 0] += 1.0
 
     plain, balanced = (learnt("linear", single_label(labels), vectors, balanced=even).head for even in (False, True))

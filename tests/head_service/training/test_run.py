@@ -233,13 +233,6 @@ def test_a_head_of_another_width_publishes_nothing(training: Training) -> None:
     assert [] == training.repository.versions("parity")
 
 
-def test_auto_publishes_what_it_chose(training: Training) -> None:
-    manifest = training.manifest(options=FitOptions("auto"))
-
-    assert manifest.head_type in {"linear", "mlp"}
-    assert () == manifest.mix_layers
-
-
 def test_a_version_that_is_worse_is_kept_and_answers_nobody(training: Training) -> None:
     all_even = Dataset(tuple(example for example in DATA.examples if example.label == "even"))
     says_even, says_odd = (
