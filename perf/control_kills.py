@@ -12,6 +12,7 @@ import itertools
 import json
 import random
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -81,8 +82,13 @@ class Service:
         """Start it; *wait* until it says that it is ready."""
         self._process = subprocess.Popen(self._command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         if wait:
-            assert self._process.stdout is not None
-            self.address = self._process.stdout.readline().split()[-1]
+            self.await_ready()
+
+    def await_ready(self) -> None:
+        """Wait until it says so."""
+        assert self._process is not None
+        assert self._process.stdout is not None
+        self.address = self._process.stdout.readline().split()[-1]
 
     def kill(self) -> None:
         """SIGKILL."""
@@ -153,7 +159,18 @@ class Place:
     def command(self, name: str, *more: str) -> list[str]:
         """Of the API, or a worker."""
         shared = ["--home", str(self.root / "control"), "--repository", str(self.heads), "--data-dir", str(self.root / "data")]
-        return [sys.executable, "-m", "head_service.control", name, *shared, "--max-attempts", "100", *more]
+        return [
+            sys.executable,
+            "-m",
+            "head_service.control",
+            name,
+            *shared,
+            "--max-attempts",
+            "100",
+            "--retry-seconds",
+            "0.1",
+            *more,
+        ]
 
     def prepare(self) -> None:
         """Rows to train on, and a live head to give feedback for."""
@@ -192,17 +209,18 @@ def kill_rounds(num_rounds: int, seed: int = 0, say: Callable[[str], None] = lam
 @contextmanager
 def _running(place: Place) -> Iterator[tuple[Service, Service]]:
     worker_flags = ("--trainer", "perf.rehearsal:train", "--lease-seconds", str(LEASE_SECONDS), "--poll-seconds", "0.1")
-    # The second API is to be found where the first one was.
-    first = Service(place.command("serve", "--port", "0"))
-    first.start()
-    first.kill()
+    # Each API is to be found where the one before it was.
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = str(listener.getsockname()[1])
     rate = ("--feedback-per-second", "100000", "--max-feedback-per-day", "100000000")
-    api = Service(place.command("serve", "--port", first.address.rpartition(":")[2], *rate))
+    api = Service(place.command("serve", "--port", port, *rate))
     worker = Service(place.command("worker", *worker_flags))
     with ExitStack() as stack:
         for service in (api, worker):
-            service.start()
+            service.start(wait=False)
             stack.callback(service.kill)
+        for service in (api, worker):
+            service.await_ready()
         yield api, worker
 
 

@@ -1,6 +1,6 @@
 """A trainer that trains nothing: small versions with true manifests, and pauses in which a process can be killed.
 
-For `python -m head_service.control worker --trainer perf.rehearsal:train`. The order's *seed* is how many milliseconds it takes;
+For `python -m head_service.control worker --trainer perf.rehearsal:train`. An order's *seed* is how many milliseconds it takes;
 its head type is what happens: `linear` goes well, the others are in `_misbehave` and `_end`.
 """
 

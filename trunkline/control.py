@@ -1,4 +1,4 @@
-"""`trunkline runs` and `trunkline feedback`: the control plane from the command line. Each command is one request or two."""
+"""`trunkline runs` and `trunkline feedback`: the control plane from the command line. A command is a request or two."""
 
 import os
 import time

@@ -39,7 +39,7 @@ def open_kept(settings: Settings) -> Kept:
     """
     store = open_store(settings)
     store.start()
-    runs = Runs(store, max_attempts=settings.max_attempts)
+    runs = Runs(store, max_attempts=settings.max_attempts, retry_seconds=settings.retry_seconds)
     feedback = FeedbackStore(store, max_rows_per_day=settings.max_feedback_per_day)
     uploads = Uploads(
         store, settings.uploads_dir, max_bytes=settings.max_upload_bytes, max_total_bytes=settings.max_uploads_bytes

@@ -24,8 +24,9 @@ MAX_LINES: Final = 2_000
 """Of one run; beyond it a last line says so."""
 
 MAX_LINE_CHARACTERS: Final = 1_000
-RETRY_SECONDS: Final = 5.0
-"""Before the second attempt; the third waits twice as long, and so on."""
+MAX_DOUBLINGS: Final = 8
+"""Of the wait before an attempt."""
+
 
 _EVENTS: Final[dict[str, Event]] = {
     "succeeded": Event.SUCCEEDED,
@@ -91,10 +92,14 @@ class RunStatistics:
 
 
 class Runs:
-    """See the module. Safe between threads and processes."""
+    """See the module. Safe between threads and processes.
 
-    def __init__(self, store: Store, *, max_attempts: int = 3) -> None:
+    A lost attempt is followed by the next after *retry_seconds*; the third waits twice as long, and so on.
+    """
+
+    def __init__(self, store: Store, *, max_attempts: int = 3, retry_seconds: float = 5.0) -> None:
         self._store = store
+        self._retry_seconds = retry_seconds
         self._max_attempts = max_attempts
 
     def submit(self, order: TrainingOrder, owner: str, idempotency_key: str | None = None) -> tuple[RunFacts, bool]:
@@ -175,7 +180,7 @@ class Runs:
         with self._store.write() as session:
             run = _named(session, run_id, owner, for_update=True)
             now = self._store.now(session)
-            if _happen(run, Event.CANCEL_ASKED, now) and run.cancel_asked_at is None:
+            if self._happen(run, Event.CANCEL_ASKED, now) and run.cancel_asked_at is None:
                 run.cancel_asked_at = now
             return _facts(run)
 
@@ -188,7 +193,7 @@ class Runs:
                 query = query.where(Run.id == run_id)
             # On SQLite the transaction itself is the lock.
             run = session.scalars(query.with_for_update(skip_locked=True)).first()
-            if run is None or not _happen(run, Event.CLAIMED, now):
+            if run is None or not self._happen(run, Event.CLAIMED, now):
                 return None
             run.lease_until, run.leased_by = now + lease_seconds, worker
             run.step, run.done, run.total = "", 0, 0
@@ -223,7 +228,7 @@ class Runs:
         """Write down how the attempt ended; None: the lease is lost, and with it the say."""
         with self._store.write() as session:
             run = session.scalars(select(Run).where(*_held(lease)).with_for_update()).first()
-            if run is None or not _happen(run, _EVENTS[outcome.kind], self._store.now(session)):
+            if run is None or not self._happen(run, _EVENTS[outcome.kind], self._store.now(session)):
                 return None
             run.message = outcome.message[:MAX_LINE_CHARACTERS].replace("\x00", "")
             run.result = msgspec.json.encode(outcome.result).decode()
@@ -233,7 +238,7 @@ class Runs:
         """Let another worker take it at once; the attempt does not count. None: the lease is lost."""
         with self._store.write() as session:
             run = session.scalars(select(Run).where(*_held(lease)).with_for_update()).first()
-            if run is None or not _happen(run, Event.GIVEN_BACK, self._store.now(session)):
+            if run is None or not self._happen(run, Event.GIVEN_BACK, self._store.now(session)):
                 return None
             run.not_before = 0.0
             return _facts(run)
@@ -246,7 +251,7 @@ class Runs:
             found = list(session.scalars(query))
             for run in found:
                 worker = run.leased_by
-                _happen(run, Event.LOST, now)
+                self._happen(run, Event.LOST, now)
                 run.message = f"worker {worker} was not heard of any more, in attempt {run.attempt} of {run.max_attempts}"
             return [_facts(run) for run in found]
 
@@ -285,6 +290,21 @@ class Runs:
             orders = [msgspec.json.decode(order, type=TrainingOrder) for order in session.scalars(query)]
         return {order.data.upload for order in orders if order.data and order.data.upload}
 
+    def _happen(self, run: Run, event: Event, now: float) -> bool:
+        """Apply *event* to the row; whether it can happen."""
+        before = Standing(cast("State", run.state), run.attempt, run.max_attempts, run.cancel_asked_at is not None)
+        then = after(before, event)
+        if then is None:
+            return False
+        run.state, run.attempt = then.state, then.attempt
+        if then.state != "running":
+            run.lease_until = run.leased_by = None
+        if then.state in FINAL:
+            run.finished_at = now
+        if event is Event.LOST:
+            run.not_before = now + self._retry_seconds * 2 ** min(then.attempt - 1, MAX_DOUBLINGS)
+        return True
+
     @staticmethod
     def _known(session: Session, owner: str, key: str | None, encoded: str) -> RunFacts | None:
         if key is None:
@@ -293,22 +313,6 @@ class Runs:
         if run is not None and run.training_order != encoded:
             raise Conflict("this idempotency key was used before, for another order; use a new key")
         return None if run is None else _facts(run)
-
-
-def _happen(run: Run, event: Event, now: float) -> bool:
-    """Apply *event* to the row; whether it can happen."""
-    before = Standing(cast("State", run.state), run.attempt, run.max_attempts, run.cancel_asked_at is not None)
-    then = after(before, event)
-    if then is None:
-        return False
-    run.state, run.attempt = then.state, then.attempt
-    if then.state != "running":
-        run.lease_until = run.leased_by = None
-    if then.state in FINAL:
-        run.finished_at = now
-    if event is Event.LOST:
-        run.not_before = now + RETRY_SECONDS * 2 ** (then.attempt - 1)
-    return True
 
 
 def _held(lease: Lease) -> "tuple[ColumnElement[bool], ...]":

@@ -29,6 +29,7 @@ class Settings(BaseSettings):
     data_dir: Path | None = Field(None, description="Below it, orders may name files by path. None: only uploads.")
 
     max_attempts: int = Field(3, ge=1, le=100, description="Of a run whose worker dies; then it has failed.")
+    retry_seconds: float = Field(5.0, ge=0, description="Before the second attempt; the third waits twice as long, and so on.")
     max_feedback_per_day: int = Field(100_000, ge=1, description="Rows a key may give in a day (UTC); then 429.")
     max_upload_bytes: int = Field(256 * 1024 * 1024, ge=1, description="Of one upload.")
     max_uploads_bytes: int = Field(4 * 1024**3, ge=1, description="Of all uploads that are kept; beyond it 507.")

@@ -293,13 +293,13 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("path", ["/v1/runs", "/v1/feedback", "/v1/feedback/retrain"])
 @pytest.mark.parametrize("body", HOSTILE.values(), ids=HOSTILE.keys())
-def test_hostile_bodies_get_a_short_4xx_that_does_not_echo_them(api, path, body):
-    answer = api.post(path, content=body)
+def test_hostile_bodies_get_a_short_4xx_that_does_not_echo_them(api, body):
+    for path in ("/v1/runs", "/v1/feedback", "/v1/feedback/retrain"):
+        answer = api.post(path, content=body)
 
-    assert 400 <= answer.status_code < 500
-    error_of(answer, answer.status_code)
+        assert 400 <= answer.status_code < 500
+        error_of(answer, answer.status_code)
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/v1/runs/", f"/v1/runs/{CANARY}", "/v1/runs/..%2f..%2fetc", "/v1/runs/%00"])

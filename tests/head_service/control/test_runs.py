@@ -4,7 +4,7 @@ import pytest
 
 from clients import NotFound
 from head_service.control.errors import Conflict
-from head_service.control.runs import MAX_LINES, RETRY_SECONDS, Runs
+from head_service.control.runs import MAX_LINES, Runs
 from head_service.control.words import DataSource, Outcome, RunResult, TrainingOrder
 
 ORDER = TrainingOrder(head="spam", data=DataSource(path="spam.csv"))
@@ -13,7 +13,7 @@ OTHER = TrainingOrder(head="topic", data=DataSource(path="topic.csv"))
 
 @pytest.fixture
 def runs(store):
-    return Runs(store, max_attempts=2)
+    return Runs(store, max_attempts=2, retry_seconds=5)
 
 
 def test_a_submitted_run_is_queued_and_found(runs):
@@ -92,7 +92,7 @@ def test_a_run_whose_worker_died_is_queued_again_and_the_dead_one_has_no_say_any
     [found] = runs.recover()
     assert ("queued", 1) == (found.state, found.attempt)
     assert runs.claim("eager", 30) is None
-    clock.now += RETRY_SECONDS
+    clock.now += 5
     alive = runs.claim("alive", 30)
 
     assert alive.attempt == 2

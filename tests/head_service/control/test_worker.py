@@ -2,8 +2,6 @@
 
 import asyncio
 import contextlib
-import os
-import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +11,8 @@ import pytest
 
 from head_service.catalogue import ensure_layout, read_catalogue
 from head_service.control.keep import Kept, open_kept
+from head_service.control.messages import Start
+from head_service.control.process import TrainingProcess
 from head_service.control.publishing import published_by
 from head_service.control.runs import RunFacts
 from head_service.control.settings import WorkerSettings
@@ -30,9 +30,11 @@ class Shop:
     settings: WorkerSettings
     kept: Kept
     worker: Worker
+    working: "asyncio.Task[None]"
 
     def submit(self, head_type: str = "linear", *, milliseconds: int = 0, **more) -> RunFacts:
-        order = TrainingOrder(head="spam", data=DataSource(path="rows.csv"), head_type=head_type, seed=milliseconds, **more)
+        given = {"data": DataSource(path="rows.csv"), **more}
+        order = TrainingOrder(head="spam", head_type=head_type, seed=milliseconds, **given)
         run, _ = self.kept.runs.submit(order, "ann")
         self.kept.wakeup.wake(run.id)
         return run
@@ -62,6 +64,7 @@ def settings(tmp_path: Path) -> WorkerSettings:
         cache_dir=tmp_path / "cache",
         trainer="perf.rehearsal:train",
         max_attempts=2,
+        retry_seconds=0,
         lease_seconds=10,
         poll_seconds=0.05,
         stop_seconds=0.5,
@@ -77,7 +80,7 @@ async def open_shop(settings: WorkerSettings) -> AsyncIterator[Shop]:
     worker = Worker(Rooms(kept.runs, kept.wakeup, kept.data, kept.uploads, list), settings)
     working = asyncio.create_task(worker.run())
     try:
-        yield Shop(settings, kept, worker)
+        yield Shop(settings, kept, worker, working)
     finally:
         worker.stop()
         worker.stop()
@@ -88,7 +91,10 @@ async def open_shop(settings: WorkerSettings) -> AsyncIterator[Shop]:
 
 async def test_a_run_is_trained_published_and_live_and_its_log_can_be_read(settings):
     async with open_shop(settings) as shop:
-        run = await shop.end(shop.submit())
+        order = TrainingOrder(head="spam", data=DataSource(path="rows.csv"))
+        # Nobody is woken for it: the worker finds it in the database.
+        run, _ = shop.kept.runs.submit(order, "ann")
+        run = await shop.end(run)
 
         assert ("succeeded", 1, True) == (run.state, run.result.version, run.result.is_live)
         assert 1 == read_catalogue(settings.repository).heads["spam"].stable
@@ -96,40 +102,32 @@ async def test_a_run_is_trained_published_and_live_and_its_log_can_be_read(setti
         assert ["fitting on 8 texts"] == [line.line for line in shop.kept.runs.lines(run.id)]
 
 
-async def test_a_version_that_shall_not_answer_yet_is_there_and_does_not(settings):
-    async with open_shop(settings) as shop:
-        run = await shop.end(shop.submit(publish="version"))
+async def test_each_end_is_told_and_texts_are_not(settings):
+    (settings.data_dir / "broken.csv").write_text("text,label\na,x\nb,x\n,y\n")
+    async with open_shop(settings.model_copy(update={"concurrency": 3})) as shop:
+        asked = [shop.submit(publish="version"), shop.submit("refused"), shop.submit("failing"), shop.submit("faulty")]
+        asked.append(shop.submit(data=DataSource(path="broken.csv")))
+        kept, refused, failing, faulty, broken = [await shop.end(run) for run in asked]
 
-        assert ("succeeded", False) == (run.state, run.result.is_live)
-        assert [1] == shop.repository.versions("spam")
+        assert ("succeeded", False) == (kept.state, kept.result.is_live)
+        assert ("refused", "it is worse than the live one") == (refused.state, refused.message)
+        assert ("failed", "the rehearsal is to fail") == (failing.state, failing.message)
+        assert "failed" == faulty.state
+        assert "ValueError (rehearsal.py:" in faulty.message
+        assert "nobody may read" not in faulty.message
+        assert "failed" == broken.state
+        assert "line 4" in broken.message
+        assert {kept.result.version, refused.result.version} == set(shop.repository.versions("spam"))
         assert {} == read_catalogue(settings.repository).heads
 
 
-@pytest.mark.parametrize(
-    ("head_type", "state", "message"),
-    [
-        ("refused", "refused", "worse than the live one"),
-        ("failing", "failed", "the rehearsal is to fail"),
-        ("faulty", "failed", "ValueError"),
-    ],
-)
-async def test_what_goes_wrong_is_told_and_texts_are_not(settings, head_type, state, message):
-    async with open_shop(settings) as shop:
-        run = await shop.end(shop.submit(head_type))
-
-        assert state == run.state
-        assert message in run.message
-        assert "nobody may read" not in run.message
-
-
-async def test_a_training_process_that_is_killed_is_tried_again_and_takes_nothing_down(settings, monkeypatch):
-    monkeypatch.setattr("head_service.control.runs.RETRY_SECONDS", 0.0)
+async def test_a_training_process_that_is_killed_is_tried_again_and_takes_nothing_down(settings):
     async with open_shop(settings) as shop:
         run = await shop.end(shop.submit("crashing"))
+
         assert ("failed", 2) == (run.state, run.attempt)
         assert "killed" in run.message
-
-        assert "succeeded" == (await shop.end(shop.submit())).state
+        assert not shop.working.done()
 
 
 async def test_a_running_run_is_cancelled(settings):
@@ -141,37 +139,13 @@ async def test_a_running_run_is_cancelled(settings):
         assert [] == shop.repository.versions("spam")
 
 
-async def test_a_run_that_does_not_listen_is_killed(settings):
-    async with open_shop(settings) as shop:
-        run = await shop.until(shop.submit("deaf"), lambda now: now.step == "embedding")
-        shop.kept.runs.cancel(run.id)
-
-        assert "cancelled" == (await shop.end(run)).state
-
-
 async def test_a_run_that_takes_too_long_has_failed(settings):
     async with open_shop(settings.model_copy(update={"run_timeout_seconds": 0.5})) as shop:
-        run = await shop.end(shop.submit("endless"))
+        # It does not listen either, and is killed.
+        run = await shop.end(shop.submit("deaf"))
 
         assert "failed" == run.state
         assert "longer than" in run.message
-
-
-async def test_data_that_cannot_be_used_is_told_with_its_lines(settings):
-    (settings.data_dir / "rows.csv").write_text("text,label\na,x\nb,x\n,y\n")
-    async with open_shop(settings) as shop:
-        run = await shop.end(shop.submit())
-
-        assert "failed" == run.state
-        assert "line 4" in run.message
-
-
-async def test_a_run_that_nobody_was_woken_for_is_found(settings):
-    async with open_shop(settings) as shop:
-        order = TrainingOrder(head="spam", data=DataSource(path="rows.csv"))
-        run, _ = shop.kept.runs.submit(order, "ann")
-
-        assert "succeeded" == (await shop.end(run)).state
 
 
 async def test_a_worker_that_is_told_to_stop_gives_its_run_back_and_another_takes_it_up(settings):
@@ -210,20 +184,25 @@ async def test_a_worker_that_lost_its_lease_stops_its_training_and_publishes_not
         assert [] == shop.repository.versions("spam")
 
 
-async def test_the_training_process_dies_with_its_worker(settings):
-    """A worker of its own process, killed with SIGKILL."""
-    import sys
+async def test_a_training_process_whose_worker_hangs_up_ends(settings, tmp_path: Path):
+    """What SIGKILL of the worker leaves of the pipes; the signal itself is in test_restarts."""
+    start = Start(
+        run_id="a" * 32,
+        order=TrainingOrder(head="spam", head_type="deaf"),
+        trainer=settings.trainer,
+        data=str(settings.data_dir / "rows.csv"),
+        text_column=None,
+        label_column=None,
+        folder=str(tmp_path),
+        repository=str(settings.repository),
+        cache_dir=str(tmp_path),
+        embedding_address="",
+        heads_address="",
+        max_bytes=0,
+    )
+    child = await TrainingProcess.start(start, show_errors=False)
 
-    ensure_layout(settings.repository)
-    kept = open_kept(settings)
-    shop = Shop(settings, kept, None)
-    command = [sys.executable, "-m", "head_service.control", "worker", "--home", str(settings.home), "--lease-seconds", "10"]
-    command += ["--repository", str(settings.repository), "--data-dir", str(settings.data_dir), "--trainer", settings.trainer]
-    worker = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL)
-    await shop.until(shop.submit("deaf"), lambda now: now.step == "embedding")
-    [child] = psutil.Process(worker.pid).children()
-    os.kill(worker.pid, signal.SIGKILL)
-    await worker.wait()
+    async def hang_up(_):
+        child._process.stdin.close()
 
-    await asyncio.to_thread(child.wait, 30)
-    kept.close()
+    assert "status 70" in (await child.outcome(hang_up)).message
