@@ -1,9 +1,7 @@
 """What a part may not bring into the process, proven in a fresh interpreter."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -30,17 +28,3 @@ def test_importing_a_part_brings_in_nothing_it_must_do_without(module):
     script = f"import sys, {module}; print('\\n'.join(name for name in sys.modules if '.' not in name))"
     found = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=60)
     assert set(found.stdout.split()).isdisjoint(FORBIDDEN[module])
-
-
-MAY_LOAD_TENSORFLOW = {"head_service/export.py", "head_service/training/quiet_tensorflow.py"}
-
-
-def test_tensorflow_is_loaded_in_few_places():
-    root = Path(__file__).parents[1]
-    sources = [path for name in (*SERVICES, "clients", "trunkline") for path in (root / name).rglob("*.py")]
-    found = {
-        path.relative_to(root).as_posix()
-        for path in sources
-        if re.search(r"^\s*(import tensorflow\b|from tensorflow\b)", path.read_text(encoding="utf-8"), re.MULTILINE)
-    }
-    assert {path for path in found if not path.startswith("head_service/serving/")} == MAY_LOAD_TENSORFLOW

@@ -14,7 +14,13 @@ SOURCES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py
 HEAVY = {
     "torch": ("embedding_service/backend/torch.py", "perf/micro/gpu_encoder.py"),
     "transformers": ("embedding_service/backend/torch.py", "perf/micro/gpu_encoder.py"),
-    "tensorflow": ("head_service/export.py", "head_service/serving/"),
+    "tensorflow": (
+        "head_service/export.py",
+        "head_service/serving/",
+        "head_service/training/quiet_tensorflow.py",
+        "perf/micro/head_call.py",
+        "perf/micro/served_heads.py",
+    ),
     "onnxruntime": ("embedding_service/backend/", "embedding_service/models/"),
     "openvino": ("embedding_service/backend/", "embedding_service/models/"),
     "onnx": ("embedding_service/models/", "perf/trunks.py"),
