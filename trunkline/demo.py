@@ -17,6 +17,7 @@ from clients import AsyncClient, EmbeddingClient
 from head_service.catalogue import read_catalogue
 from trunkline.bulk import REQUESTS_IN_FLIGHT, TEXTS_A_REQUEST
 from trunkline.demo_data import DemoHead, prepare_demo_data
+from trunkline.processes import StackError
 from trunkline.stack import Addresses, Stack
 from trunkline.training import LiveStack, train_head
 
@@ -57,15 +58,25 @@ def ensure_heads(heads: Sequence[DemoHead], live: LiveStack, say: Say) -> None:
         if entry and entry.versions[entry.stable].trunk.fingerprint == fingerprint:
             say(f"head {head.name}: version {entry.stable} is there already")
             continue
-        train_head(live, head.train_csv, name=head.name, test_file=head.test_csv, say=say)
+        result = train_head(live, head.train_csv, name=head.name, test_file=head.test_csv, say=say)
+        if not result.is_live and result.comparison is not None:
+            raise StackError(f"head {head.name} did not pass the gate: {result.comparison.reason}")
 
 
 async def wait_until_live(client: AsyncClient, names: Sequence[str]) -> None:
-    """Wait until the gateway lists all of *names*; TimeoutError after `LIVE_WITHIN_SECONDS`."""
-    async with asyncio.timeout(LIVE_WITHIN_SECONDS):
-        # The gateway learns of heads by polling too, so there is nothing to be woken by.
-        while not set(names) <= {str(head["name"]) for head in await client.heads()}:  # noqa: ASYNC110
-            await asyncio.sleep(0.2)
+    """Wait until the gateway lists all of *names*.
+
+    Raises:
+        StackError: it does not within `LIVE_WITHIN_SECONDS`.
+    """
+    missing = set(names)
+    try:
+        async with asyncio.timeout(LIVE_WITHIN_SECONDS):
+            # The gateway learns of heads by polling too, so there is nothing to be woken by.
+            while missing := set(names) - {str(head["name"]) for head in await client.heads()}:  # noqa: ASYNC110
+                await asyncio.sleep(0.2)
+    except TimeoutError:
+        raise StackError(f"the gateway does not offer the heads {', '.join(sorted(missing))}") from None
 
 
 async def show_examples(gateway: str, heads: Sequence[DemoHead], console: Console) -> None:

@@ -112,3 +112,12 @@ def test_what_was_found_survives_being_written_down() -> None:
     found = weigh(head(2, 0.9), head(1, 0.9), scorer=lambda _, __: ((0.1, math.nan), (0.8, 0.2)))
 
     assert found == msgspec.json.decode(msgspec.json.encode(found), type=Comparison)
+
+
+def test_a_live_version_of_another_trunk_is_none_to_compare_with() -> None:
+    candidate, live = head(2, 0.5), head(1, 0.9)
+    moved = msgspec.structs.replace(candidate, trunk=msgspec.structs.replace(candidate.trunk, fingerprint="sha256:another"))
+
+    found = weigh(moved, live, scorer=lambda *_: SCORES)
+
+    assert ("passed", None) == (found.verdict, found.live_version)
