@@ -6,7 +6,12 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PROTOS = ("clients/wire/embedding.proto", "clients/wire/tfs/tensor.proto", "clients/wire/tfs/serving.proto")
+PROTOS = (
+    "clients/wire/embedding.proto",
+    "clients/wire/tfs/tensor.proto",
+    "clients/wire/tfs/serving.proto",
+    "clients/wire/tfs/inference.proto",
+)
 SUFFIXES = ("_pb2.py", "_pb2.pyi")
 
 

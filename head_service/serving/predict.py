@@ -6,23 +6,43 @@ Sources: servables/tensorflow/predict_util.cc, model_servers/get_model_status_im
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final, cast
 
 import grpc
+import numpy as np
 from numpy.typing import NDArray
 
+from clients.wire.tensors import TensorError
 from clients.wire.tfs import serving_pb2 as pb
-from head_service.serving.errors import ServingError, invalid, not_found
+from clients.wire.tfs import tensor_pb2
+from head_service.serving.errors import ServingError, echo, invalid, not_found
+from head_service.serving.rpc_tensors import decode_tensor
 from head_service.serving.servable import DEFAULT_SIGNATURE, Servable
 from head_service.serving.versions import VersionManager
 
 MAX_WAITING: Final = 1_024
 """Runs that wait for a thread; one more is refused at once."""
 
+Outputs = dict[str, NDArray[Any]]
+
 DecodeInputs = Callable[[Servable, str], dict[str, NDArray[Any]]]
 """(servable, signature name) to arrays by alias; raises ServingError. Called once the version is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExamplesRun:
+    """Tensors of a graph by name: those that take the *examples*, bytes [examples], and those to answer with."""
+
+    examples: NDArray[Any]
+    feeds: Collection[str]
+    fetches: Collection[str]
+
+
+PlanExamples = Callable[[Servable], ExamplesRun]
+"""What to run on a version; raises ServingError. Called once the version is known."""
 
 
 class Predictor:
@@ -34,11 +54,18 @@ class Predictor:
         self._waiting = 0
 
     async def predict(
-        self, spec: pb.ModelSpec, decode: DecodeInputs, output_filter: tuple[str, ...] = (), *, deadline: float | None = None
+        self,
+        spec: pb.ModelSpec,
+        decode: DecodeInputs,
+        output_filter: tuple[str, ...] = (),
+        *,
+        deadline: float | None = None,
+        heavy: bool = False,
     ) -> tuple[pb.ModelSpec, dict[str, NDArray[Any]]]:
         """The spec that answered, with its version and signature, and the outputs by alias.
 
         *deadline* is seconds of `time.monotonic`; work whose deadline passed while it waited is not run.
+        *heavy*: decoding takes so long that the event loop must not do it.
 
         Raises:
             ServingError: see COMPAT's table of situations; UNAVAILABLE when too much waits.
@@ -47,77 +74,138 @@ class Predictor:
             version, loaded = stack.enter_context(self._manager.use(spec))
             servable = cast("Servable", loaded)
             signature = spec.signature_name or DEFAULT_SIGNATURE
-            if signature not in servable.signatures:
-                raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{_short(signature)}" not found.')
-            inputs = decode(servable, signature)
+            inputs = await asyncio.to_thread(decode, servable, signature) if heavy else decode(servable, signature)
             check_outputs(servable, signature, output_filter)
-            running = self._start(servable, signature, inputs, output_filter, deadline)
-            # The version is in use until the thread is done with it, also when the caller leaves before.
-            kept = stack.pop_all()
-            running.add_done_callback(lambda _: kept.close())
-            outputs = await asyncio.shield(running)
-        answered = pb.ModelSpec(name=spec.name, signature_name=signature)
-        answered.version.value = version
-        return answered, outputs
+            outputs = await self._run(lambda: servable.run(signature, inputs, output_filter), stack.pop_all(), deadline)
+        return answered_by(spec, version), outputs
+
+    async def run_examples(
+        self, spec: pb.ModelSpec, plan: PlanExamples, *, deadline: float | None = None
+    ) -> tuple[int, ExamplesRun, dict[str, NDArray[Any]]]:
+        """The version that answered, what *plan* made of it, and the outputs by the graph's tensor names.
+
+        Raises:
+            ServingError: as `predict`.
+        """
+        with contextlib.ExitStack() as stack:
+            version, loaded = stack.enter_context(self._manager.use(spec))
+            servable = cast("Servable", loaded)
+            run = plan(servable)
+            outputs = await self._run(
+                lambda: servable.run_examples(run.feeds, run.fetches, run.examples), stack.pop_all(), deadline
+            )
+        return version, run, outputs
 
     def close(self) -> None:
         """End the threads."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _start(
-        self,
-        servable: Servable,
-        signature: str,
-        inputs: dict[str, NDArray[Any]],
-        output_filter: tuple[str, ...],
-        deadline: float | None,
-    ) -> "asyncio.Future[dict[str, NDArray[Any]]]":
+    async def _run(self, work: Callable[[], Outputs], kept: contextlib.ExitStack, deadline: float | None) -> Outputs:
+        """*kept* holds the version and is closed when the thread is done with it, also when the caller leaves before."""
         if self._waiting >= MAX_WAITING:
+            kept.close()
             raise ServingError(grpc.StatusCode.UNAVAILABLE, "The batch scheduling queue to which this task was submitted is full")
 
-        def work() -> dict[str, NDArray[Any]]:
+        def in_time() -> Outputs:
             if deadline is not None and time.monotonic() >= deadline:
-                raise ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the model could run")
-            return servable.run(signature, inputs, output_filter)
+                raise _too_late()
+            return work()
 
-        running = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        loop = asyncio.get_running_loop()
+        running = self._pool.submit(in_time)
         self._waiting += 1
-        running.add_done_callback(self._ended)
-        return running
+        running.add_done_callback(lambda _: _tell(loop, self._ended, kept))
+        try:
+            async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
+                # A caller that leaves takes along what has not begun; what runs is run to its end.
+                return await asyncio.wrap_future(running)
+        except TimeoutError:
+            raise _too_late() from None
 
-    def _ended(self, running: "asyncio.Future[dict[str, NDArray[Any]]]") -> None:
+    def _ended(self, kept: contextlib.ExitStack) -> None:
         self._waiting -= 1
-        if not running.cancelled():
-            # Read, so that the error of a call whose caller left is not reported as lost.
-            running.exception()
+        kept.close()
 
 
-def check_inputs(servable: Servable, signature: str, given: Mapping[str, object]) -> None:
-    """Whether *given* are the signature's inputs."""
-    wanted = servable.signatures[signature].inputs
-    extra, missing = sorted(given.keys() - wanted.keys()), sorted(wanted.keys() - given.keys())
-    if len(given) != len(wanted):
+def check_name(spec: pb.ModelSpec) -> None:
+    """Whether *spec* names a model at all."""
+    if not spec.name:
+        raise invalid("ModelSpec has no name specified.")
+
+
+def answered_by(spec: pb.ModelSpec, version: int) -> pb.ModelSpec:
+    """What an answer says of itself: the name, the version that answered and the signature used."""
+    answered = pb.ModelSpec(name=spec.name, signature_name=spec.signature_name or DEFAULT_SIGNATURE)
+    answered.version.value = version
+    return answered
+
+
+def _too_late() -> ServingError:
+    return ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the model had answered")
+
+
+def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[contextlib.ExitStack], None], kept: contextlib.ExitStack) -> None:
+    # A run may outlive the loop when the process ends; then there is nobody to tell.
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, kept)
+
+
+def decode_request(servable: Servable, signature: str, given: Mapping[str, tensor_pb2.Tensor]) -> dict[str, NDArray[Any]]:
+    """The inputs of *signature* by alias: those of the request, and the signature's defaults for what is absent.
+
+    Raises:
+        ServingError: FAILED_PRECONDITION: no such signature; INVALID_ARGUMENT: *given* are not its inputs.
+    """
+    if signature not in servable.signatures:
+        raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, f'Serving signature key "{echo(signature)}" not found.')
+    wanted, defaults = servable.signatures[signature].inputs, servable.signatures[signature].defaults
+    check_size(wanted, defaults, given)
+    arrays = {}
+    for alias, info in wanted.items():
+        if alias in given:
+            arrays[alias] = _decoded(alias, given[alias], info.dtype)
+        elif alias in defaults:
+            arrays[alias] = defaults[alias]
+        else:
+            raise invalid(
+                f"Signature input alias: {alias}(feed name: {info.name}) not found in request and no default value provided. "
+                f"Inputs expected to be in the request {_set(given)}, or default input alias set: {_listed(defaults)}"
+            )
+    if given.keys() - wanted.keys():
+        used = given.keys() & wanted.keys()
+        raise invalid(f"Inputs contains invalid name. Used request inputs: {_listed(used)}, request input: {_listed(given)}")
+    return arrays
+
+
+def check_size(wanted: Mapping[str, object], defaults: Mapping[str, object], given: Mapping[str, object]) -> None:
+    """Whether as many inputs are *given* as *wanted*; fewer will do where some have *defaults*."""
+    if len(given) > len(wanted) or (len(given) < len(wanted) and not defaults):
         raise invalid(
             f"input size does not match signature: {len(given)}!={len(wanted)} len({_set(given)}) != len({_set(wanted)}). "
-            f"Sent extra: {_set(extra)}. Missing but required: {_set(missing)}."
+            f"Sent extra: {_set(given.keys() - wanted.keys())}. "
+            f"Missing but required: {_set(wanted.keys() - given.keys())}."
         )
-    if missing:
-        raise invalid(
-            f"Signature input alias: {missing[0]}(feed name: {wanted[missing[0]].name}) not found in request and no default "
-            f"value provided. Inputs expected to be in the request {_set(wanted)}, or default input alias set: {{}}"
-        )
+
+
+def _decoded(alias: str, tensor: tensor_pb2.Tensor, dtype: np.dtype[Any]) -> NDArray[Any]:
+    try:
+        return decode_tensor(tensor, dtype)
+    except TensorError:
+        raise invalid(f"tensor parsing error: {alias}") from None
 
 
 def check_outputs(servable: Servable, signature: str, output_filter: tuple[str, ...]) -> None:
     """Whether the outputs asked for are the signature's, each once."""
     wanted = servable.signatures[signature].outputs
-    for place, alias in enumerate(output_filter):
+    seen: set[str] = set()
+    for alias in output_filter:
         if alias not in wanted:
             raise invalid(
-                f"output tensor alias not found in signature: {_short(alias)} Outputs expected to be in the set {_set(wanted)}."
+                f"output tensor alias not found in signature: {echo(alias)} Outputs expected to be in the set {_set(wanted)}."
             )
-        if alias in output_filter[:place]:
+        if alias in seen:
             raise invalid(f"duplicate output tensor alias: {alias}")
+        seen.add(alias)
 
 
 def model_status(manager: VersionManager, spec: pb.ModelSpec) -> pb.GetModelStatusResponse:
@@ -127,12 +215,12 @@ def model_status(manager: VersionManager, spec: pb.ModelSpec) -> pb.GetModelStat
     if spec.version_label and model is not None:
         asked = model.config.version_labels.get(spec.version_label)
         if asked is None:
-            raise invalid(f"Unrecognized servable version label: {_short(spec.version_label)}")
+            raise invalid(f"Unrecognized servable version label: {echo(spec.version_label)}")
     numbers = sorted(model.versions, reverse=True) if model else []
     shown = [number for number in numbers if asked is None or number == asked]
     if not shown or model is None:
         what = "any versions" if asked is None else f"version {asked}"
-        raise not_found(f"Could not find {what} of model {_short(spec.name)}")
+        raise not_found(f"Could not find {what} of model {echo(spec.name)}")
     response = pb.GetModelStatusResponse()
     for number in shown:
         version = model.versions[number]
@@ -141,9 +229,9 @@ def model_status(manager: VersionManager, spec: pb.ModelSpec) -> pb.GetModelStat
     return response
 
 
-def _set(names: Mapping[str, object] | list[str]) -> str:
-    return "{" + ",".join(_short(name) for name in sorted(names)) + "}"
+def _set(names: Iterable[str]) -> str:
+    return f"{{{_listed(names)}}}"
 
 
-def _short(name: str) -> str:
-    return name[:64]
+def _listed(names: Iterable[str]) -> str:
+    return ",".join(echo(name) for name in sorted(names))

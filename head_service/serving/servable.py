@@ -2,7 +2,7 @@
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -28,6 +28,11 @@ from head_service.serving.errors import ServingError, invalid
 WARMUP_PATH: Final = "assets.extra/tf_serving_warmup_requests"
 MAX_WARMUP_RECORDS: Final = 1_000
 DEFAULT_SIGNATURE: Final = "serving_default"
+INIT_SIGNATURE: Final = "__saved_model_init_op"
+"""Stands among the signatures of a TensorFlow 2 export and is told as one, but nobody runs it."""
+
+MAX_CALLABLES: Final = 256
+"""Kept per version. One not kept is made again for its call, which is slower and nothing worse."""
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -43,34 +48,44 @@ class _TensorInfo:
 
 
 class _Signature:
-    """One signature, ready to call: inputs and outputs by alias, and a callable a set of aliases asked for."""
+    """One signature: inputs and outputs by alias, and the values of inputs that a caller may leave out."""
 
-    def __init__(self, session: Any, definition: Any) -> None:
+    def __init__(self, definition: Any) -> None:
         self.definition = definition
         self.inputs = {alias: _info(info) for alias, info in sorted(definition.inputs.items())}
         self.outputs = {alias: _info(info) for alias, info in sorted(definition.outputs.items())}
-        self._session = session
-        self._callables: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
+        self.defaults: dict[str, NDArray[Any]] = {
+            alias: tf.make_ndarray(tensor) for alias, tensor in sorted(definition.defaults.items())
+        }
 
-    def run(self, inputs: Arrays, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        given = tuple(inputs)
-        call = self._callables.get((given, wanted))
+
+class _Callables:
+    """What a session runs, made once for each choice of tensors; the choices are the callers', so they are bounded."""
+
+    def __init__(self, session: Any) -> None:
+        self._session = session
+        self._made: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
+
+    def run(self, feeds: Arrays, fetches: Collection[str]) -> dict[str, NDArray[Any]]:
+        """The *fetches* by the graph's tensor names, as are the *feeds*."""
+        key = tuple(feeds), tuple(sorted(set(fetches)))
+        call = self._made.get(key)
         if call is None:
-            call = self._callables[given, wanted] = self._make(given, wanted)
+            call = self._make(*key)
+            if len(self._made) < MAX_CALLABLES:
+                self._made[key] = call
         try:
-            results = call(*inputs.values())
+            results = call(*feeds.values())
         except tf.errors.OpError as error:
             raise ServingError(_code(error), str(error.message)[:1024]) from None
         # What the conversion to a TensorFlow tensor refuses is the caller's doing.
         except (TypeError, ValueError) as error:
             raise invalid(str(error)[:1024]) from None
-        return dict(zip(wanted, results, strict=True))
+        return {name: _as_array(result) for name, result in zip(key[1], results, strict=True)}
 
-    def _make(self, given: tuple[str, ...], wanted: tuple[str, ...]) -> Any:
+    def _make(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
         """A callable made from options skips the shape checks that the reference server does not make either."""
-        options = config_pb2.CallableOptions()
-        options.feed.extend(self.inputs[alias].name for alias in given)
-        options.fetch.extend(self.outputs[alias].name for alias in wanted)
+        options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
         return self._session._make_callable_from_options(options)  # noqa: SLF001 (no public name for it)
 
 
@@ -90,21 +105,26 @@ class Servable:
         except Exception as error:
             self._session.close()
             raise LoadError(f"{type(error).__name__}: {str(error)[:500]}") from error
-        self.signatures = {
-            key: _Signature(self._session, definition)
-            for key, definition in meta.signature_def.items()
-            if key != "__saved_model_init_op"
-        }
+        self._callables = _Callables(self._session)
+        self._definitions = dict(meta.signature_def)
+        self.signatures = {key: _Signature(definition) for key, definition in self._definitions.items() if key != INIT_SIGNATURE}
         self._warm_up(directory)
 
     def signature_bytes(self) -> dict[str, bytes]:
         """Each signature's serialised tensorflow.SignatureDef, by name."""
-        return {key: signature.definition.SerializeToString() for key, signature in self.signatures.items()}
+        return {key: definition.SerializeToString() for key, definition in self._definitions.items()}
 
     def run(self, signature_name: str, inputs: Arrays, output_filter: tuple[str, ...]) -> dict[str, NDArray[Any]]:
         """Run a signature that `check` has passed."""
         signature = self.signatures[signature_name or DEFAULT_SIGNATURE]
-        return signature.run(inputs, output_filter or tuple(signature.outputs))
+        feeds = {signature.inputs[alias].name: array for alias, array in inputs.items()}
+        names = {alias: signature.outputs[alias].name for alias in output_filter or signature.outputs}
+        results = self._callables.run(feeds, names.values())
+        return {alias: results[name] for alias, name in names.items()}
+
+    def run_examples(self, feeds: Collection[str], fetches: Collection[str], examples: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Feed the same serialised *examples*, bytes [examples], to all *feeds*; results by the graph's tensor names."""
+        return self._callables.run(dict.fromkeys(sorted(set(feeds)), examples), fetches)
 
     def close(self) -> None:
         """Free the session."""
@@ -132,6 +152,11 @@ def _check(directory: Path) -> None:
 
 def _info(info: Any) -> _TensorInfo:
     return _TensorInfo(info.name, np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype))
+
+
+def _as_array(result: Any) -> NDArray[Any]:
+    """A scalar text comes as plain bytes, of which numpy would drop the zeros at the end."""
+    return np.array(result, dtype=object) if isinstance(result, bytes) else np.asarray(result)
 
 
 def _code(error: Any) -> grpc.StatusCode:
