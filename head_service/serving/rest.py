@@ -4,6 +4,7 @@ Source: model_servers/{http_server,http_rest_api_handler}.cc. As there, a body i
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, Final, TypeVar, cast
@@ -37,6 +38,8 @@ from head_service.serving.rest_routes import is_ours, route
 from head_service.serving.rest_tensors import column_inputs, row_inputs
 from head_service.serving.servable import DEFAULT_SIGNATURE, Servable
 from head_service.serving.versions import VersionManager
+
+_log = logging.getLogger(__name__)
 
 HEAVY_BYTES: Final = 64 * 1024
 """A body longer than this, or an answer of more numbers, is worked on beside the event loop."""
@@ -81,6 +84,10 @@ class RestEdge:
             content, status = msgspec.json.encode({"error": error.message}), HTTP_STATUS[error.code]
         except BodyError as error:
             content, status = msgspec.json.encode({"error": error.message}), error.status
+        # A caller gets an answer of the usual form whatever we did wrong.
+        except Exception:
+            _log.exception("a REST call met an error of ours")
+            content, status = msgspec.json.encode({"error": "the server met an internal error"}), 500
         return Response(content, status, media_type="application/json", headers=self._headers)
 
     async def _content(self, request: Request, path: str) -> bytes:

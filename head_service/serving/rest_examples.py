@@ -51,7 +51,7 @@ def _append(feature: pb.Feature, name: str, value: object) -> None:
         _of_kind(feature, name, "int64_list")
         if value >= 2**63:
             raise invalid(f"Feature: {echo(name)} has uint64_t element. Only int64_t is supported.")
-        feature.int64_list.value.append(value)
+        feature.int64_list.value.append(int(value))
     elif isinstance(value, float):
         _of_kind(feature, name, "float_list")
         feature.float_list.value.append(value)

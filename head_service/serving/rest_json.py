@@ -1,8 +1,8 @@
 """A request body as the reference reads it: RapidJSON's grammar and words around the standard library's parser.
 
 What that parser alone would do otherwise: the first of equal keys counts, not the last; what follows the document is not
-read; a number too big for a double is an error; members that nobody asked for are checked but not built, so their depth
-is no matter. NaN, Infinity and -Infinity are numbers. Source: util/json_tensor.cc (ParseJson), RapidJSON's error/en.h.
+read; a number too big for a double is an error; members that nobody asked for may be nested as deep as they like.
+NaN, Infinity and -Infinity are numbers. Source: util/json_tensor.cc (ParseJson), RapidJSON's error/en.h.
 """
 
 import json
@@ -13,6 +13,9 @@ from json import JSONDecodeError
 from typing import Any, Final
 
 from head_service.serving.errors import MAX_ECHO_CHARACTERS, invalid
+
+MAX_DEPTH: Final = 1_000_000
+"""Of a member that nobody asked for; reading on costs time and answers nothing."""
 
 _SPACE: Final = re.compile(r"[ \t\n\r]*+")
 _NUMBER: Final = re.compile(r"-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?")
@@ -82,7 +85,7 @@ def _members(text: str, start: int, wanted: Collection[str]) -> dict[str, Any]:
         if name in wanted and name not in found:
             found[name], at = _value(decoder, text, at)
         else:
-            at = _skipped(text, at)
+            at = _ignored(decoder, text, at)
         at = _after_space(text, at)
         if text[at : at + 1] == "}":
             return found
@@ -114,6 +117,14 @@ def _value(decoder: json.JSONDecoder, text: str, at: int) -> tuple[Any, int]:
         raise invalid("JSON Value is nested deeper than any tensor") from None
 
 
+def _ignored(decoder: json.JSONDecoder, text: str, at: int) -> int:
+    """Where the value at *at* ends, which may be nested deeper than the quick way goes."""
+    try:
+        return decoder.raw_decode(text, at)[1]
+    except (JSONDecodeError, OverflowError, RecursionError):
+        return _skipped(text, at)
+
+
 def _skipped(text: str, at: int) -> int:
     """Where the value at *at* ends. It is checked as it would be read, on a stack of our own."""
     closing: list[str] = []
@@ -124,6 +135,8 @@ def _skipped(text: str, at: int) -> int:
             end = "]" if opened == "[" else "}"
             at = _after_space(text, at + 1)
             if text[at : at + 1] != end:
+                if len(closing) == MAX_DEPTH:
+                    raise _Broken("Nested too deeply.", at)
                 closing.append(end)
                 at = at if end == "]" else _name(text, at)[1]
                 continue

@@ -1,5 +1,6 @@
 """The gRPC edge: tensorflow.serving's PredictionService and ModelService, by upstream's paths and our own messages."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
@@ -23,6 +24,8 @@ from head_service.serving.predict import Predictor, check_name, decode_request, 
 from head_service.serving.rpc_tensors import encode_tensor
 from head_service.serving.servable import Servable
 from head_service.serving.versions import VersionManager
+
+_log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -159,6 +162,10 @@ async def _answered(context: Context, work: Awaitable[Answer]) -> Answer:
         return await work
     except ServingError as error:
         await context.abort(error.code, error.message)
+    # What went wrong on our side is for our log; the caller learns that it was not the request.
+    except Exception:
+        _log.exception("a gRPC call met an error of ours")
+        await context.abort(grpc.StatusCode.INTERNAL, "the server met an internal error")
 
 
 def _method(function: Callable[..., Any], request: Any) -> "grpc.RpcMethodHandler[Any, Any]":
