@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Final, cast
 
@@ -112,19 +112,25 @@ class Predictor:
             return work()
 
         loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Outputs] = loop.create_future()
+
+        def settle(done: Future[Outputs]) -> None:
+            self._waiting -= 1
+            kept.close()
+            if not answer.done():
+                _copy(done, answer)
+
         running = self._pool.submit(in_time)
         self._waiting += 1
-        running.add_done_callback(lambda _: _tell(loop, self._ended, kept))
+        running.add_done_callback(lambda done: _tell(loop, settle, done))
         try:
             async with asyncio.timeout(None if deadline is None else max(0.0, deadline - time.monotonic())):
-                # A caller that leaves takes along what has not begun; what runs is run to its end.
-                return await asyncio.wrap_future(running)
+                return await answer
         except TimeoutError:
             raise _too_late() from None
-
-    def _ended(self, kept: contextlib.ExitStack) -> None:
-        self._waiting -= 1
-        kept.close()
+        finally:
+            # A caller that leaves takes along what has not begun; what runs is run to its end.
+            running.cancel()
 
 
 def check_name(spec: pb.ModelSpec) -> None:
@@ -144,10 +150,19 @@ def _too_late() -> ServingError:
     return ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the model had answered")
 
 
-def _tell(loop: asyncio.AbstractEventLoop, function: Callable[[contextlib.ExitStack], None], kept: contextlib.ExitStack) -> None:
+def _tell(loop: asyncio.AbstractEventLoop, settle: Callable[[Future[Outputs]], None], done: Future[Outputs]) -> None:
     # A run may outlive the loop when the process ends; then there is nobody to tell.
     with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, kept)
+        loop.call_soon_threadsafe(settle, done)
+
+
+def _copy(done: Future[Outputs], answer: "asyncio.Future[Outputs]") -> None:
+    if done.cancelled():
+        answer.cancel()
+    elif error := done.exception():
+        answer.set_exception(error)
+    else:
+        answer.set_result(done.result())
 
 
 def decode_request(servable: Servable, signature: str, given: Mapping[str, tensor_pb2.Tensor]) -> dict[str, NDArray[Any]]:

@@ -21,7 +21,7 @@ def features(example: bytes) -> dict[str, object]:
 
 
 @given(st.fixed_dictionaries({}, optional={"examples": st.lists(EXAMPLES) | VALUES, "context": EXAMPLES | VALUES}))
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_any_body_is_examples_or_refused(body):
     with contextlib.suppress(ServingError):
         assert len(serialised_examples(input_of(body, "")))
