@@ -73,7 +73,7 @@ def test_words_for_what_is_not_finite_are_numbers():
 
 
 def test_an_integer_beyond_64_bits_is_a_double():
-    found = read('{"a": [18446744073709551615, 18446744073709551616, -9223372036854775809]}', "a")
+    found = read('{"b": {}, "a": [18446744073709551615, 18446744073709551616, -9223372036854775809]}', "a")
 
     assert repr(found["a"]) == "[18446744073709551615, 1.8446744073709552e+19, -9.223372036854776e+18]"
 
@@ -119,3 +119,12 @@ def test_an_ignored_member_may_be_nested_deeper_than_the_stack():
 )
 def test_what_is_no_json_is_told_with_its_place(body, message):
     assert refusal(body) == message
+
+
+@given(st.dictionaries(st.sampled_from("abc"), st.lists(SCALARS, max_size=3)), st.sampled_from(["", '"d": {}, ']))
+@settings(max_examples=100)
+def test_the_quick_way_reads_what_the_long_one_reads(members, more):
+    plain = json.dumps(members)
+    long = "{" + more + plain[1:] if members else plain
+
+    assert repr(read(plain, "a", "b")) == repr(read(long, "a", "b"))
