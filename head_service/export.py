@@ -23,17 +23,15 @@ import tensorflow as tf
 
 from clients.wire.catalogue import MANIFEST_PATH, GoldenExample, Manifest, Task, encode
 from clients.wire.tensors import to_tensor
+from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.errors import ManifestError
-from head_service.manifest import hash_files
+from head_service.manifest import WARMUP_PATH, hash_files
 from head_service.training.features import Features, TokenFeatures, inputs_of, take, width_of
 from head_service.training.forward import logits_of
 from head_service.training.heads import Head, scores_of
 
 LABELS_PATH: Final = "assets/labels.txt"
-WARMUP_PATH: Final = "assets.extra/tf_serving_warmup_requests"
-"""A TFRecord of PredictionLog that a server replays before a version is AVAILABLE (TensorFlow Serving, SavedModel warmup)."""
-
 NUM_GOLDEN: Final = 5
 WARMUP_ROWS: Final = (1, 8, 32)
 WARMUP_TOKENS: Final = (8, 32, 128)
@@ -142,7 +140,7 @@ def _warmup_inputs(features: Features, num_rows: int, num_tokens: int) -> tuple[
     return np.stack(owned), np.ones((num_rows, num_tokens), np.float32)
 
 
-def _warmup(manifest: Manifest, inputs: dict[str, NDArray[np.float32]]) -> pb.PredictionLog:
+def _warmup(manifest: Manifest, inputs: dict[str, NDArray[np.float32]]) -> inference_pb2.PredictionLog:
     spec = pb.ModelSpec(name=manifest.name, signature_name="serving_default")
     tensors = {name: to_tensor(array.astype(np.float32)) for name, array in inputs.items()}
-    return pb.PredictionLog(predict_log=pb.PredictLog(request=pb.PredictRequest(model_spec=spec, inputs=tensors)))
+    return inference_pb2.PredictionLog(predict_log=pb.PredictLog(request=pb.PredictRequest(model_spec=spec, inputs=tensors)))

@@ -15,6 +15,7 @@ from head_service.errors import RepositoryError
 from head_service.gate import Scorer
 from head_service.repository import Repository
 from head_service.scoring import Embeds, ServerScorer, embedded, rows_of_scores
+from head_service.serving.trust import LoadError
 
 AVAILABLE_WITHIN_SECONDS: Final = 60.0
 SCORE_TIMEOUT_SECONDS: Final = 60.0
@@ -74,7 +75,7 @@ class LoadingScorer:
             RepositoryError: it cannot be loaded, or does not answer with scores.
             TrunkMismatchError: the embedding service has another trunk.
         """
-        from head_service.serving.servable import LoadError, Servable  # noqa: PLC0415 (TensorFlow: seconds)
+        from head_service.serving.servable import Servable  # noqa: PLC0415 (TensorFlow: seconds)
 
         inputs = embedded(manifest, self.embedder, texts)
         try:

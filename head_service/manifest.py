@@ -3,11 +3,15 @@
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Final
 
 import msgspec
 
 from clients.wire.catalogue import MANIFEST_PATH, Manifest, decode_manifest
 from head_service.errors import ManifestError, TrunkMismatchError
+
+WARMUP_PATH: Final = "assets.extra/tf_serving_warmup_requests"
+"""A TFRecord of PredictionLog that a server replays before a version is AVAILABLE (TensorFlow Serving, SavedModel warmup)."""
 
 
 def hash_files(directory: Path) -> dict[str, str]:

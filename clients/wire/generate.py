@@ -10,6 +10,7 @@ PROTOS = (
     "clients/wire/embedding.proto",
     "clients/wire/tfs/tensor.proto",
     "clients/wire/tfs/serving.proto",
+    "clients/wire/tfs/inference.proto",
     "clients/wire/tfs/server.proto",
 )
 SUFFIXES = ("_pb2.py", "_pb2.pyi")

@@ -71,3 +71,14 @@ NEVER_RUN: Final[dict[str, frozenset[str]]] = {
 COMPUTING_OPS: Final = frozenset[str]().union(*COMPUTING.values())
 LOADING_OPS: Final = COMPUTING_OPS.union(*LOADING.values())
 ALL_OPS: Final = LOADING_OPS.union(*NEVER_RUN.values())
+
+STEADY: Final[dict[str, frozenset[str]]] = {
+    "what other people's models read their inputs and weights with; it takes as long as there is much of it": _ops(
+        """
+        ParseExample ParseExampleV2 Variable VariableV2
+        """
+    ),
+}
+
+STEADY_OPS: Final = COMPUTING_OPS.union(*STEADY.values())
+"""Of a graph of these alone, how long it runs follows from the size of its inputs."""

@@ -6,6 +6,7 @@ fails is run again caller by caller; and what nobody waits for any more is not r
 """
 
 import asyncio
+import itertools
 import os
 import time
 from collections import deque
@@ -19,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.wire.tfs import server_pb2
-from head_service.serving.errors import ServingError, invalid
+from head_service.serving.errors import ServingError, invalid, queue_full, too_late
 from head_service.serving.flags import FlagError, Flags, read_text_proto
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -105,13 +106,17 @@ def rounded_up(rows: int, allowed: Sequence[int]) -> int:
 
 @dataclass(slots=True, eq=False)
 class Entry:
-    """One caller's rows, or a part of them. *answered* is cancelled when nobody waits any more."""
+    """One caller's rows, or a part of them.
+
+    *answered* is cancelled when nobody waits any more; *ended* is called once the rows are run or will not be.
+    """
 
     inputs: Arrays
     rows: int
     answered: "asyncio.Future[Outputs]"
     deadline: float | None
     enqueued: float
+    ended: Callable[[], None]
 
 
 @dataclass(slots=True)
@@ -155,8 +160,11 @@ class Batcher:
         output_filter: tuple[str, ...],
         *,
         deadline: float | None = None,
+        ended: Callable[[], None] = lambda: None,
     ) -> "asyncio.Future[Outputs]":
-        """The outputs, of the rows given. *deadline* is seconds of `time.monotonic`.
+        """The outputs, of the rows given; to be cancelled when nobody waits for them. *deadline* is seconds of `time.monotonic`.
+
+        *ended* is called when the servable is no longer in use for these rows, which for a caller who left is later.
 
         Raises:
             ServingError: INVALID_ARGUMENT: no rows, or more than may be; UNAVAILABLE: the queue is full.
@@ -172,7 +180,8 @@ class Batcher:
         sizes = self._sizes(queue, rows)
         self._check_room(servable, queue, sizes)
         self._queues[key] = queue
-        parts = [self._enqueue(queue, part, size, deadline) for part, size in _parts(inputs, sizes)]
+        part_ended = _countdown(len(sizes), ended)
+        parts = [self._enqueue(queue, part, size, deadline, part_ended) for part, size in _parts(inputs, sizes)]
         self._dispatch()
         return parts[0] if len(parts) == 1 else asyncio.ensure_future(_joined(parts))
 
@@ -204,13 +213,12 @@ class Batcher:
         needed = len(sizes) - 1 if is_open else len(sizes)
         enqueued = sum(len(other.batches) for other in self._queues.values() if other.servable is servable)
         if needed and enqueued + needed > self.parameters.max_enqueued_batches:
-            raise ServingError(
-                grpc.StatusCode.UNAVAILABLE,
-                "The batch scheduling queue to which this task was submitted is full; "
-                f"currently {enqueued} batches enqueued and max_enqueued_batches is {self.parameters.max_enqueued_batches}",
-            )
+            may = self.parameters.max_enqueued_batches
+            raise queue_full(f"currently {enqueued} batches enqueued and max_enqueued_batches is {may}")
 
-    def _enqueue(self, queue: Queue, inputs: Arrays, rows: int, deadline: float | None) -> "asyncio.Future[Outputs]":
+    def _enqueue(
+        self, queue: Queue, inputs: Arrays, rows: int, deadline: float | None, ended: Callable[[], None]
+    ) -> "asyncio.Future[Outputs]":
         limit = self.parameters.max_execution_batch_size
         loop = asyncio.get_running_loop()
         batch = queue.batches[-1] if queue.batches else None
@@ -221,7 +229,7 @@ class Batcher:
             queue.batches.append(batch)
             if self.parameters.batch_timeout_seconds > 0:
                 loop.call_later(self.parameters.batch_timeout_seconds, self._time_out, batch)
-        entry = Entry(inputs, rows, loop.create_future(), deadline, time.monotonic())
+        entry = Entry(inputs, rows, loop.create_future(), deadline, time.monotonic(), ended)
         batch.entries.append(entry)
         batch.rows += rows
         batch.is_closed = batch.is_closed or batch.rows >= limit
@@ -339,8 +347,13 @@ def _parts(inputs: Arrays, sizes: Sequence[int]) -> Iterator[tuple[Arrays, int]]
         begin += size
 
 
+def _countdown(times: int, ended: Callable[[], None]) -> Callable[[], None]:
+    """What calls *ended* the last of so many *times* that it is called itself."""
+    left = itertools.count(times - 1, -1)
+    return lambda: None if next(left) else ended()
+
+
 async def _joined(parts: "Sequence[asyncio.Future[Outputs]]") -> Outputs:
-    # All of them have ended when this has: the servable is in use until then.
     ended = await asyncio.gather(*parts, return_exceptions=True)
     for failed in ended:
         if isinstance(failed, BaseException):
@@ -352,10 +365,11 @@ async def _joined(parts: "Sequence[asyncio.Future[Outputs]]") -> Outputs:
 def _still_wanted(entries: Sequence[Entry], now: float) -> Iterator[Entry]:
     for entry in entries:
         if entry.answered.done():
+            entry.ended()
             continue
         if entry.deadline is not None and now >= entry.deadline:
-            message = "the deadline passed before the model could run"
-            entry.answered.set_exception(ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, message))
+            entry.answered.set_exception(too_late())
+            entry.ended()
         else:
             yield entry
 
@@ -363,6 +377,7 @@ def _still_wanted(entries: Sequence[Entry], now: float) -> Iterator[Entry]:
 def _settle(entries: Sequence[Entry], done: "asyncio.Future[list[Outputs | ServingError]]") -> None:
     failed = asyncio.CancelledError() if done.cancelled() else done.exception()
     for place, entry in enumerate(entries):
+        entry.ended()
         if entry.answered.done():
             continue
         if isinstance(failed, asyncio.CancelledError):

@@ -4,6 +4,12 @@ from typing import Final
 
 import grpc
 
+MAX_MESSAGE_CHARACTERS: Final = 1_024
+"""grpc_status_util.cc cuts here; so do we over HTTP, where the reference answers with as much as was sent."""
+
+MAX_ECHO_CHARACTERS: Final = 64
+"""Of what a caller sent, at most this much comes back in a message."""
+
 
 class ServingError(Exception):
     """A call that ends with *code* and *message*, worded as TensorFlow Serving words them."""
@@ -11,7 +17,8 @@ class ServingError(Exception):
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
         self.code = code
-        self.message = message
+        cut = len(message) > MAX_MESSAGE_CHARACTERS
+        self.message = f"{message[:MAX_MESSAGE_CHARACTERS]}...TRUNCATED" if cut else message
 
 
 def invalid(message: str) -> ServingError:
@@ -22,6 +29,22 @@ def invalid(message: str) -> ServingError:
 def not_found(message: str) -> ServingError:
     """NOT_FOUND."""
     return ServingError(grpc.StatusCode.NOT_FOUND, message)
+
+
+def too_late() -> ServingError:
+    """DEADLINE_EXCEEDED."""
+    return ServingError(grpc.StatusCode.DEADLINE_EXCEEDED, "the deadline passed before the model had answered")
+
+
+def queue_full(detail: str = "") -> ServingError:
+    """UNAVAILABLE: more waits than may."""
+    what = "The batch scheduling queue to which this task was submitted is full"
+    return ServingError(grpc.StatusCode.UNAVAILABLE, f"{what}; {detail}" if detail else what)
+
+
+def echo(name: str) -> str:
+    """As much of a caller's *name* as a message may hold."""
+    return name[:MAX_ECHO_CHARACTERS]
 
 
 HTTP_STATUS: Final[dict[grpc.StatusCode, int]] = {

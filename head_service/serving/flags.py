@@ -61,6 +61,7 @@ class Flags:
     enable_model_warmup: bool
     num_request_iterations_for_warmup: int
     enable_grpc_healthcheck_service: bool
+    enable_cors_support: bool
     enable_serialization_as_tensor_content: bool
     rest_api_timeout_in_ms: int
     grpc_channel_arguments: str
@@ -107,6 +108,7 @@ def _listening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--grpc_channel_arguments", default="", help="key=value with commas between")
     parser.add_argument("--monitoring_config_file", default="", help=f"MonitoringConfig as text; by default at {METRICS_PATH}")
     _switch(parser, "enable_grpc_healthcheck_service", False)
+    _switch(parser, "enable_cors_support", False, "any site's script may read the REST answers")
 
 
 def _models(parser: argparse.ArgumentParser) -> None:

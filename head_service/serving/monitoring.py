@@ -132,9 +132,9 @@ class Monitoring:
         self._requests.add(name, status)
         self._latency.observe(seconds * 1e6, name, api, entrypoint)
 
-    def run_ended(self, model: str, seconds: float, rows: int) -> None:
-        """A graph ran. From any thread."""
-        self._runtime.observe(seconds * 1e6, model, "predict", "TF1")
+    def run_ended(self, model: str, api: str, seconds: float, rows: int) -> None:
+        """A graph ran for *api*: Predict, Classify, Regress or MultiInference. From any thread."""
+        self._runtime.observe(seconds * 1e6, model, api, "TF1")
         self._examples.observe(rows, model)
 
     def waited(self, seconds: float) -> None:

@@ -1,216 +1,207 @@
-"""The REST edge: TensorFlow Serving's predict, status and metadata. Source of routes and words: http_rest_api_handler.cc."""
+"""The REST edge: TensorFlow Serving's predict, classify, regress, status and metadata.
 
-import json
-import re
+Source: model_servers/{http_server,http_rest_api_handler}.cc. As there, a body is read whole before its model is looked up.
+"""
+
+import asyncio
+import logging
 import time
-from typing import Any, Final, cast
-from urllib.parse import unquote
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar, cast
 
+import grpc
 import msgspec
-import numpy as np
-from google.protobuf import json_format
 from numpy.typing import NDArray
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from clients.wire.tfs import serving_pb2 as pb
-from head_service.serving.errors import HTTP_STATUS, ServingError, invalid
-from head_service.serving.predict import Predictor, model_status
-from head_service.serving.servable import DEFAULT_SIGNATURE, Servable
-from head_service.serving.tensors import JsonTensorError, array_of, json_of
+from clients.wire.tfs import inference_pb2, serving_pb2
+from head_service.serving.checks import check_size
+from head_service.serving.errors import HTTP_STATUS, ServingError, echo, invalid
+from head_service.serving.inference import Inference
+from head_service.serving.predict import Predictor, check_name, model_status
+from head_service.serving.rest_answers import (
+    all_finite,
+    classify_answer,
+    column_answer,
+    regress_answer,
+    row_answer,
+    written,
+)
+from head_service.serving.rest_body import BodyError, read_body
+from head_service.serving.rest_examples import input_of
+from head_service.serving.rest_json import parse_object, printable
+from head_service.serving.rest_routes import Route as Asked
+from head_service.serving.rest_routes import is_ours, route
+from head_service.serving.rest_tensors import column_inputs, row_inputs
+from head_service.serving.servable import Servable
+from head_service.serving.signature import DEFAULT_SIGNATURE
 from head_service.serving.versions import VersionManager
 
-_WHICH: Final = r"(?:(?:/versions/(?P<version>\d+))|(?:/labels/(?P<label>[^/:]+)))?"
-PREDICT: Final = re.compile(rf"(?i)/v1/models/(?P<name>[^/:]+){_WHICH}:(?P<method>classify|regress|predict)")
-STATUS: Final = re.compile(rf"(?i)/v1/models(?:/(?P<name>[^/:]+))?{_WHICH}(?:/(?P<metadata>metadata))?")
-MAX_VERSION: Final = 2**63 - 1
+_log = logging.getLogger(__name__)
 
+HEAVY_BYTES: Final = 64 * 1024
+"""A body longer than this, or an answer of more numbers, is worked on beside the event loop."""
 
-class PredictBody(msgspec.Struct):
-    """What is read of a predict request; other keys are ignored."""
+METHODS: Final = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+_ANY_ORIGIN: Final = {
+    "Access-Control-Allow-Origin": "*",
+    "Access-Control-Allow-Methods": "POST, GET",
+    "Access-Control-Allow-Headers": "Content-Type",
+}
+_PREDICT_KEYS: Final = frozenset({"signature_name", "instances", "inputs"})
+_EXAMPLES_KEYS: Final = frozenset({"signature_name", "context", "examples"})
 
-    signature_name: str = DEFAULT_SIGNATURE
-    instances: Any = msgspec.UNSET
-    inputs: Any = msgspec.UNSET
+Result = TypeVar("Result")
 
 
 class RestEdge:
-    """The routes."""
+    """The routes. *timeout*: seconds a call may take, 0 for ever; *cors*: every answer may be read by any site's script."""
 
-    def __init__(self, manager: VersionManager, predictor: Predictor, *, timeout: float, max_body_bytes: int) -> None:
+    def __init__(
+        self, manager: VersionManager, predictor: Predictor, *, timeout: float, max_body_bytes: int, cors: bool = False
+    ) -> None:
         self._manager = manager
         self._predictor = predictor
+        self._inference = Inference(predictor)
         self._timeout = timeout
         self._max_body_bytes = max_body_bytes
+        self._headers = _ANY_ORIGIN if cors else {}
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        return Starlette(routes=[Route("/v1/{rest:path}", self.handle, methods=["GET", "POST"])])
+        return Starlette(routes=[Route("/{path:path}", self.handle, methods=METHODS)])
 
     async def handle(self, request: Request) -> Response:
-        """Any path below /v1/."""
-        try:
-            return await self._route(request)
-        except ServingError as error:
-            return _json({"error": error.message}, HTTP_STATUS[error.code])
-
-    async def _route(self, request: Request) -> Response:
+        """Any path that nobody else answers."""
         path = request.scope["raw_path"].decode("latin-1") if "raw_path" in request.scope else request.url.path
-        if request.method == "POST" and (match := PREDICT.fullmatch(path)):
-            return await self._predict(request, match)
-        if request.method == "GET" and (match := STATUS.fullmatch(path)):
-            if match["name"] is None:
-                raise invalid("Missing model name in request.")
-            return self._metadata(match) if match["metadata"] else self._status(match)
-        raise invalid(f"Malformed request: {request.method} {path[:64]}")
+        if not is_ours(path):
+            return PlainTextResponse("Not Found", 404)
+        try:
+            content, status = await self._content(request, path), 200
+        except ServingError as error:
+            content, status = msgspec.json.encode({"error": error.message}), HTTP_STATUS[error.code]
+        except BodyError as error:
+            content, status = msgspec.json.encode({"error": error.message}), error.status
+        # A caller gets an answer of the usual form whatever we did wrong.
+        except Exception:
+            _log.exception("a REST call met an error of ours")
+            content, status = msgspec.json.encode({"error": "the server met an internal error"}), 500
+        return Response(content, status, media_type="application/json", headers=self._headers)
 
-    async def _predict(self, request: Request, match: re.Match[str]) -> Response:
-        body, refusal = await self._body(request)
-        if refusal is not None:
-            return refusal
-        if match["method"].lower() != "predict":
-            raise invalid(f"{match['method']} is not served here; use predict")
-        parsed = _parse(body)
-        spec = _spec(match, parsed.signature_name)
-        is_row = parsed.instances is not msgspec.UNSET
+    async def _content(self, request: Request, path: str) -> bytes:
+        if request.method == "OPTIONS":
+            if request.headers.get("origin", "").startswith(("http://", "https://")):
+                return b""
+            raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, "Origin header is missing in CORS preflight")
+        asked = route(request.method, path)
+        match asked.method:
+            case "status":
+                return self._status(asked)
+            case "metadata":
+                return self._metadata(asked)
+        deadline = time.monotonic() + self._timeout if self._timeout > 0 else None
+        body = await read_body(request.stream(), request.headers.get("content-encoding", ""), self._max_body_bytes)
+        if asked.method == "predict":
+            return await self._predict(asked, body, deadline)
+        return await self._infer(asked, body, deadline)
+
+    async def _predict(self, asked: Asked, body: bytes, deadline: float | None) -> bytes:
+        is_heavy = len(body) > HEAVY_BYTES
+        parsed, document = await _beside(is_heavy, lambda: parse_object(body, _PREDICT_KEYS))
+        spec = asked.spec(_signature(parsed, document))
+        check_name(spec)
 
         def decode(servable: Servable, signature: str) -> dict[str, NDArray[Any]]:
-            return (_row_inputs if is_row else _columnar_inputs)(parsed, servable, signature)
+            return _inputs(parsed, document, servable, signature)
 
-        _, outputs = await self._predictor.predict(spec, decode, deadline=time.monotonic() + self._timeout)
-        return _json(_row_answer(outputs) if is_row else _columnar_answer(outputs))
+        _, outputs = await self._predictor.predict(spec, decode, deadline=deadline, heavy=is_heavy)
 
-    def _status(self, match: re.Match[str]) -> Response:
-        response = model_status(self._manager, _spec(match))
-        return _json(_explicit(response))
+        def answer() -> bytes:
+            shaped = row_answer(outputs) if "instances" in parsed else column_answer(outputs)
+            return written(shaped, is_finite=all_finite(outputs))
 
-    def _metadata(self, match: re.Match[str]) -> Response:
-        from tensorflow.core.protobuf import meta_graph_pb2  # noqa: PLC0415 (loaded already, by the servable)
+        return await _beside(sum(array.size for array in outputs.values()) > HEAVY_BYTES, answer)
 
-        spec = _spec(match)
-        with self._manager.use(spec) as (version, loaded):
-            signatures = cast("Servable", loaded).signature_bytes()
-        parsed = {name: meta_graph_pb2.SignatureDef.FromString(data) for name, data in signatures.items()}
-        shown = {
-            name: json_format.MessageToDict(
-                definition, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-            )
-            for name, definition in parsed.items()
-        }
-        model = {"name": spec.name, "signature_name": "", "version": str(version)}
-        return _json({"model_spec": model, "metadata": {"signature_def": {"signature_def": shown}}})
+    async def _infer(self, asked: Asked, body: bytes, deadline: float | None) -> bytes:
+        def read() -> tuple[serving_pb2.ModelSpec, inference_pb2.Input]:
+            parsed, document = parse_object(body, _EXAMPLES_KEYS)
+            return asked.spec(_signature(parsed, document)), input_of(parsed, document)
 
-    async def _body(self, request: Request) -> tuple[bytes, Response | None]:
-        if request.headers.get("content-encoding", "identity") != "identity":
-            return b"", _json({"error": "compressed bodies are not accepted"}, 415)
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > self._max_body_bytes:
-                return b"", _json({"error": f"the body is longer than {self._max_body_bytes} bytes"}, 413)
-        return bytes(body), None
+        spec, given = await _beside(len(body) > HEAVY_BYTES, read)
+        if asked.method == "classify":
+            request = inference_pb2.ClassificationRequest(model_spec=spec, input=given)
+            answer = classify_answer((await self._inference.classify(request, deadline)).result)
+        else:
+            regression = inference_pb2.RegressionRequest(model_spec=spec, input=given)
+            answer = regress_answer((await self._inference.regress(regression, deadline)).result)
+        return written(answer, is_finite=False)
+
+    def _status(self, asked: Asked) -> bytes:
+        if not asked.name:
+            raise invalid("Missing model name in request.")
+        rows = [
+            {
+                # As the reference prints it: every field, 64-bit numbers as strings, the code by its name.
+                "version": str(row.version),
+                "state": serving_pb2.ModelVersionStatus.State.Name(row.state),
+                "status": {"error_code": _code_name(row.status.error_code), "error_message": row.status.error_message},
+            }
+            for row in model_status(self._manager, asked.spec()).model_version_status
+        ]
+        return msgspec.json.encode({"model_version_status": rows})
+
+    def _metadata(self, asked: Asked) -> bytes:
+        if not asked.name:
+            raise invalid("Missing model name in request.")
+        with self._manager.use(asked.spec()) as (version, loaded):
+            shown = cast("Servable", loaded).signature_dicts()
+        model = {"name": asked.name, "signature_name": "", "version": str(version)}
+        # A default may be NaN, so this is not msgspec's to write.
+        return written({"model_spec": model, "metadata": {"signature_def": {"signature_def": shown}}}, is_finite=False)
 
 
-def _parse(body: bytes) -> PredictBody:
-    if not body:
-        raise invalid("JSON Parse error: The document is empty")
-    try:
-        parsed = msgspec.json.decode(body, type=PredictBody)
-    except msgspec.ValidationError as error:
-        if "signature_name" in str(error):
-            raise invalid("JSON body: 'signature_name' key must be a string value.") from None
-        raise invalid("JSON body must be an object") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise invalid("JSON Parse error: Invalid value.") from None
-    if (parsed.instances is msgspec.UNSET) == (parsed.inputs is msgspec.UNSET):
+def _signature(parsed: Mapping[str, Any], document: str) -> str:
+    name = parsed.get("signature_name", "")
+    if not isinstance(name, str):
+        raise invalid(f"JSON Value: {document} not formatted correctly. 'signature_name' key must be a string value.")
+    return printable(name)
+
+
+def _inputs(parsed: Mapping[str, Any], document: str, servable: Servable, signature: str) -> dict[str, NDArray[Any]]:
+    if signature not in servable.signatures:
+        raise invalid(f'Serving signature name: "{echo(signature)}" not found in signature def')
+    wanted = servable.signatures[signature].inputs
+    if not wanted:
+        raise invalid(f"Failed to get input map for signature: {'DEFAULT' if signature == DEFAULT_SIGNATURE else signature}")
+    if "instances" in parsed and "inputs" in parsed:
         raise invalid(
-            "Missing 'inputs' or 'instances' key" if parsed.inputs is msgspec.UNSET else "Both 'inputs' and 'instances' keys"
+            f"JSON Value: {document} Not formatted correctly expecting only one of 'inputs' or 'instances' keys to exist "
         )
-    return parsed
+    if "inputs" in parsed:
+        arrays = column_inputs(parsed["inputs"], wanted)
+    elif "instances" in parsed:
+        arrays = row_inputs(_instances(parsed["instances"], document), wanted)
+    else:
+        raise invalid("Missing 'inputs' or 'instances' key")
+    check_size(wanted, {}, arrays)
+    return arrays
 
 
-def _row_inputs(body: PredictBody, servable: Servable, signature: str) -> dict[str, NDArray[Any]]:
-    wanted = _signature_inputs(servable, signature)
-    rows = body.instances
-    if not isinstance(rows, list) or not rows:
-        raise invalid("'instances' must be a list with at least one element")
-    if len(wanted) == 1 and not isinstance(rows[0], dict):
-        [alias] = wanted
-        return {alias: _array(rows, wanted[alias], "instances")}
-    if not all(isinstance(row, dict) and row.keys() == wanted.keys() for row in rows):
-        raise invalid(f"Failed to process element of 'instances' list. Error: its keys must be {', '.join(wanted)}")
-    return {alias: _array([row[alias] for row in rows], dtype, alias) for alias, dtype in wanted.items()}
+def _instances(rows: object, document: str) -> list[Any]:
+    if not isinstance(rows, list):
+        raise invalid(f"JSON Value: {document} Expecting 'instances' to be an list/array")
+    if not rows:
+        raise invalid(f"JSON Value: {document} No values in 'instances' array")
+    return rows
 
 
-def _columnar_inputs(body: PredictBody, servable: Servable, signature: str) -> dict[str, NDArray[Any]]:
-    wanted = _signature_inputs(servable, signature)
-    given = body.inputs
-    if len(wanted) == 1 and not (isinstance(given, dict) and given.keys() == wanted.keys()):
-        [alias] = wanted
-        return {alias: _array(given, wanted[alias], alias)}
-    missing = [alias for alias in wanted if not isinstance(given, dict) or alias not in given]
-    if missing:
-        raise invalid(f"Missing named input: {missing[0]} in 'inputs' object.")
-    return {alias: _array(given[alias], dtype, alias) for alias, dtype in wanted.items()}
+def _code_name(number: int) -> str:
+    return next((code.name for code in grpc.StatusCode if code.value[0] == number), "UNKNOWN")
 
 
-def _signature_inputs(servable: Servable, signature: str) -> dict[str, np.dtype[Any]]:
-    return {alias: info.dtype for alias, info in servable.signatures[signature].inputs.items()}
-
-
-def _array(value: object, dtype: np.dtype[Any], where: str) -> NDArray[Any]:
-    try:
-        return array_of(value, dtype)
-    except (JsonTensorError, OverflowError, TypeError) as error:
-        raise invalid(f"{where}: {error}"[:512]) from None
-
-
-def _row_answer(outputs: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    listed = {alias: _listed(alias, array) for alias, array in outputs.items()}
-    sizes = {array.shape[0] if array.ndim else None for array in outputs.values()}
-    if len(sizes) != 1 or None in sizes:
-        raise invalid("the outputs do not share one batch size; ask in columnar format")
-    if len(listed) == 1:
-        return {"predictions": next(iter(listed.values()))}
-    return {"predictions": [dict(zip(listed, row, strict=True)) for row in zip(*listed.values(), strict=True)]}
-
-
-def _columnar_answer(outputs: dict[str, NDArray[Any]]) -> dict[str, Any]:
-    listed = {alias: _listed(alias, array) for alias, array in outputs.items()}
-    return {"outputs": next(iter(listed.values())) if len(listed) == 1 else listed}
-
-
-def _listed(alias: str, array: NDArray[Any]) -> Any:
-    return json_of(array, as_base64=alias.endswith("_bytes"))
-
-
-def _spec(match: re.Match[str], signature: str = "") -> pb.ModelSpec:
-    spec = pb.ModelSpec(name=unquote(match["name"]), signature_name=signature)
-    if match["version"] is not None:
-        number = int(match["version"]) if len(match["version"]) < 20 else MAX_VERSION + 1
-        if number > MAX_VERSION:
-            raise invalid("the version is out of range")
-        spec.version.value = number
-    elif match["label"] is not None:
-        spec.version_label = unquote(match["label"])
-    return spec
-
-
-def _explicit(response: pb.GetModelStatusResponse) -> dict[str, Any]:
-    """As the reference prints it: every field, 64-bit numbers as strings, the code by name."""
-    rows = [
-        {
-            "version": str(row.version),
-            "state": pb.ModelVersionStatus.State.Name(row.state),
-            "status": {"error_code": "UNKNOWN" if row.status.error_code else "OK", "error_message": row.status.error_message},
-        }
-        for row in response.model_version_status
-    ]
-    return {"model_version_status": rows}
-
-
-def _json(content: dict[str, Any], status: int = 200) -> Response:
-    # Python's writer, not msgspec's: the reference writes NaN and Infinity as bare words, and so does this one.
-    return Response(json.dumps(content), status, media_type="application/json")
+async def _beside(is_heavy: bool, work: Callable[[], Result]) -> Result:
+    """Do *work*, in a thread where it would hold up the event loop for long."""
+    return await asyncio.to_thread(work) if is_heavy else work()

@@ -1,21 +1,32 @@
 """The gRPC edge: tensorflow.serving's PredictionService and ModelService, by upstream's paths and our own messages."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar, cast
 
 import grpc
 import grpc.aio
-from numpy.typing import NDArray
 
 from clients.wire.metadata import MODEL_SERVICE, PREDICTION_SERVICE
-from clients.wire.tensors import TensorError, fill_tensor, from_tensor
 from clients.wire.tfs import serving_pb2 as pb
-from clients.wire.tfs import tensor_pb2
-from head_service.serving.errors import ServingError, invalid
-from head_service.serving.predict import Predictor, check_inputs, model_status
+from clients.wire.tfs.inference_pb2 import (
+    ClassificationRequest,
+    ClassificationResponse,
+    MultiInferenceRequest,
+    MultiInferenceResponse,
+    RegressionRequest,
+    RegressionResponse,
+)
+from head_service.serving.checks import decode_request
+from head_service.serving.errors import ServingError, echo, invalid
+from head_service.serving.inference import Inference
+from head_service.serving.predict import Predictor, check_name, model_status
+from head_service.serving.rpc_tensors import encode_tensor
 from head_service.serving.servable import Servable
 from head_service.serving.versions import VersionManager
+
+_log = logging.getLogger(__name__)
 
 Answer = TypeVar("Answer")
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -30,12 +41,16 @@ class RpcEdge:
     def __init__(self, manager: VersionManager, predictor: Predictor, *, as_content: bool) -> None:
         self._manager = manager
         self._predictor = predictor
+        self._inference = Inference(predictor)
         self._as_content = as_content
 
     def handlers(self) -> tuple[grpc.GenericRpcHandler, ...]:
         """What `grpc.aio.Server.add_generic_rpc_handlers` takes."""
         prediction = {
             "Predict": _method(self.predict, pb.PredictRequest),
+            "Classify": _method(self.classify, ClassificationRequest),
+            "Regress": _method(self.regress, RegressionRequest),
+            "MultiInference": _method(self.multi_inference, MultiInferenceRequest),
             "GetModelMetadata": _method(self.metadata, pb.GetModelMetadataRequest),
         }
         model = {
@@ -49,7 +64,19 @@ class RpcEdge:
 
     async def predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
         """`PredictionService.Predict`."""
-        return await _answered(context, self._predict(request, context))
+        return await _answered(context, self._predict(request, _deadline(context)))
+
+    async def classify(self, request: ClassificationRequest, context: Context) -> ClassificationResponse:
+        """`PredictionService.Classify`."""
+        return await _answered(context, self._classify(request, _deadline(context)))
+
+    async def regress(self, request: RegressionRequest, context: Context) -> RegressionResponse:
+        """`PredictionService.Regress`."""
+        return await _answered(context, self._regress(request, _deadline(context)))
+
+    async def multi_inference(self, request: MultiInferenceRequest, context: Context) -> MultiInferenceResponse:
+        """`PredictionService.MultiInference`."""
+        return await _answered(context, self._multi_inference(request, _deadline(context)))
 
     async def metadata(self, request: pb.GetModelMetadataRequest, context: Context) -> pb.GetModelMetadataResponse:
         """`PredictionService.GetModelMetadata`."""
@@ -63,33 +90,40 @@ class RpcEdge:
         """`ModelService.HandleReloadConfigRequest`."""
         return await _answered(context, self._reload(request))
 
-    async def _predict(self, request: pb.PredictRequest, context: Context) -> pb.PredictResponse:
-        _check_spec(request.HasField("model_spec"), request.model_spec)
-        remaining = context.time_remaining()
+    async def _predict(self, request: pb.PredictRequest, deadline: float | None) -> pb.PredictResponse:
+        _check_spec(request)
         spec, outputs = await self._predictor.predict(
             request.model_spec,
-            lambda servable, signature: _decode(request, servable, signature),
+            lambda servable, signature: decode_request(servable.signatures, signature, request.inputs),
             tuple(request.output_filter),
-            deadline=None if remaining is None else time.monotonic() + remaining,
+            deadline=deadline,
         )
         response = pb.PredictResponse(model_spec=spec)
         for alias, array in outputs.items():
-            self._encode(response.outputs[alias], array)
+            encode_tensor(response.outputs[alias], array, as_content=self._as_content)
         return response
 
-    def _encode(self, tensor: tensor_pb2.Tensor, array: NDArray[Any]) -> None:
-        fill_tensor(tensor, array)
-        if not self._as_content and tensor.dtype == tensor_pb2.DT_FLOAT:
-            tensor.float_val.extend(array.ravel().tolist())
-            tensor.ClearField("tensor_content")
+    async def _classify(self, request: ClassificationRequest, deadline: float | None) -> ClassificationResponse:
+        _check_spec(request)
+        return await self._inference.classify(request, deadline)
+
+    async def _regress(self, request: RegressionRequest, deadline: float | None) -> RegressionResponse:
+        _check_spec(request)
+        return await self._inference.regress(request, deadline)
+
+    async def _multi_inference(self, request: MultiInferenceRequest, deadline: float | None) -> MultiInferenceResponse:
+        # The model is looked up by its first task's spec; without one the empty name is what is wrong.
+        check_name(request.tasks[0].model_spec if request.tasks else pb.ModelSpec())
+        return await self._inference.multi(request, deadline)
 
     async def _metadata(self, request: pb.GetModelMetadataRequest) -> pb.GetModelMetadataResponse:
-        _check_spec(request.HasField("model_spec"), request.model_spec)
+        _check_present(request)
         if not request.metadata_field:
             raise invalid("GetModelMetadataRequest must specify at least one metadata_field")
         for name in request.metadata_field:
             if name != SIGNATURE_DEF:
-                raise invalid(f"Metadata field {name[:64]} is not supported")
+                raise invalid(f"Metadata field {echo(name)} is not supported")
+        check_name(request.model_spec)
         response = pb.GetModelMetadataResponse()
         with self._manager.use(request.model_spec) as (version, loaded):
             signatures = pb.SignatureDefMap(signature_def=cast("Servable", loaded).signature_bytes())
@@ -100,7 +134,7 @@ class RpcEdge:
         return response
 
     async def _status(self, request: pb.GetModelStatusRequest) -> pb.GetModelStatusResponse:
-        _check_spec(request.HasField("model_spec"), request.model_spec)
+        _check_present(request)
         return model_status(self._manager, request.model_spec)
 
     async def _reload(self, request: pb.ReloadConfigRequest) -> pb.ReloadConfigResponse:
@@ -109,22 +143,19 @@ class RpcEdge:
         return pb.ReloadConfigResponse(status=pb.Status())
 
 
-def _decode(request: pb.PredictRequest, servable: Servable, signature: str) -> dict[str, NDArray[Any]]:
-    check_inputs(servable, signature, request.inputs)
-    arrays = {}
-    for alias in servable.signatures[signature].inputs:
-        try:
-            arrays[alias] = from_tensor(request.inputs[alias])
-        except TensorError:
-            raise invalid(f"tensor parsing error: {alias}") from None
-    return arrays
+def _check_spec(request: pb.PredictRequest | ClassificationRequest | RegressionRequest) -> None:
+    _check_present(request)
+    check_name(request.model_spec)
 
 
-def _check_spec(present: bool, spec: pb.ModelSpec) -> None:
-    if not present:
+def _check_present(request: Any) -> None:
+    if not request.HasField("model_spec"):
         raise invalid("Missing ModelSpec")
-    if not spec.name:
-        raise invalid("ModelSpec has no name specified.")
+
+
+def _deadline(context: Context) -> float | None:
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
 
 
 async def _answered(context: Context, work: Awaitable[Answer]) -> Answer:
@@ -132,6 +163,10 @@ async def _answered(context: Context, work: Awaitable[Answer]) -> Answer:
         return await work
     except ServingError as error:
         await context.abort(error.code, error.message)
+    # What went wrong on our side is for our log; the caller learns that it was not the request.
+    except Exception:
+        _log.exception("a gRPC call met an error of ours")
+        await context.abort(grpc.StatusCode.INTERNAL, "the server met an internal error")
 
 
 def _method(function: Callable[..., Any], request: Any) -> "grpc.RpcMethodHandler[Any, Any]":

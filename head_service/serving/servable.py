@@ -2,13 +2,14 @@
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 import numpy as np
+from google.protobuf import json_format
 from numpy.typing import NDArray
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -20,16 +21,22 @@ import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
 from clients.wire.catalogue import Manifest
+from clients.wire.tfs import serving_pb2
+from head_service.manifest import WARMUP_PATH
+from head_service.serving.checks import check_outputs, decode_request
 from head_service.serving.errors import ServingError, invalid
 from head_service.serving.pace import Pace
-from head_service.serving.trust import DEFAULT_SIGNATURE, INIT_SIGNATURE, SERVE_TAG, LoadError, RefusedError, checked
-from head_service.serving.warmup import WARMUP_PATH, ExamplesRun, Run, runs_in
-
-__all__ = ["DEFAULT_SIGNATURE", "WARMUP_PATH", "LoadError", "Servable", "ServableOptions"]
+from head_service.serving.plans import Plan, plan_of
+from head_service.serving.signature import DEFAULT_SIGNATURE, INIT_SIGNATURE, Signature, TensorInfo
+from head_service.serving.trust import SERVE_TAG, LoadError, RefusedError, checked, is_steady
+from head_service.serving.warmup import Request, requests_in
 
 VARIABLES: Final = "variables/variables"
 PROBE_ROWS: Final = 2
 PROBE_TOKENS: Final = 3
+MAX_CALLABLES: Final = 256
+"""Kept per version. One not kept is made again for its call, which is slower and nothing worse."""
+
 Arrays = Mapping[str, NDArray[Any]]
 
 
@@ -37,9 +44,9 @@ Arrays = Mapping[str, NDArray[Any]]
 class ServableOptions:
     """How versions are loaded and run.
 
-    *observe_run* is told the model, the seconds and the rows of each run, from any thread; *observe_warm_up* the model, the
-    seconds and "OK" or "FAILED". *inter_threads* of 1 runs a graph in the thread that asks: ten times quicker for a graph as
-    small as a head's.
+    *observe_run* is told the model, the API's name, the seconds and the rows of each run, from any thread; *observe_warm_up* the
+    model, the seconds and "OK" or "FAILED". *inter_threads* of 1 runs a graph in the thread that asks: ten times quicker for a
+    graph as small as a head's.
     """
 
     intra_threads: int = 1
@@ -48,50 +55,42 @@ class ServableOptions:
     allow_foreign: bool = True
     warm_up: bool = True
     warm_up_iterations: int = 1
-    observe_run: Callable[[str, float, int], None] | None = None
+    observe_run: Callable[[str, str, float, int], None] | None = None
     observe_warm_up: Callable[[str, float, str], None] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class _TensorInfo:
-    name: str
-    dtype: np.dtype[Any]
+class _Callables:
+    """What a session runs, made once for each choice of tensors; the choices are the callers', so they are bounded."""
 
-
-class _Signature:
-    """One signature, ready to call: inputs and outputs by alias, and a callable a set of aliases asked for."""
-
-    def __init__(self, session: Any, definition: Any) -> None:
-        self.definition = definition
-        self.inputs = {alias: _info(info) for alias, info in sorted(definition.inputs.items())}
-        self.outputs = {alias: _info(info) for alias, info in sorted(definition.outputs.items())}
+    def __init__(self, session: Any) -> None:
         self._session = session
-        self._callables: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
+        self._made: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
 
-    def run(self, inputs: Arrays, wanted: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        given = tuple(inputs)
-        call = self._callables.get((given, wanted))
+    def run(self, feeds: Arrays, fetches: Collection[str]) -> dict[str, NDArray[Any]]:
+        """The *fetches* by the graph's tensor names, as are the *feeds*."""
+        key = tuple(feeds), tuple(sorted(set(fetches)))
+        call = self._made.get(key)
         if call is None:
-            call = self._callables[given, wanted] = self._make(given, wanted)
+            call = self._make(*key)
+            if len(self._made) < MAX_CALLABLES:
+                self._made[key] = call
         try:
-            results = call(*inputs.values())
+            results = call(*feeds.values())
         except tf.errors.OpError as error:
             raise ServingError(_code(error), str(error.message)[:1024]) from None
         # What the conversion to a TensorFlow tensor refuses is the caller's doing.
         except (TypeError, ValueError) as error:
             raise invalid(str(error)[:1024]) from None
-        return dict(zip(wanted, results, strict=True))
+        return {name: _as_array(result) for name, result in zip(key[1], results, strict=True)}
 
-    def _make(self, given: tuple[str, ...], wanted: tuple[str, ...]) -> Any:
+    def _make(self, feeds: tuple[str, ...], fetches: tuple[str, ...]) -> Any:
         """A callable made from options skips the shape checks that the reference server does not make either."""
-        options = config_pb2.CallableOptions()
-        options.feed.extend(self.inputs[alias].name for alias in given)
-        options.fetch.extend(self.outputs[alias].name for alias in wanted)
+        options = config_pb2.CallableOptions(feed=feeds, fetch=fetches)
         return self._session._make_callable_from_options(options)  # noqa: SLF001 (no public name for it)
 
 
 class Servable:
-    """A version in memory. `run` is thread-safe; `close` is called once nobody runs it any more."""
+    """A version in memory. `run` and `run_plan` are thread-safe; `close` is called once nobody runs it any more."""
 
     def __init__(self, name: str, version: int, directory: Path, options: ServableOptions | None = None) -> None:
         """Load the version in *directory*, once it is what it ought to be, and warm it up.
@@ -128,34 +127,58 @@ class Servable:
         try:
             with self._session.graph.as_default():
                 meta = tf.compat.v1.saved_model.load(self._session, sorted(self._options.tags), str(directory))
+            self._definitions = dict(meta.signature_def)
             self.signatures = {
-                key: _Signature(self._session, definition)
-                for key, definition in meta.signature_def.items()
-                if key != INIT_SIGNATURE
+                key: _signature(definition) for key, definition in self._definitions.items() if key != INIT_SIGNATURE
             }
+            self._is_steady = is_steady(meta)
         # TensorFlow raises many kinds here, and each of them is this version's status.
         except Exception as error:
             self._session.close()
             raise LoadError(f"{type(error).__name__}: {str(error)[:500]}") from error
+        self._callables = _Callables(self._session)
 
     def signature_bytes(self) -> dict[str, bytes]:
         """Each signature's serialised tensorflow.SignatureDef, by name."""
-        return {key: signature.definition.SerializeToString() for key, signature in self.signatures.items()}
+        return {key: definition.SerializeToString() for key, definition in self._definitions.items()}
+
+    def signature_dicts(self) -> dict[str, dict[str, Any]]:
+        """Each signature's tensorflow.SignatureDef as JSON has it, by name, with every field and the fields' own names."""
+        return {
+            key: json_format.MessageToDict(
+                definition, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+            )
+            for key, definition in self._definitions.items()
+        }
 
     def is_quick(self, signature_name: str, inputs: Arrays) -> bool:
         """Whether running these *inputs* would take less than handing them to a thread."""
-        return self._pace.is_quick(signature_name or DEFAULT_SIGNATURE, _num_elements(inputs))
+        return self._is_steady and self._pace.is_quick(signature_name or DEFAULT_SIGNATURE, _size(inputs))
+
+    def is_quick_plan(self, plan: Plan) -> bool:
+        """As `is_quick`."""
+        return self._is_steady and self._pace.is_quick(_kind(plan), _size(_fed(plan)))
 
     def run(self, signature_name: str, inputs: Arrays, output_filter: tuple[str, ...]) -> dict[str, NDArray[Any]]:
-        """Run a signature that `check` has passed."""
+        """The outputs of a signature, or those of *output_filter*, by alias; `checks` have passed all three."""
         signature = self.signatures[signature_name or DEFAULT_SIGNATURE]
+        feeds = {signature.inputs[alias].name: array for alias, array in inputs.items()}
+        names = {alias: signature.outputs[alias].name for alias in output_filter or signature.outputs}
+        results = self._run("Predict", signature_name or DEFAULT_SIGNATURE, feeds, names.values())
+        return {alias: results[name] for alias, name in names.items()}
+
+    def run_plan(self, plan: Plan) -> dict[str, NDArray[Any]]:
+        """Feed the plan's examples to all its feeds; results by the graph's tensor names."""
+        return self._run(plan.api, _kind(plan), _fed(plan), plan.fetches)
+
+    def _run(self, api: str, kind: Hashable, feeds: Arrays, fetches: Collection[str]) -> dict[str, NDArray[Any]]:
         begin = time.perf_counter()
-        outputs = signature.run(inputs, output_filter or tuple(signature.outputs))
+        results = self._callables.run(feeds, fetches)
         seconds = time.perf_counter() - begin
-        self._pace.ran(signature_name or DEFAULT_SIGNATURE, _num_elements(inputs), seconds)
+        self._pace.ran(kind, _size(feeds), seconds)
         if self._options.observe_run is not None:
-            self._options.observe_run(self.name, seconds, _num_rows(inputs))
-        return outputs
+            self._options.observe_run(self.name, api, seconds, _num_rows(feeds))
+        return results
 
     def close(self) -> None:
         """Free the session."""
@@ -182,22 +205,24 @@ class Servable:
             return
         begin, said = time.perf_counter(), "FAILED"
         try:
-            for run in runs_in(directory):
+            for request in requests_in(_records(directory / WARMUP_PATH)):
                 for _ in range(self._options.warm_up_iterations):
-                    self._replay(run)
+                    self._replay(request)
             said = "OK"
-        except (ServingError, KeyError, ValueError) as error:
-            raise LoadError(f"the warm-up failed: {str(error)[:500]}") from error
+        except ServingError as error:
+            raise LoadError(f"the warm-up failed: {error.message[:500]}") from error
         finally:
             if self._options.observe_warm_up is not None:
                 self._options.observe_warm_up(self.name, time.perf_counter() - begin, said)
 
-    def _replay(self, run: Run) -> None:
-        if isinstance(run, ExamplesRun):
-            [alias] = self.signatures[run.signature or DEFAULT_SIGNATURE].inputs
-            self.run(run.signature, {alias: run.examples}, ())
-        else:
-            self.run(run.signature, run.inputs, run.output_filter)
+    def _replay(self, request: Request) -> None:
+        if not isinstance(request, serving_pb2.PredictRequest):
+            self.run_plan(plan_of(self.signatures, request))
+            return
+        name, output_filter = request.model_spec.signature_name or DEFAULT_SIGNATURE, tuple(request.output_filter)
+        inputs = decode_request(self.signatures, name, request.inputs)
+        check_outputs(self.signatures[name], output_filter)
+        self.run(name, inputs, output_filter)
 
 
 def _check_name(manifest: Manifest, name: str, version: int) -> None:
@@ -219,16 +244,46 @@ def _check_weights(directory: Path) -> None:
         raise LoadError(f"the weights cannot be read: {str(error)[:200]}") from None
 
 
-def _num_elements(inputs: Arrays) -> int:
-    return sum(array.size for array in inputs.values())
+def _records(path: Path) -> Iterator[bytes]:
+    """Reads in C++, where the two checksums of each record are compared."""
+    try:
+        yield from tf.compat.v1.io.tf_record_iterator(str(path))
+    except tf.errors.OpError as error:
+        raise LoadError(f"{WARMUP_PATH} is damaged: {str(error.message)[:200]}") from None
 
 
-def _num_rows(inputs: Arrays) -> int:
-    return next((array.shape[0] for array in inputs.values() if array.ndim), 1)
+def _kind(plan: Plan) -> Hashable:
+    return plan.feeds, plan.fetches
 
 
-def _info(info: Any) -> _TensorInfo:
-    return _TensorInfo(info.name, np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype))
+def _fed(plan: Plan) -> dict[str, NDArray[Any]]:
+    return dict.fromkeys(plan.feeds, plan.examples)
+
+
+def _size(arrays: Arrays) -> int:
+    """Elements, and of texts their bytes too: what the time a run takes grows with."""
+    return sum(array.size + (sum(map(len, array.flat)) if array.dtype == object else 0) for array in arrays.values())
+
+
+def _num_rows(arrays: Arrays) -> int:
+    return next((array.shape[0] for array in arrays.values() if array.ndim), 1)
+
+
+def _signature(definition: Any) -> Signature:
+    return Signature(
+        {alias: _info(info) for alias, info in sorted(definition.inputs.items())},
+        {alias: _info(info) for alias, info in sorted(definition.outputs.items())},
+        {alias: tf.make_ndarray(tensor) for alias, tensor in sorted(definition.defaults.items())},
+    )
+
+
+def _info(info: Any) -> TensorInfo:
+    return TensorInfo(info.name, np.dtype(tf.as_dtype(info.dtype).as_numpy_dtype))
+
+
+def _as_array(result: Any) -> NDArray[Any]:
+    """A scalar text comes as plain bytes, of which numpy would drop the zeros at the end."""
+    return np.array(result, dtype=object) if isinstance(result, bytes) else np.asarray(result)
 
 
 def _code(error: Any) -> grpc.StatusCode:

@@ -92,7 +92,13 @@ async def running(settings: Settings, stop: asyncio.Event | None = None) -> Asyn
             stack.push_async_callback(_cancel, asyncio.create_task(work))
         edges = contextlib.AsyncExitStack(), contextlib.AsyncExitStack()
         try:
-            rest = RestEdge(manager, predictor, timeout=flags.rest_api_timeout_in_ms / 1000, max_body_bytes=MAX_BODY_BYTES)
+            rest = RestEdge(
+                manager,
+                predictor,
+                timeout=flags.rest_api_timeout_in_ms / 1000,
+                max_body_bytes=MAX_BODY_BYTES,
+                cors=flags.enable_cors_support,
+            )
             await edges[0].enter_async_context(_http_server(rest, settings, listener, monitoring))
             rpc = RpcEdge(manager, predictor, as_content=flags.enable_serialization_as_tensor_content)
             rpc_port = await edges[1].enter_async_context(_grpc_server(rpc, settings, monitoring))

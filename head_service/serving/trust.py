@@ -21,13 +21,12 @@ from clients.wire.catalogue import MANIFEST_PATH, Manifest
 from clients.wire.tfs import server_pb2, tensor_pb2
 from head_service.errors import ManifestError
 from head_service.manifest import verify
-from head_service.serving.allowed_ops import ALL_OPS, COMPUTING_OPS, LOADING_OPS
+from head_service.serving.allowed_ops import ALL_OPS, COMPUTING_OPS, LOADING_OPS, STEADY_OPS
+from head_service.serving.signature import DEFAULT_SIGNATURE, INIT_SIGNATURE
 
 GRAPH_PATH: Final = "saved_model.pb"
 SERVE_TAG: Final = "serve"
-INIT_SIGNATURE: Final = "__saved_model_init_op"
 INIT_COLLECTIONS: Final = ("saved_model_main_op", "legacy_init_op")
-DEFAULT_SIGNATURE: Final = "serving_default"
 SHARED_MEMORY: Final = Path("/dev/shm")  # noqa: S108 (a file there is made by mkdtemp)
 _SHARD: Final = re.compile(r"variables\.data-\d{5}-of-(\d{5})")
 MAX_NAMED: Final = 5
@@ -116,14 +115,15 @@ def check_ops(graph: server_pb2.MetaGraph) -> None:
     _refuse_others({node.op for group in everything for node in group} - functions.keys(), ALL_OPS, "")
     _refuse_circles(functions)
     loading = [graph.saver_def.restore_op_name, *_initialisers(graph)]
-    computing = [
-        tensor.name
-        for name, signature in graph.signature_def.items()
-        if name != INIT_SIGNATURE
-        for tensor in (*signature.inputs.values(), *signature.outputs.values())
-    ]
     _refuse_others(reachable_ops(nodes, functions, loading), LOADING_OPS, " where the version is loaded")
-    _refuse_others(reachable_ops(nodes, functions, computing), COMPUTING_OPS, " in a signature")
+    _refuse_others(reachable_ops(nodes, functions, _computed(graph)), COMPUTING_OPS, " in a signature")
+
+
+def is_steady(graph: server_pb2.MetaGraph) -> bool:
+    """Whether running a signature of *graph* takes as long as its inputs are large, whatever they say: nothing in it loops."""
+    functions = {function.signature.name: function.node_def for function in graph.graph_def.library.function}
+    nodes = {node.name: node for node in graph.graph_def.node}
+    return reachable_ops(nodes, functions, _computed(graph)) <= STEADY_OPS
 
 
 def reachable_ops(
@@ -234,6 +234,16 @@ def _initialisers(graph: server_pb2.MetaGraph) -> Iterator[str]:
             yield from graph.collection_def[name].node_list.value
     if INIT_SIGNATURE in graph.signature_def:
         yield from (tensor.name for tensor in graph.signature_def[INIT_SIGNATURE].outputs.values())
+
+
+def _computed(graph: server_pb2.MetaGraph) -> list[str]:
+    """The tensors of all signatures that are run."""
+    return [
+        tensor.name
+        for name, signature in graph.signature_def.items()
+        if name != INIT_SIGNATURE
+        for tensor in (*signature.inputs.values(), *signature.outputs.values())
+    ]
 
 
 def _node_of(name: str) -> str:

@@ -23,7 +23,7 @@ import grpc
 
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.repository import is_version
-from head_service.serving.errors import ServingError, invalid, not_found
+from head_service.serving.errors import ServingError, echo, invalid, not_found
 from head_service.serving.trust import LoadError, RefusedError
 
 _log = logging.getLogger(__name__)
@@ -285,14 +285,14 @@ class VersionManager:
         if spec.WhichOneof("version_choice") == "version_label":
             number = model.config.version_labels.get(spec.version_label) if model else None
             if model is not None and number is None:
-                raise invalid(f"Unrecognized servable version label: {spec.version_label[:64]}")
+                raise invalid(f"Unrecognized servable version label: {echo(spec.version_label)}")
         elif spec.HasField("version"):
             number = spec.version.value
         else:
             is_latest, number = True, max(model.available, default=None) if model else None
         version = model.versions.get(number) if model is not None and number is not None else None
         if version is None or version.state != "AVAILABLE":
-            name = spec.name[:64]
+            name = echo(spec.name)
             asked = f"Latest({name})" if is_latest or number is None else f"Specific({name}, {number})"
             raise not_found(f"Servable not found for request: {asked}")
         return version

@@ -16,9 +16,9 @@ import tensorflow as tf
 
 from clients.wire.catalogue import MANIFEST_PATH, Manifest, TrunkRef, encode
 from clients.wire.tensors import to_tensor
+from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
-from head_service.manifest import hash_files
-from head_service.serving.warmup import WARMUP_PATH
+from head_service.manifest import WARMUP_PATH, hash_files
 
 WIDTH: Final = 384
 LABELS: Final = ("no", "yes")
@@ -61,7 +61,7 @@ def export(directory: Path) -> None:
     with tf.io.TFRecordWriter(str(directory / WARMUP_PATH)) as writer:
         for rows in WARMUP_ROWS:
             request = pb.PredictRequest(inputs={INPUT: to_tensor(np.zeros((rows, WIDTH), np.float32))})
-            writer.write(pb.PredictionLog(predict_log=pb.PredictLog(request=request)).SerializeToString())
+            writer.write(inference_pb2.PredictionLog(predict_log=pb.PredictLog(request=request)).SerializeToString())
 
 
 def publish(model: Path, folder: Path, name: str, version: int) -> None:

@@ -69,7 +69,7 @@ def test_rest_takes_rows_and_columns(stack: RunningStack) -> None:
         ("sentiment:predict", b"{", 400, "JSON Parse error"),
         ("sentiment:predict", b"{}", 400, "Missing 'inputs' or 'instances' key"),
         ("sentiment:predict", b'{"instances": [["a"]]}', 400, "is not of expected type"),
-        ("sentiment:predict", b'{"instances": [[1], [1, 2]]}', 400, "unexpected size"),
+        ("sentiment:predict", b'{"instances": [[1], [1, 2]]}', 400, "Expecting tensor size: 1 but got: 2"),
         ("sentiment:predict", b'{"instances":' + b"[" * 100_000 + b"]" * 100_000 + b"}", 400, ""),
         ("sentiment:predict", b"x" * 17_000_000, 413, "longer than"),
         ("sentiment:nonsense", b"{}", 400, "Malformed request: POST"),

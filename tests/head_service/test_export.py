@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from clients.wire.catalogue import Manifest, Task, TrunkRef, View
 from clients.wire.tensors import from_tensor
-from clients.wire.tfs import serving_pb2 as pb
+from clients.wire.tfs import inference_pb2
 from head_service.errors import ManifestError
-from head_service.export import LABELS_PATH, NUM_GOLDEN, WARMUP_PATH, WARMUP_ROWS, WARMUP_TOKENS, export_head
-from head_service.manifest import verify
+from head_service.export import LABELS_PATH, NUM_GOLDEN, WARMUP_ROWS, WARMUP_TOKENS, export_head
+from head_service.manifest import WARMUP_PATH, verify
 from head_service.serving.servable import Servable
 from head_service.training.features import Features, TokenFeatures, inputs_of
 from head_service.training.heads import TOKEN_TYPES, Head, HeadSpec, HeadType, scores_of
@@ -191,7 +191,7 @@ def test_few_held_out_texts_make_few_golden_examples(tmp_path: Path) -> None:
 def test_warmup_requests_are_of_several_sizes_and_ones_the_version_can_answer(tmp_path: Path, head_type: HeadType) -> None:
     directory = exported(tmp_path / "1", head_of(head_type))
     records = [record.numpy() for record in tf.data.TFRecordDataset(str(directory / WARMUP_PATH))]
-    requests = [pb.PredictionLog.FromString(record).predict_log.request for record in records]
+    requests = [inference_pb2.PredictionLog.FromString(record).predict_log.request for record in records]
     manifest = verify(directory)
     shapes = [from_tensor(request.inputs[manifest.input]).shape for request in requests]
 

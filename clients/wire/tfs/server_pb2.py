@@ -22,12 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
-from clients.wire.tfs import serving_pb2 as clients_dot_wire_dot_tfs_dot_serving__pb2
 from clients.wire.tfs import tensor_pb2 as clients_dot_wire_dot_tfs_dot_tensor__pb2
 from google.protobuf import wrappers_pb2 as google_dot_protobuf_dot_wrappers__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63lients/wire/tfs/server.proto\x12\x10trunkline.tfs.v1\x1a\x1e\x63lients/wire/tfs/serving.proto\x1a\x1d\x63lients/wire/tfs/tensor.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xf1\x03\n\x12\x42\x61tchingParameters\x12\x33\n\x0emax_batch_size\x18\x01 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x39\n\x14\x62\x61tch_timeout_micros\x18\x02 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x39\n\x14max_enqueued_batches\x18\x03 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x36\n\x11num_batch_threads\x18\x04 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x36\n\x10thread_pool_name\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x1b\n\x13\x61llowed_batch_sizes\x18\x06 \x03(\x03\x12\"\n\x1apad_variable_length_inputs\x18\x07 \x01(\x08\x12=\n\x18max_execution_batch_size\x18\x0b \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12@\n\x1c\x65nable_large_batch_splitting\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.BoolValue\"0\n\x10PrometheusConfig\x12\x0e\n\x06\x65nable\x18\x01 \x01(\x08\x12\x0c\n\x04path\x18\x02 \x01(\t\"Q\n\x10MonitoringConfig\x12=\n\x11prometheus_config\x18\x01 \x01(\x0b\x32\".trunkline.tfs.v1.PrometheusConfig\"^\n\tSslConfig\x12\x12\n\nserver_key\x18\x01 \x01(\t\x12\x13\n\x0bserver_cert\x18\x02 \x01(\t\x12\x11\n\tcustom_ca\x18\x03 \x01(\t\x12\x15\n\rclient_verify\x18\x04 \x01(\x08\" \n\x0c\x45xampleBytes\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\"<\n\x17\x45xampleBytesWithContext\x12\x10\n\x08\x65xamples\x18\x01 \x03(\x0c\x12\x0f\n\x07\x63ontext\x18\x02 \x01(\x0c\"\x9d\x01\n\x0bWarmupInput\x12\x36\n\x0c\x65xample_list\x18\x01 \x01(\x0b\x32\x1e.trunkline.tfs.v1.ExampleBytesH\x00\x12N\n\x19\x65xample_list_with_context\x18\x02 \x01(\x0b\x32).trunkline.tfs.v1.ExampleBytesWithContextH\x00\x42\x06\n\x04kind\"v\n\x15WarmupExamplesRequest\x12/\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1b.trunkline.tfs.v1.ModelSpec\x12,\n\x05input\x18\x02 \x01(\x0b\x32\x1d.trunkline.tfs.v1.WarmupInput\"R\n\nWarmupTask\x12/\n\nmodel_spec\x18\x01 \x01(\x0b\x32\x1b.trunkline.tfs.v1.ModelSpec\x12\x13\n\x0bmethod_name\x18\x02 \x01(\t\"o\n\x12WarmupMultiRequest\x12+\n\x05tasks\x18\x01 \x03(\x0b\x32\x1c.trunkline.tfs.v1.WarmupTask\x12,\n\x05input\x18\x02 \x01(\x0b\x32\x1d.trunkline.tfs.v1.WarmupInput\"M\n\x11WarmupExamplesLog\x12\x38\n\x07request\x18\x01 \x01(\x0b\x32\'.trunkline.tfs.v1.WarmupExamplesRequest\"G\n\x0eWarmupMultiLog\x12\x35\n\x07request\x18\x01 \x01(\x0b\x32$.trunkline.tfs.v1.WarmupMultiRequest\"\x12\n\x10WarmupSessionLog\"\xc8\x02\n\x0cWarmupRecord\x12;\n\x0c\x63lassify_log\x18\x02 \x01(\x0b\x32#.trunkline.tfs.v1.WarmupExamplesLogH\x00\x12:\n\x0bregress_log\x18\x03 \x01(\x0b\x32#.trunkline.tfs.v1.WarmupExamplesLogH\x00\x12?\n\x13multi_inference_log\x18\x04 \x01(\x0b\x32 .trunkline.tfs.v1.WarmupMultiLogH\x00\x12=\n\x0fsession_run_log\x18\x05 \x01(\x0b\x32\".trunkline.tfs.v1.WarmupSessionLogH\x00\x12\x33\n\x0bpredict_log\x18\x06 \x01(\x0b\x32\x1c.trunkline.tfs.v1.PredictLogH\x00\x42\n\n\x08log_type\"\x1c\n\x0c\x46unctionName\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\rAttributeList\x12,\n\x04\x66unc\x18\t \x03(\x0b\x32\x1e.trunkline.tfs.v1.FunctionName\"u\n\tAttribute\x12/\n\x04list\x18\x01 \x01(\x0b\x32\x1f.trunkline.tfs.v1.AttributeListH\x00\x12.\n\x04\x66unc\x18\n \x01(\x0b\x32\x1e.trunkline.tfs.v1.FunctionNameH\x00\x42\x07\n\x05value\"\xa9\x01\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02op\x18\x02 \x01(\t\x12\r\n\x05input\x18\x03 \x03(\t\x12.\n\x04\x61ttr\x18\x05 \x03(\x0b\x32 .trunkline.tfs.v1.Node.AttrEntry\x1aH\n\tAttrEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.trunkline.tfs.v1.Attribute:\x02\x38\x01\"!\n\x11\x46unctionSignature\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xea\x01\n\x08\x46unction\x12\x36\n\tsignature\x18\x01 \x01(\x0b\x32#.trunkline.tfs.v1.FunctionSignature\x12(\n\x08node_def\x18\x03 \x03(\x0b\x32\x16.trunkline.tfs.v1.Node\x12\x32\n\x04\x61ttr\x18\x05 \x03(\x0b\x32$.trunkline.tfs.v1.Function.AttrEntry\x1aH\n\tAttrEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.trunkline.tfs.v1.Attribute:\x02\x38\x01\"?\n\x0f\x46unctionLibrary\x12,\n\x08\x66unction\x18\x01 \x03(\x0b\x32\x1a.trunkline.tfs.v1.Function\"a\n\x05Graph\x12$\n\x04node\x18\x01 \x03(\x0b\x32\x16.trunkline.tfs.v1.Node\x12\x32\n\x07library\x18\x02 \x01(\x0b\x32!.trunkline.tfs.v1.FunctionLibrary\" \n\x05Saver\x12\x17\n\x0frestore_op_name\x18\x03 \x01(\t\"\x7f\n\x0fSignatureTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05\x64type\x18\x02 \x01(\x0e\x32\x1a.trunkline.tfs.v1.DataType\x12\x33\n\x0ctensor_shape\x18\x03 \x01(\x0b\x32\x1d.trunkline.tfs.v1.TensorShape\"\xb9\x02\n\tSignature\x12\x37\n\x06inputs\x18\x01 \x03(\x0b\x32\'.trunkline.tfs.v1.Signature.InputsEntry\x12\x39\n\x07outputs\x18\x02 \x03(\x0b\x32(.trunkline.tfs.v1.Signature.OutputsEntry\x12\x13\n\x0bmethod_name\x18\x03 \x01(\t\x1aP\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.trunkline.tfs.v1.SignatureTensor:\x02\x38\x01\x1aQ\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.trunkline.tfs.v1.SignatureTensor:\x02\x38\x01\"\x1a\n\tNodeNames\x12\r\n\x05value\x18\x01 \x03(\t\"<\n\nCollection\x12.\n\tnode_list\x18\x01 \x01(\x0b\x32\x1b.trunkline.tfs.v1.NodeNames\"\x18\n\x08MetaInfo\x12\x0c\n\x04tags\x18\x04 \x03(\t\"\xca\x03\n\tMetaGraph\x12\x31\n\rmeta_info_def\x18\x01 \x01(\x0b\x32\x1a.trunkline.tfs.v1.MetaInfo\x12*\n\tgraph_def\x18\x02 \x01(\x0b\x32\x17.trunkline.tfs.v1.Graph\x12*\n\tsaver_def\x18\x03 \x01(\x0b\x32\x17.trunkline.tfs.v1.Saver\x12\x46\n\x0e\x63ollection_def\x18\x04 \x03(\x0b\x32..trunkline.tfs.v1.MetaGraph.CollectionDefEntry\x12\x44\n\rsignature_def\x18\x05 \x03(\x0b\x32-.trunkline.tfs.v1.MetaGraph.SignatureDefEntry\x1aR\n\x12\x43ollectionDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.trunkline.tfs.v1.Collection:\x02\x38\x01\x1aP\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.trunkline.tfs.v1.Signature:\x02\x38\x01\"b\n\nSavedModel\x12\"\n\x1asaved_model_schema_version\x18\x01 \x01(\x03\x12\x30\n\x0bmeta_graphs\x18\x02 \x03(\x0b\x32\x1b.trunkline.tfs.v1.MetaGraphb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63lients/wire/tfs/server.proto\x12\x10trunkline.tfs.v1\x1a\x1d\x63lients/wire/tfs/tensor.proto\x1a\x1egoogle/protobuf/wrappers.proto\"\xf1\x03\n\x12\x42\x61tchingParameters\x12\x33\n\x0emax_batch_size\x18\x01 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x39\n\x14\x62\x61tch_timeout_micros\x18\x02 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x39\n\x14max_enqueued_batches\x18\x03 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x36\n\x11num_batch_threads\x18\x04 \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12\x36\n\x10thread_pool_name\x18\x05 \x01(\x0b\x32\x1c.google.protobuf.StringValue\x12\x1b\n\x13\x61llowed_batch_sizes\x18\x06 \x03(\x03\x12\"\n\x1apad_variable_length_inputs\x18\x07 \x01(\x08\x12=\n\x18max_execution_batch_size\x18\x0b \x01(\x0b\x32\x1b.google.protobuf.Int64Value\x12@\n\x1c\x65nable_large_batch_splitting\x18\x0c \x01(\x0b\x32\x1a.google.protobuf.BoolValue\"0\n\x10PrometheusConfig\x12\x0e\n\x06\x65nable\x18\x01 \x01(\x08\x12\x0c\n\x04path\x18\x02 \x01(\t\"Q\n\x10MonitoringConfig\x12=\n\x11prometheus_config\x18\x01 \x01(\x0b\x32\".trunkline.tfs.v1.PrometheusConfig\"^\n\tSslConfig\x12\x12\n\nserver_key\x18\x01 \x01(\t\x12\x13\n\x0bserver_cert\x18\x02 \x01(\t\x12\x11\n\tcustom_ca\x18\x03 \x01(\t\x12\x15\n\rclient_verify\x18\x04 \x01(\x08\"\x1c\n\x0c\x46unctionName\x12\x0c\n\x04name\x18\x01 \x01(\t\"=\n\rAttributeList\x12,\n\x04\x66unc\x18\t \x03(\x0b\x32\x1e.trunkline.tfs.v1.FunctionName\"u\n\tAttribute\x12/\n\x04list\x18\x01 \x01(\x0b\x32\x1f.trunkline.tfs.v1.AttributeListH\x00\x12.\n\x04\x66unc\x18\n \x01(\x0b\x32\x1e.trunkline.tfs.v1.FunctionNameH\x00\x42\x07\n\x05value\"\xa9\x01\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\n\n\x02op\x18\x02 \x01(\t\x12\r\n\x05input\x18\x03 \x03(\t\x12.\n\x04\x61ttr\x18\x05 \x03(\x0b\x32 .trunkline.tfs.v1.Node.AttrEntry\x1aH\n\tAttrEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.trunkline.tfs.v1.Attribute:\x02\x38\x01\"!\n\x11\x46unctionSignature\x12\x0c\n\x04name\x18\x01 \x01(\t\"\xea\x01\n\x08\x46unction\x12\x36\n\tsignature\x18\x01 \x01(\x0b\x32#.trunkline.tfs.v1.FunctionSignature\x12(\n\x08node_def\x18\x03 \x03(\x0b\x32\x16.trunkline.tfs.v1.Node\x12\x32\n\x04\x61ttr\x18\x05 \x03(\x0b\x32$.trunkline.tfs.v1.Function.AttrEntry\x1aH\n\tAttrEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.trunkline.tfs.v1.Attribute:\x02\x38\x01\"?\n\x0f\x46unctionLibrary\x12,\n\x08\x66unction\x18\x01 \x03(\x0b\x32\x1a.trunkline.tfs.v1.Function\"a\n\x05Graph\x12$\n\x04node\x18\x01 \x03(\x0b\x32\x16.trunkline.tfs.v1.Node\x12\x32\n\x07library\x18\x02 \x01(\x0b\x32!.trunkline.tfs.v1.FunctionLibrary\" \n\x05Saver\x12\x17\n\x0frestore_op_name\x18\x03 \x01(\t\"\x7f\n\x0fSignatureTensor\x12\x0c\n\x04name\x18\x01 \x01(\t\x12)\n\x05\x64type\x18\x02 \x01(\x0e\x32\x1a.trunkline.tfs.v1.DataType\x12\x33\n\x0ctensor_shape\x18\x03 \x01(\x0b\x32\x1d.trunkline.tfs.v1.TensorShape\"\xb9\x02\n\tSignature\x12\x37\n\x06inputs\x18\x01 \x03(\x0b\x32\'.trunkline.tfs.v1.Signature.InputsEntry\x12\x39\n\x07outputs\x18\x02 \x03(\x0b\x32(.trunkline.tfs.v1.Signature.OutputsEntry\x12\x13\n\x0bmethod_name\x18\x03 \x01(\t\x1aP\n\x0bInputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.trunkline.tfs.v1.SignatureTensor:\x02\x38\x01\x1aQ\n\x0cOutputsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x30\n\x05value\x18\x02 \x01(\x0b\x32!.trunkline.tfs.v1.SignatureTensor:\x02\x38\x01\"\x1a\n\tNodeNames\x12\r\n\x05value\x18\x01 \x03(\t\"<\n\nCollection\x12.\n\tnode_list\x18\x01 \x01(\x0b\x32\x1b.trunkline.tfs.v1.NodeNames\"\x18\n\x08MetaInfo\x12\x0c\n\x04tags\x18\x04 \x03(\t\"\xca\x03\n\tMetaGraph\x12\x31\n\rmeta_info_def\x18\x01 \x01(\x0b\x32\x1a.trunkline.tfs.v1.MetaInfo\x12*\n\tgraph_def\x18\x02 \x01(\x0b\x32\x17.trunkline.tfs.v1.Graph\x12*\n\tsaver_def\x18\x03 \x01(\x0b\x32\x17.trunkline.tfs.v1.Saver\x12\x46\n\x0e\x63ollection_def\x18\x04 \x03(\x0b\x32..trunkline.tfs.v1.MetaGraph.CollectionDefEntry\x12\x44\n\rsignature_def\x18\x05 \x03(\x0b\x32-.trunkline.tfs.v1.MetaGraph.SignatureDefEntry\x1aR\n\x12\x43ollectionDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12+\n\x05value\x18\x02 \x01(\x0b\x32\x1c.trunkline.tfs.v1.Collection:\x02\x38\x01\x1aP\n\x11SignatureDefEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12*\n\x05value\x18\x02 \x01(\x0b\x32\x1b.trunkline.tfs.v1.Signature:\x02\x38\x01\"b\n\nSavedModel\x12\"\n\x1asaved_model_schema_version\x18\x01 \x01(\x03\x12\x30\n\x0bmeta_graphs\x18\x02 \x03(\x0b\x32\x1b.trunkline.tfs.v1.MetaGraphb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,76 +45,56 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METAGRAPH_COLLECTIONDEFENTRY']._serialized_options = b'8\001'
   _globals['_METAGRAPH_SIGNATUREDEFENTRY']._loaded_options = None
   _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_options = b'8\001'
-  _globals['_BATCHINGPARAMETERS']._serialized_start=147
-  _globals['_BATCHINGPARAMETERS']._serialized_end=644
-  _globals['_PROMETHEUSCONFIG']._serialized_start=646
-  _globals['_PROMETHEUSCONFIG']._serialized_end=694
-  _globals['_MONITORINGCONFIG']._serialized_start=696
-  _globals['_MONITORINGCONFIG']._serialized_end=777
-  _globals['_SSLCONFIG']._serialized_start=779
-  _globals['_SSLCONFIG']._serialized_end=873
-  _globals['_EXAMPLEBYTES']._serialized_start=875
-  _globals['_EXAMPLEBYTES']._serialized_end=907
-  _globals['_EXAMPLEBYTESWITHCONTEXT']._serialized_start=909
-  _globals['_EXAMPLEBYTESWITHCONTEXT']._serialized_end=969
-  _globals['_WARMUPINPUT']._serialized_start=972
-  _globals['_WARMUPINPUT']._serialized_end=1129
-  _globals['_WARMUPEXAMPLESREQUEST']._serialized_start=1131
-  _globals['_WARMUPEXAMPLESREQUEST']._serialized_end=1249
-  _globals['_WARMUPTASK']._serialized_start=1251
-  _globals['_WARMUPTASK']._serialized_end=1333
-  _globals['_WARMUPMULTIREQUEST']._serialized_start=1335
-  _globals['_WARMUPMULTIREQUEST']._serialized_end=1446
-  _globals['_WARMUPEXAMPLESLOG']._serialized_start=1448
-  _globals['_WARMUPEXAMPLESLOG']._serialized_end=1525
-  _globals['_WARMUPMULTILOG']._serialized_start=1527
-  _globals['_WARMUPMULTILOG']._serialized_end=1598
-  _globals['_WARMUPSESSIONLOG']._serialized_start=1600
-  _globals['_WARMUPSESSIONLOG']._serialized_end=1618
-  _globals['_WARMUPRECORD']._serialized_start=1621
-  _globals['_WARMUPRECORD']._serialized_end=1949
-  _globals['_FUNCTIONNAME']._serialized_start=1951
-  _globals['_FUNCTIONNAME']._serialized_end=1979
-  _globals['_ATTRIBUTELIST']._serialized_start=1981
-  _globals['_ATTRIBUTELIST']._serialized_end=2042
-  _globals['_ATTRIBUTE']._serialized_start=2044
-  _globals['_ATTRIBUTE']._serialized_end=2161
-  _globals['_NODE']._serialized_start=2164
-  _globals['_NODE']._serialized_end=2333
-  _globals['_NODE_ATTRENTRY']._serialized_start=2261
-  _globals['_NODE_ATTRENTRY']._serialized_end=2333
-  _globals['_FUNCTIONSIGNATURE']._serialized_start=2335
-  _globals['_FUNCTIONSIGNATURE']._serialized_end=2368
-  _globals['_FUNCTION']._serialized_start=2371
-  _globals['_FUNCTION']._serialized_end=2605
-  _globals['_FUNCTION_ATTRENTRY']._serialized_start=2261
-  _globals['_FUNCTION_ATTRENTRY']._serialized_end=2333
-  _globals['_FUNCTIONLIBRARY']._serialized_start=2607
-  _globals['_FUNCTIONLIBRARY']._serialized_end=2670
-  _globals['_GRAPH']._serialized_start=2672
-  _globals['_GRAPH']._serialized_end=2769
-  _globals['_SAVER']._serialized_start=2771
-  _globals['_SAVER']._serialized_end=2803
-  _globals['_SIGNATURETENSOR']._serialized_start=2805
-  _globals['_SIGNATURETENSOR']._serialized_end=2932
-  _globals['_SIGNATURE']._serialized_start=2935
-  _globals['_SIGNATURE']._serialized_end=3248
-  _globals['_SIGNATURE_INPUTSENTRY']._serialized_start=3085
-  _globals['_SIGNATURE_INPUTSENTRY']._serialized_end=3165
-  _globals['_SIGNATURE_OUTPUTSENTRY']._serialized_start=3167
-  _globals['_SIGNATURE_OUTPUTSENTRY']._serialized_end=3248
-  _globals['_NODENAMES']._serialized_start=3250
-  _globals['_NODENAMES']._serialized_end=3276
-  _globals['_COLLECTION']._serialized_start=3278
-  _globals['_COLLECTION']._serialized_end=3338
-  _globals['_METAINFO']._serialized_start=3340
-  _globals['_METAINFO']._serialized_end=3364
-  _globals['_METAGRAPH']._serialized_start=3367
-  _globals['_METAGRAPH']._serialized_end=3825
-  _globals['_METAGRAPH_COLLECTIONDEFENTRY']._serialized_start=3661
-  _globals['_METAGRAPH_COLLECTIONDEFENTRY']._serialized_end=3743
-  _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_start=3745
-  _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_end=3825
-  _globals['_SAVEDMODEL']._serialized_start=3827
-  _globals['_SAVEDMODEL']._serialized_end=3925
+  _globals['_BATCHINGPARAMETERS']._serialized_start=115
+  _globals['_BATCHINGPARAMETERS']._serialized_end=612
+  _globals['_PROMETHEUSCONFIG']._serialized_start=614
+  _globals['_PROMETHEUSCONFIG']._serialized_end=662
+  _globals['_MONITORINGCONFIG']._serialized_start=664
+  _globals['_MONITORINGCONFIG']._serialized_end=745
+  _globals['_SSLCONFIG']._serialized_start=747
+  _globals['_SSLCONFIG']._serialized_end=841
+  _globals['_FUNCTIONNAME']._serialized_start=843
+  _globals['_FUNCTIONNAME']._serialized_end=871
+  _globals['_ATTRIBUTELIST']._serialized_start=873
+  _globals['_ATTRIBUTELIST']._serialized_end=934
+  _globals['_ATTRIBUTE']._serialized_start=936
+  _globals['_ATTRIBUTE']._serialized_end=1053
+  _globals['_NODE']._serialized_start=1056
+  _globals['_NODE']._serialized_end=1225
+  _globals['_NODE_ATTRENTRY']._serialized_start=1153
+  _globals['_NODE_ATTRENTRY']._serialized_end=1225
+  _globals['_FUNCTIONSIGNATURE']._serialized_start=1227
+  _globals['_FUNCTIONSIGNATURE']._serialized_end=1260
+  _globals['_FUNCTION']._serialized_start=1263
+  _globals['_FUNCTION']._serialized_end=1497
+  _globals['_FUNCTION_ATTRENTRY']._serialized_start=1153
+  _globals['_FUNCTION_ATTRENTRY']._serialized_end=1225
+  _globals['_FUNCTIONLIBRARY']._serialized_start=1499
+  _globals['_FUNCTIONLIBRARY']._serialized_end=1562
+  _globals['_GRAPH']._serialized_start=1564
+  _globals['_GRAPH']._serialized_end=1661
+  _globals['_SAVER']._serialized_start=1663
+  _globals['_SAVER']._serialized_end=1695
+  _globals['_SIGNATURETENSOR']._serialized_start=1697
+  _globals['_SIGNATURETENSOR']._serialized_end=1824
+  _globals['_SIGNATURE']._serialized_start=1827
+  _globals['_SIGNATURE']._serialized_end=2140
+  _globals['_SIGNATURE_INPUTSENTRY']._serialized_start=1977
+  _globals['_SIGNATURE_INPUTSENTRY']._serialized_end=2057
+  _globals['_SIGNATURE_OUTPUTSENTRY']._serialized_start=2059
+  _globals['_SIGNATURE_OUTPUTSENTRY']._serialized_end=2140
+  _globals['_NODENAMES']._serialized_start=2142
+  _globals['_NODENAMES']._serialized_end=2168
+  _globals['_COLLECTION']._serialized_start=2170
+  _globals['_COLLECTION']._serialized_end=2230
+  _globals['_METAINFO']._serialized_start=2232
+  _globals['_METAINFO']._serialized_end=2256
+  _globals['_METAGRAPH']._serialized_start=2259
+  _globals['_METAGRAPH']._serialized_end=2717
+  _globals['_METAGRAPH_COLLECTIONDEFENTRY']._serialized_start=2553
+  _globals['_METAGRAPH_COLLECTIONDEFENTRY']._serialized_end=2635
+  _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_start=2637
+  _globals['_METAGRAPH_SIGNATUREDEFENTRY']._serialized_end=2717
+  _globals['_SAVEDMODEL']._serialized_start=2719
+  _globals['_SAVEDMODEL']._serialized_end=2817
 # @@protoc_insertion_point(module_scope)

@@ -596,7 +596,7 @@ Global___ReloadConfigResponse: _TypeAlias = ReloadConfigResponse  # noqa: Y015
 
 @_typing.final
 class PredictLog(_message.Message):
-    """One record of assets.extra/tf_serving_warmup_requests."""
+    """A request and what answered it, as a log of predictions holds them; see PredictionLog in inference.proto."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -619,23 +619,3 @@ class PredictLog(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PredictLog: _TypeAlias = PredictLog  # noqa: Y015
-
-@_typing.final
-class PredictionLog(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    PREDICT_LOG_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def predict_log(self) -> Global___PredictLog: ...
-    def __init__(
-        self,
-        *,
-        predict_log: Global___PredictLog | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["predict_log", b"predict_log"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["predict_log", b"predict_log"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___PredictionLog: _TypeAlias = PredictionLog  # noqa: Y015

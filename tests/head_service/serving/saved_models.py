@@ -10,10 +10,9 @@ import tensorflow as tf
 
 from clients.wire.catalogue import MANIFEST_PATH, Manifest, TrunkRef, encode
 from clients.wire.tensors import to_tensor
-from clients.wire.tfs import server_pb2
+from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
-from head_service.manifest import hash_files
-from head_service.serving.warmup import WARMUP_PATH
+from head_service.manifest import WARMUP_PATH, hash_files
 from tests.head_service.versions_on_disk import FINGERPRINT
 
 WIDTH = 4
@@ -78,4 +77,4 @@ def write_warmup(directory: Path, *records: bytes) -> None:
 
 def warmup_record(alias: str = "embedding", rows: int = 1) -> bytes:
     request = pb.PredictRequest(inputs={alias: to_tensor(np.zeros((rows, WIDTH), np.float32))})
-    return server_pb2.WarmupRecord(predict_log=pb.PredictLog(request=request)).SerializeToString()
+    return inference_pb2.PredictionLog(predict_log=pb.PredictLog(request=request)).SerializeToString()

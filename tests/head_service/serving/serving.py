@@ -12,6 +12,7 @@ import numpy as np
 
 from clients.wire.metadata import MODEL_SERVICE, PREDICTION_SERVICE
 from clients.wire.tensors import from_tensor, to_tensor
+from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.serving.flags import parse_flags
 from head_service.serving.server import running
@@ -37,6 +38,15 @@ class Client:
         request = pb.PredictRequest(model_spec=pb.ModelSpec(name=self.name, **spec), inputs={"embedding": to_tensor(rows)})
         response = await self._call(f"/{PREDICTION_SERVICE}/Predict", request, pb.PredictResponse, timeout)
         return response.model_spec.version.value, from_tensor(response.outputs["logits"])
+
+    async def classify(self, request: inference_pb2.ClassificationRequest) -> Any:
+        return await self._call(f"/{PREDICTION_SERVICE}/Classify", request, inference_pb2.ClassificationResponse, 10)
+
+    async def regress(self, request: inference_pb2.RegressionRequest) -> Any:
+        return await self._call(f"/{PREDICTION_SERVICE}/Regress", request, inference_pb2.RegressionResponse, 10)
+
+    async def multi(self, request: inference_pb2.MultiInferenceRequest) -> Any:
+        return await self._call(f"/{PREDICTION_SERVICE}/MultiInference", request, inference_pb2.MultiInferenceResponse, 10)
 
     async def states(self) -> dict[int, tuple[str, str]]:
         """Each version's state and error."""

@@ -7,7 +7,7 @@ def test_the_metrics_have_the_references_names_and_bounds() -> None:
     monitoring = Monitoring({"m"}.__contains__, "pool")
     monitoring.request_ended("m", "predict", "GRPC", "OK", 0.001)
     monitoring.request_ended("m", "predict", "REST", "OK", 0.5)
-    monitoring.run_ended("m", 0.00001, 32)
+    monitoring.run_ended("m", "Predict", 0.00001, 32)
     monitoring.waited(0.002)
     monitoring.warmed_up("m", 0.1, "OK")
     lines = monitoring.exposition().decode().splitlines()
@@ -15,7 +15,7 @@ def test_the_metrics_have_the_references_names_and_bounds() -> None:
     assert ':tensorflow:serving:request_count{model_name="m",status="OK"} 2' in lines
     assert ':tensorflow:serving:request_latency_count{model_name="m",API="predict",entrypoint="GRPC"} 1' in lines
     assert ':tensorflow:serving:request_latency_bucket{model_name="m",API="predict",entrypoint="REST",le="10"} 0' in lines
-    assert ':tensorflow:serving:runtime_latency_bucket{model_name="m",API="predict",runtime="TF1",le="10"} 1' in lines
+    assert ':tensorflow:serving:runtime_latency_bucket{model_name="m",API="Predict",runtime="TF1",le="10"} 1' in lines
     assert ':tensorflow:serving:request_example_counts_sum{model="m"} 32' in lines
     assert ':tensorflow:serving:batching_session:queuing_latency_count{thread_pool_name="pool"} 1' in lines
     assert ':tensorflow:serving:model_warmup_latency_count{model_path="m",status="OK"} 1' in lines

@@ -19,7 +19,7 @@ from cryptography.x509.oid import NameOID
 from google.protobuf import text_format
 
 from clients.wire.catalogue import MANIFEST_PATH
-from clients.wire.tfs import server_pb2
+from clients.wire.tfs import inference_pb2, server_pb2
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.serving.warmup import MAX_RECORDS
 from tests.head_service.serving.saved_models import (
@@ -357,7 +357,7 @@ async def test_what_a_version_is_warmed_up_with_decides_whether_it_is_served(mod
                 ([warmup_record(rows=2)], ""),
                 ([warmup_record("nothing")], "the warm-up failed"),
                 ([b"\xff"], "record 0 of assets.extra/tf_serving_warmup_requests is not a PredictionLog"),
-                ([server_pb2.WarmupRecord(session_run_log={}).SerializeToString()], "Unsupported log_type for warmup"),
+                ([inference_pb2.PredictionLog(session_run_log={}).SerializeToString()], "Unsupported log_type for warmup"),
                 ([warmup_record()] * (MAX_RECORDS + 1), "more than 1000 records"),
             ],
             2,
@@ -375,10 +375,25 @@ class Parsing(tf.Module):  # type: ignore[misc]
 
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])  # type: ignore[untyped-decorator]
     def total(self, inputs: Any) -> dict[str, Any]:
+        return {"outputs": self.sums(inputs)}
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name="inputs")])  # type: ignore[untyped-decorator]
+    def scored(self, inputs: Any) -> dict[str, Any]:
+        return {"scores": self.sums(inputs)[:, tf.newaxis]}
+
+    def sums(self, inputs: Any) -> Any:
         parsed = tf.io.parse_example(
             inputs, {"x": tf.io.FixedLenFeature([], tf.float32), "y": tf.io.FixedLenFeature([], tf.float32)}
         )
-        return {"outputs": parsed["x"] + parsed["y"]}
+        return parsed["x"] + parsed["y"]
+
+
+@pytest.fixture(scope="module")
+def parsing(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("parsing") / "1"
+    module = Parsing()
+    tf.saved_model.save(module, str(path), signatures={"scored": module.scored, "total": module.total})
+    return path
 
 
 def example(**values: float) -> bytes:
@@ -387,16 +402,57 @@ def example(**values: float) -> bytes:
     return bytes(made.SerializeToString())
 
 
-@pytest.mark.parametrize("kind", ["classify_log", "regress_log", "multi_inference_log"])
-async def test_warm_up_replays_examples_with_their_context(tmp_path: Path, base: Path, kind: str) -> None:
-    module = Parsing()
-    tf.saved_model.save(module, str(tmp_path / "parsing"), signatures={"serving_default": module.total})
-    shutil.copytree(tmp_path / "parsing", base / "1")
-    given = {"example_list_with_context": {"examples": [example(x=1)], "context": example(y=2)}}
-    request = {"input": given, **({"tasks": [{}]} if kind == "multi_inference_log" else {})}
-    write_warmup(base / "1", server_pb2.WarmupRecord(**{kind: {"request": request}}).SerializeToString())  # type: ignore[arg-type]
-    async with server(base) as client:
+GIVEN = inference_pb2.Input(
+    example_list_with_context=inference_pb2.ExampleListWithContext(examples=[example(x=1)], context=example(y=2))
+)
+CLASSIFY = inference_pb2.ClassificationRequest(model_spec=pb.ModelSpec(name="m", signature_name="scored"), input=GIVEN)
+REGRESS = inference_pb2.RegressionRequest(model_spec=pb.ModelSpec(name="m", signature_name="total"), input=GIVEN)
+MULTI = inference_pb2.MultiInferenceRequest(
+    tasks=[
+        inference_pb2.InferenceTask(model_spec=CLASSIFY.model_spec, method_name="tensorflow/serving/classify"),
+        inference_pb2.InferenceTask(model_spec=REGRESS.model_spec, method_name="tensorflow/serving/regress"),
+    ],
+    input=GIVEN,
+)
+
+
+async def test_warm_up_replays_examples_with_their_context(parsing: Path, base: Path) -> None:
+    logs = [
+        inference_pb2.PredictionLog(classify_log=inference_pb2.ClassifyLog(request=CLASSIFY)),
+        inference_pb2.PredictionLog(regress_log=inference_pb2.RegressLog(request=REGRESS)),
+        inference_pb2.PredictionLog(multi_inference_log=inference_pb2.MultiInferenceLog(request=MULTI)),
+    ]
+    shutil.copytree(parsing, base / "1")
+    write_warmup(base / "1", *(log.SerializeToString() for log in logs))
+    (base / "monitoring").write_text("prometheus_config { enable: true }")
+    async with server(base, f"--monitoring_config_file={base / 'monitoring'}") as client:
         assert await client.states() == {1: ("AVAILABLE", "")}
+        metrics = (await client.get("/monitoring/prometheus/metrics")).text.splitlines()
+    for api in ("Classify", "Regress", "MultiInference"):
+        assert f':tensorflow:serving:runtime_latency_count{{model_name="m",API="{api}",runtime="TF1"}} 1' in metrics
+
+
+async def test_a_warm_up_that_asks_for_another_signatures_results_keeps_a_version_from_serving(parsing: Path, base: Path) -> None:
+    wrong = inference_pb2.ClassificationRequest(model_spec=REGRESS.model_spec, input=GIVEN)
+    log = inference_pb2.PredictionLog(classify_log=inference_pb2.ClassifyLog(request=wrong))
+    shutil.copytree(parsing, base / "1")
+    write_warmup(base / "1", log.SerializeToString())
+    async with server(base) as client:
+        assert "the warm-up failed: Expected classification signature outputs" in (await client.states())[1][1]
+
+
+async def test_examples_are_answered_beside_batches_again_and_again(parsing: Path, base: Path) -> None:
+    shutil.copytree(parsing, base / "1")
+    async with server(base, "--enable_batching") as client:
+        for _ in range(6):
+            classified, regressed, both = (
+                await client.classify(CLASSIFY),
+                await client.regress(REGRESS),
+                await client.multi(MULTI),
+            )
+            assert [found.score for found in classified.result.classifications[0].classes] == [3]
+            assert [found.value for found in regressed.result.regressions] == [3]
+            assert [result.WhichOneof("result") for result in both.results] == ["classification_result", "regression_result"]
 
 
 async def test_a_unix_socket_is_listened_on_too(models: dict[str, Path], base: Path) -> None:

@@ -10,7 +10,7 @@ from clients.wire.catalogue import MANIFEST_PATH, Manifest, View, encode
 from clients.wire.tfs import server_pb2, tensor_pb2
 from head_service.manifest import hash_files
 from head_service.serving.allowed_ops import ALL_OPS, COMPUTING_OPS, LOADING_OPS
-from head_service.serving.trust import LoadError, RefusedError, check_ops, checked, reachable_ops
+from head_service.serving.trust import LoadError, RefusedError, check_ops, checked, is_steady, reachable_ops
 from tests.head_service.versions_on_disk import manifest
 
 WIDTH = manifest().width
@@ -273,3 +273,11 @@ def test_a_damaged_graph_is_refused_and_nothing_else_happens(noise: bytes, place
             check_ops(made)
         except RefusedError:
             continue
+
+
+@pytest.mark.parametrize(
+    ("op", "steady"), [("Tanh", True), ("ParseExampleV2", True), ("StatelessWhile", False), ("PyFunc", False)]
+)
+def test_a_graph_is_steady_when_nothing_that_a_signature_runs_can_loop(op: str, steady: bool) -> None:
+    assert is_steady(graph(body=(node("m2", op, "m"),))) is steady
+    assert is_steady(graph(node("beside", op)))
