@@ -51,7 +51,7 @@ class StackSettings:
     model: str | None = None
     engine: str = "auto"
     layers: tuple[int, ...] = ()
-    """What the embedding service computes beside the last layer's default; heads that mix layers need it."""
+    """What the embedding service computes beside the last layer, for heads that read others."""
     source: str = ""
 
     @property
@@ -177,7 +177,7 @@ class Stack:
         s = self.settings
         command = [sys.executable, "-m", "embedding_service", "--host", s.host, "--cache-dir", str(s.cache_dir)]
         command += ["--grpc-port", str(s.embedding_grpc_port), "--http-port", str(s.embedding_http_port), "--engine", s.engine]
-        command += ["--layers", json.dumps(s.layers)] if s.layers else []
+        command += ["--layers", json.dumps(sorted({-1, *s.layers}))] if s.layers else []
         return command + (["--model", s.model] if s.model else [])
 
     def _serving_flags(self) -> list[str]:

@@ -54,10 +54,10 @@ class Recipe:
 RECIPES: Final[Mapping[HeadType, Recipe]] = {
     "linear": Recipe(epochs=60, batch=64, learning_rate=3e-3, weight_decay=1e-2, dropout=0.0, refits=True),
     "mix": Recipe(epochs=40, batch=64, learning_rate=3e-3, weight_decay=3e-2, dropout=0.2, refits=True),
-    "mlp": Recipe(epochs=30, batch=64, learning_rate=1e-3, weight_decay=3e-2, dropout=0.3, hidden=256, refits=True),
-    "fasttext": Recipe(epochs=20, batch=32, learning_rate=1e-3, weight_decay=1e-2, dropout=0.3, hidden=256, patience=4),
-    "attention": Recipe(epochs=20, batch=32, learning_rate=7e-4, weight_decay=1e-2, dropout=0.3, hidden=192, patience=4),
-    "textcnn": Recipe(epochs=16, batch=32, learning_rate=7e-4, weight_decay=1e-2, dropout=0.4, hidden=96, patience=4),
+    "mlp": Recipe(epochs=30, batch=64, learning_rate=3e-4, weight_decay=1e-1, dropout=0.5, hidden=256, refits=True),
+    "fasttext": Recipe(epochs=20, batch=32, learning_rate=3e-4, weight_decay=1e-1, dropout=0.5, hidden=256, patience=4),
+    "attention": Recipe(epochs=16, batch=32, learning_rate=2e-4, weight_decay=1e-1, dropout=0.5, hidden=192, patience=4),
+    "textcnn": Recipe(epochs=16, batch=32, learning_rate=3e-4, weight_decay=1e-1, dropout=0.5, hidden=96, patience=4),
 }
 
 
