@@ -143,7 +143,7 @@ async def _in_order(
 
 async def _classify_block(client: AsyncClient, block: Sequence[str], heads: Sequence[str] | None) -> list[dict[str, Any]]:
     try:
-        return [as_json(result) for result in await _patiently(client, block, heads)]
+        return [as_json(result) for result in await patiently(client, block, heads)]
     except NotFound:
         raise
     except InvalidRequest as error:
@@ -155,7 +155,8 @@ async def _classify_block(client: AsyncClient, block: Sequence[str], heads: Sequ
     return left + await _classify_block(client, block[middle:], heads)
 
 
-async def _patiently(client: AsyncClient, block: Sequence[str], heads: Sequence[str] | None) -> list[Result]:
+async def patiently(client: AsyncClient, block: Sequence[str], heads: Sequence[str] | None) -> list[Result]:
+    """Classify *block*; a gateway that is full or away is asked again for `PATIENCE_SECONDS`, when it says so."""
     give_up = asyncio.get_running_loop().time() + PATIENCE_SECONDS
     while True:
         try:

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from clients import AsyncClient, EmbeddingClient
 from head_service.catalogue import read_catalogue
-from trunkline.bulk import REQUESTS_IN_FLIGHT, TEXTS_A_REQUEST
+from trunkline.bulk import REQUESTS_IN_FLIGHT, TEXTS_A_REQUEST, patiently
 from trunkline.demo_data import DemoHead, prepare_demo_data
 from trunkline.processes import StackError
 from trunkline.stack import Addresses, Stack
@@ -116,7 +116,7 @@ async def measure(client: AsyncClient, head: DemoHead) -> Accuracy:
     async def correct_in(start: int) -> int:
         async with permits:
             block = texts[start : start + TEXTS_A_REQUEST]
-            results = await client.classify(block, heads=[head.name], timeout=60.0)
+            results = await patiently(client, block, [head.name])
         found = [getattr(result.heads[head.name], "label", None) for result in results]
         return sum(a == b for a, b in zip(found, labels[start : start + TEXTS_A_REQUEST], strict=True))
 
