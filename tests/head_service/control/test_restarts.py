@@ -12,7 +12,7 @@ from perf.control_kills import kill_rounds
 
 @pytest.mark.timeout(180)
 def test_what_was_acknowledged_is_there_once_after_kill_9_and_sigterm_ends_well():
-    verdict = kill_rounds(5)
+    verdict = kill_rounds(3)
 
     assert [] == verdict.faults
     assert verdict.num_rows > 0
