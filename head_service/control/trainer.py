@@ -57,11 +57,9 @@ def _release(
     if order.publish == "version":
         return None
     lifecycle = Lifecycle(run.repository, partial(wait_until_available, run.heads_address))
-    if (known := lifecycle.comparison(head, version)) is not None and known.verdict != "passed":
-        return known
-    entry = lifecycle.state(head).entry
-    if known is not None and entry is not None and entry.stable >= version:
-        # It went live in an attempt before this one, and may have been followed by another since.
+    known, entry = lifecycle.comparison(head, version), lifecycle.state(head).entry
+    if (known is not None and known.verdict != "passed") or (entry is not None and entry.stable >= version):
+        # An attempt before this one was through, and another version may have followed since: never backwards.
         return known
     return release(lifecycle, head, version, scorer=scorer, remeasure=remeasure, reason=f"run {run.run_id}")
 
@@ -74,17 +72,12 @@ def _options(order: TrainingOrder) -> FitOptions:
 
 def _ended(order: TrainingOrder, run: RunContext, version: int, found: Comparison | None, report: str = "") -> Outcome:
     metrics = run.repository.manifest(order.head, version).metrics
-    passed = found is not None and found.verdict == "passed"
-    result = RunResult(
-        version=version,
-        is_live=passed,
-        metrics=_plain(metrics),
-        comparison=_told(found),
-        report=report,
-    )
-    if found is not None and not passed:
+    entry = Lifecycle(run.repository).state(order.head).entry
+    is_live = entry is not None and entry.stable == version
+    result = RunResult(version=version, is_live=is_live, metrics=_plain(metrics), comparison=_told(found), report=report)
+    if found is not None and found.verdict != "passed":
         return Outcome(kind="refused", message=f"version {version} is not live: {found.reason}", result=result)
-    return Outcome(kind="succeeded", message=f"version {version} is {'live' if passed else 'published'}", result=result)
+    return Outcome(kind="succeeded", message=f"version {version} is {'live' if is_live else 'published'}", result=result)
 
 
 def _told(found: Comparison | None) -> dict[str, float | int | str | None]:

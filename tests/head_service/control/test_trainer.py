@@ -1,18 +1,16 @@
 """The trainer by default, in this process, its embeddings made up."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from head_service.catalogue import promote, read_catalogue
+from head_service.catalogue import read_catalogue
 from head_service.control.publishing import RunRepository, published_by
 from head_service.control.trainer import train_head
 from head_service.control.words import Outcome, RunContext, TrainingOrder
 from head_service.errors import DataError
 from tests.head_service.training.test_embeddings import FakeEmbedder
-from tests.head_service.versions_on_disk import FINGERPRINT, exporter
 
 RUN = "a" * 32
 
@@ -37,14 +35,14 @@ class Training:
     def repository(self, run_id: str = RUN) -> RunRepository:
         return RunRepository(self.folder / "heads", run_id, lambda: True, lambda _: None)
 
-    def train(self, published: int | None = None, **order) -> Outcome:
+    def train(self, published: int | None = None, run_id: str = RUN, **order) -> Outcome:
         context = RunContext(
-            run_id=RUN,
+            run_id=run_id,
             data=self.folder / "rows.csv",
             text_column=None,
             label_column=None,
             folder=self.folder,
-            repository=self.repository(),
+            repository=self.repository(run_id),
             published=published,
             embedding_address="",
             heads_address="",
@@ -92,13 +90,10 @@ def test_an_order_for_a_version_only_leaves_the_live_one_as_it_is(training: Trai
 def test_what_an_attempt_before_published_is_seen_through_and_never_backwards(
     training: Training, live, publish: str, stable, is_live
 ):
-    def named(export: Callable[[Path, int], None]) -> int:
-        return training.repository().publish("parity", export, fingerprint=FINGERPRINT)
-
-    version = named(exporter())
+    version = training.train(publish="version").result.version
     if live:
-        other = training.repository("b" * 32)
-        promote(other, "parity", other.publish("parity", exporter(), fingerprint=FINGERPRINT))
+        assert live == training.train(run_id="b" * 32).result.version == training.stable
+    training.progress.clear()
 
     outcome = training.train(published=version, publish=publish)
 
@@ -106,8 +101,28 @@ def test_what_an_attempt_before_published_is_seen_through_and_never_backwards(
     assert [] == training.progress
 
 
-@pytest.mark.parametrize("order", [{"head_type": "nosuch"}, {"task": "regression"}, {"seed": 3}])
-def test_what_it_cannot_do_is_refused_in_place_of_doing_something_else(training: Training, order):
-    with pytest.raises(DataError, match="leave it out"):
+@pytest.mark.parametrize(
+    ("order", "problem"), [({"head_type": "nosuch"}, "head_type is one of linear"), ({"task": "regression"}, "number")]
+)
+def test_an_order_that_cannot_be_carried_out_publishes_nothing(training: Training, order, problem: str):
+    with pytest.raises(DataError, match=problem):
         training.train(**order)
     assert [] == training.repository().versions("parity")
+
+
+def test_a_version_that_does_not_pass_the_gate_is_a_refused_run(training: Training):
+    training.train()
+    rows = "".join(f"text {n},{'new odd' if n % 2 else 'new even'}\n" for n in range(30))
+    (training.folder / "rows.csv").write_text("text,label\n" + rows)
+
+    outcome = training.train(run_id="b" * 32)
+
+    assert ("refused", 2, False, 1) == (outcome.kind, outcome.result.version, outcome.result.is_live, training.stable)
+    assert "incomparable" == outcome.result.comparison["verdict"]
+    assert (training.folder / outcome.result.report).is_file()
+
+
+def test_an_order_names_its_head_type_and_seed(training: Training):
+    outcome = training.train(head_type="mlp", seed=3)
+
+    assert "mlp" == training.repository().manifest("parity", outcome.result.version).head_type
