@@ -4,13 +4,18 @@ import asyncio
 import gc
 import logging
 import os
+import socket
 import sys
 
 from head_service.serving.errors import ServingError
 from head_service.serving.flags import FlagError, parse_flags
-from head_service.serving.settings import read_settings
+from head_service.serving.listening import ListenError, listening
+from head_service.serving.settings import Settings, read_settings
 
 _log = logging.getLogger("head_service.serving")
+
+SWITCH_SECONDS = 0.0005
+"""How long a thread that loads may keep the interpreter from the one that answers; Python's own 5 ms are longer than a call."""
 
 
 def main() -> int:
@@ -21,21 +26,23 @@ def main() -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         settings = read_settings(parse_flags(sys.argv[1:]))
-    except FlagError as error:
-        _log.error("%s", error)
-        return 1
-    from head_service.serving.server import ListenError, serve  # noqa: PLC0415 (TensorFlow: a bad flag is told at once)
-
-    try:
-        # What was imported lives as long as the process: the collector need not look at it again and again.
-        gc.freeze()
-        asyncio.run(serve(settings, _announce))
-    except (ListenError, ServingError) as error:
+        with listening(settings.flags) as listener:
+            _serve(settings, listener)
+    except (FlagError, ListenError, ServingError) as error:
         _log.error("%s", error)
         return 1
     except KeyboardInterrupt:
         return 130
     return 0
+
+
+def _serve(settings: Settings, listener: socket.socket) -> None:
+    from head_service.serving.server import serve  # noqa: PLC0415 (TensorFlow: what is wrong so far is told at once)
+
+    # What was imported lives as long as the process: the collector need not look at it again and again.
+    gc.freeze()
+    sys.setswitchinterval(SWITCH_SECONDS)
+    asyncio.run(serve(settings, listener, _announce))
 
 
 def _announce(rpc: str, rest: str) -> None:

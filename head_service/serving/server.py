@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, Final
 
 import grpc.aio
@@ -19,6 +19,7 @@ from clients.wire.metadata import MAX_MESSAGE_BYTES
 from head_service.serving.batching import Batcher
 from head_service.serving.errors import ServingError
 from head_service.serving.flags import FlagError, Flags, read_config
+from head_service.serving.listening import ListenError, taken
 from head_service.serving.monitoring import Monitoring, RestMonitor, RpcMonitor
 from head_service.serving.predict import Predictor
 from head_service.serving.rest import RestEdge
@@ -33,12 +34,11 @@ MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 HEALTH_NAMES: Final = ("", "ModelService", "PredictionService")
 
 
-class ListenError(Exception):
-    """A port could not be had."""
+async def serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str, str], None]) -> None:
+    """Serve until SIGTERM or SIGINT, REST on *listener*.
 
-
-async def serve(settings: Settings, on_ready: Callable[[str, str], None]) -> None:
-    """Serve until SIGTERM or SIGINT; *on_ready* is told the gRPC and REST addresses once the first versions are loaded."""
+    *on_ready* is told the gRPC and REST addresses once the first versions are loaded.
+    """
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     signals = (signal.SIGTERM, signal.SIGINT)
@@ -51,15 +51,15 @@ async def serve(settings: Settings, on_ready: Callable[[str, str], None]) -> Non
 
     for number in signals:
         loop.add_signal_handler(number, stop_once)
-    serving = asyncio.create_task(_serve(settings, on_ready, stop))
+    serving = asyncio.create_task(_serve(settings, listener, on_ready, stop))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait((serving, stopping), return_when=asyncio.FIRST_COMPLETED)
     stopping.cancel()
     await serving
 
 
-async def _serve(settings: Settings, on_ready: Callable[[str, str], None], stop: asyncio.Event) -> None:
-    async with running(settings, stop) as (rpc, rest):
+async def _serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str, str], None], stop: asyncio.Event) -> None:
+    async with running(settings, listener, stop) as (rpc, rest):
         if not stop.is_set():
             on_ready(rpc, rest)
         await stop.wait()
@@ -67,7 +67,9 @@ async def _serve(settings: Settings, on_ready: Callable[[str, str], None], stop:
 
 
 @contextlib.asynccontextmanager
-async def running(settings: Settings, stop: asyncio.Event | None = None) -> AsyncIterator[tuple[str, str]]:
+async def running(
+    settings: Settings, listener: socket.socket, stop: asyncio.Event | None = None
+) -> AsyncIterator[tuple[str, str]]:
     """Serve for as long as the context lasts; its value is the gRPC and REST addresses, HOST:PORT.
 
     *stop*, once set, cuts short the wait for the first versions.
@@ -79,8 +81,6 @@ async def running(settings: Settings, stop: asyncio.Event | None = None) -> Asyn
     manager.configure(settings.models)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(manager.close)
-        # Taken before anything is loaded: a port that is not to be had is told at once.
-        listener = stack.enter_context(_listen(flags))
         await _unless(stop, manager.settle())
         batcher = None
         if settings.batching is not None:
@@ -183,23 +183,13 @@ def _bind(server: grpc.aio.Server, settings: Settings) -> int:
         else:
             port = server.add_secure_port(address, settings.credentials)
     except RuntimeError:
-        raise ListenError(_taken(flags.port, "--port")) from None
+        raise taken(flags.port, "--port") from None
     if flags.grpc_socket_path:
         try:
             server.add_insecure_port(f"unix:{flags.grpc_socket_path}")
         except RuntimeError:
             raise ListenError("--grpc_socket_path cannot be listened on: its folder must be there, its path short") from None
     return int(port)
-
-
-@contextlib.contextmanager
-def _listen(flags: Flags) -> Iterator[socket.socket]:
-    try:
-        listener = socket.create_server((flags.host, flags.rest_api_port))
-    except OSError:
-        raise ListenError(_taken(flags.rest_api_port, "--rest_api_port")) from None
-    with listener:
-        yield listener
 
 
 @contextlib.asynccontextmanager
@@ -267,7 +257,3 @@ async def _cancel(task: "asyncio.Task[Any]") -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-def _taken(port: int, flag: str) -> str:
-    return f"port {port} is taken; stop what listens there or choose another with {flag} (0: any free one)"

@@ -10,8 +10,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import sys
-import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -35,8 +33,6 @@ Fingerprint = tuple[tuple[str, int, int], ...]
 """Each file's path, size and time of change."""
 
 PLATFORMS: Final = frozenset({"", "tensorflow"})
-LOADING_NICENESS: Final = 10
-"""Loading gives way to answering where the machine has not enough cores for both."""
 
 
 class Loaded(Protocol):
@@ -190,9 +186,8 @@ class VersionManager:
         self._models: dict[str, Model] = {}
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._loading = ThreadPoolExecutor(
-            max(1, self._following.num_load_threads), thread_name_prefix="load", initializer=_give_way
-        )
+        # Of the usual priority: a thread that gives way while it has the interpreter's lock makes everybody else wait for it.
+        self._loading = ThreadPoolExecutor(max(1, self._following.num_load_threads), thread_name_prefix="load")
         # Looking at directories does not wait for a load.
         self._looking = ThreadPoolExecutor(1, thread_name_prefix="look")
 
@@ -397,8 +392,3 @@ def _forget(model: Model, found: set[int], wanted: set[int]) -> None:
 
 def _is_specific(model: Model) -> bool:
     return model.config.model_version_policy.WhichOneof("policy_choice") == "specific"
-
-
-def _give_way() -> None:
-    if sys.platform == "linux":
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), LOADING_NICENESS)

@@ -9,6 +9,7 @@ import asyncio
 import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 
 from clients import AsyncHeadClient, TrunklineError
 from perf.load import milliseconds_at
-from perf.micro.served_heads import INPUT, WIDTH, ServedHeads, served
+from perf.machine import footprint
+from perf.micro.served_heads import INPUT, WIDTH, served
 from perf.settings import wide_console
 
 SWAPPED: Final = "swapped"
@@ -27,7 +29,7 @@ SETTLING_CALLS: Final = 200
 
 @dataclass(slots=True)
 class Calls:
-    """What came back. Latencies in seconds, of good answers."""
+    """What came back. Latencies in seconds, of good answers. *rss_bytes*: the server's, before the load and after."""
 
     failed: list[str] = field(default_factory=list)
     went_back: int = 0
@@ -40,6 +42,7 @@ class Calls:
     version: int = 0
     since_swap: int = SETTLING_CALLS
     is_loading: bool = False
+    rss_bytes: tuple[int, int] = (0, 0)
     seen: asyncio.Event = field(default_factory=asyncio.Event)
 
     def answered(self, version: int, seconds: float) -> None:
@@ -85,12 +88,12 @@ async def _load(client: AsyncHeadClient, rate: float, stop: asyncio.Event, calls
             number += 1
 
 
-async def _swap(heads: ServedHeads, swaps: int, pause: float, calls: Calls) -> None:
+async def _swap(staged: list[Path], pause: float, calls: Calls) -> None:
     await asyncio.sleep(2.0)
-    for version in range(2, swaps + 2):
+    for version, path in enumerate(staged, 2):
         calls.is_loading = True
         calls.seen.clear()
-        await asyncio.to_thread(heads.publish, SWAPPED, version)
+        path.rename(path.with_name(str(version)))
         async with asyncio.timeout(30):
             await calls.seen.wait()
         await asyncio.sleep(pause)
@@ -103,13 +106,17 @@ async def measure(swaps: int, rate: float, pause: float) -> Calls:
         served(SWAPPED, BESIDE) as heads,
         AsyncHeadClient(heads.address, options=(("grpc.enable_retries", 0),)) as client,
     ):
+        # Before the load: the generator has no time to copy and to hash meanwhile.
+        staged = [heads.stage(SWAPPED, version) for version in range(2, swaps + 2)]
         stop = asyncio.Event()
+        before = footprint(heads.pid).rss_bytes
         loading = asyncio.create_task(_load(client, rate, stop, calls))
         try:
-            await _swap(heads, swaps, pause, calls)
+            await _swap(staged, pause, calls)
         finally:
             stop.set()
             await loading
+        calls.rss_bytes = before, footprint(heads.pid).rss_bytes
     return calls
 
 
@@ -125,7 +132,8 @@ def main() -> None:
     console.print(
         f"{given.swaps} swaps, {calls.num_calls} calls at {given.rate:g}/s, {os.cpu_count()} cores: "
         f"{len(calls.failed)} failed, {calls.went_back} answers of an older version than the last; "
-        f"generator lag p99 {milliseconds_at(99, calls.lags):.1f} ms"
+        f"generator lag p99 {milliseconds_at(99, calls.lags):.1f} ms; "
+        f"the server's memory {calls.rss_bytes[0] / 2**20:.0f} MiB before, {calls.rss_bytes[1] / 2**20:.0f} MiB after"
     )
     groups = {
         "swapped head, steady": calls.steady,

@@ -36,9 +36,9 @@ class ServedHeads:
     base: Path
     model: Path
 
-    def publish(self, name: str, version: int) -> None:
-        """Make a version of head *name* appear, as the repository does."""
-        publish(self.model, self.base / name, name, version)
+    def stage(self, name: str, version: int) -> Path:
+        """Write a version of head *name* beside the others, all but its last rename."""
+        return stage(self.model, self.base / name, name, version)
 
 
 class _Linear(tf.Module):  # type: ignore[misc]  # TensorFlow is published without types
@@ -64,15 +64,15 @@ def export(directory: Path) -> None:
             writer.write(inference_pb2.PredictionLog(predict_log=pb.PredictLog(request=request)).SerializeToString())
 
 
-def publish(model: Path, folder: Path, name: str, version: int) -> None:
-    """Copy *model* into *folder*, write its manifest, and rename it to its number."""
+def stage(model: Path, folder: Path, name: str, version: int) -> Path:
+    """Copy *model* into *folder* under a name that no server looks at, and write its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f".tmp-{version}"
     shutil.copytree(model, staged)
     trunk = TrunkRef("none", f"sha256:{'0' * 64}")
     manifest = Manifest(name=name, version=version, labels=LABELS, width=WIDTH, trunk=trunk)
     (staged / MANIFEST_PATH).write_bytes(encode(msgspec.structs.replace(manifest, files=hash_files(staged))))
-    staged.rename(folder / str(version))
+    return staged
 
 
 @contextlib.asynccontextmanager
@@ -83,7 +83,7 @@ async def served(*names: str, flags: tuple[str, ...] = ()) -> AsyncIterator[Serv
         await asyncio.to_thread(export, model)
         config = pb.ModelServerConfig()
         for name in names:
-            publish(model, base / name, name, 1)
+            stage(model, base / name, name, 1).rename(base / name / "1")
             config.model_config_list.config.add(name=name, base_path=str(base / name))
         (base / "models.config").write_text(str(config))
         given = ["--port=0", "--rest_api_port=0", f"--model_config_file={base / 'models.config'}", "--allow_foreign_models=false"]

@@ -1,6 +1,7 @@
 """The embedded server in this process, and a client on our own stubs."""
 
 import contextlib
+import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ from clients.wire.tensors import from_tensor, to_tensor
 from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.serving.flags import parse_flags
+from head_service.serving.listening import listening
 from head_service.serving.server import running
-from head_service.serving.settings import read_settings
+from head_service.serving.settings import Settings, read_settings
 from tests.head_service.serving.saved_models import WIDTH
 
 ROWS = np.arange(2 * WIDTH, dtype=np.float32).reshape(2, WIDTH)
@@ -81,14 +83,24 @@ async def server(
     base: Path,
     *flags: str,
     credentials: grpc.ChannelCredentials | None = None,
-    socket: Path | None = None,
+    path: Path | None = None,
 ) -> AsyncIterator[Client]:
     """A server of the model `m` below *base* (unless the flags say otherwise), which looks at its files all the time."""
     given = ["--port=0", "--rest_api_port=0", "--file_system_poll_wait_seconds=0.02", *flags]
     if not any(flag.startswith("--model_config_file=") for flag in flags):
         given += ["--model_name=m", f"--model_base_path={base}"]
-    async with running(read_settings(parse_flags(given))) as (rpc, rest):
-        address = f"unix:{socket}" if socket else rpc
+    settings = read_settings(parse_flags(given))
+    with listening(settings.flags) as listener:
+        async with _client(settings, listener, credentials, path) as client:
+            yield client
+
+
+@contextlib.asynccontextmanager
+async def _client(
+    settings: Settings, listener: socket.socket, credentials: grpc.ChannelCredentials | None, path: Path | None
+) -> AsyncIterator[Client]:
+    async with running(settings, listener) as (rpc, rest):
+        address = f"unix:{path}" if path else rpc
         if credentials is None:
             channel = grpc.aio.insecure_channel(address)
         else:

@@ -21,6 +21,7 @@ from google.protobuf import text_format
 from clients.wire.catalogue import MANIFEST_PATH
 from clients.wire.tfs import inference_pb2, server_pb2
 from clients.wire.tfs import serving_pb2 as pb
+from head_service.serving.errors import ServingError
 from head_service.serving.warmup import MAX_RECORDS
 from tests.head_service.serving.saved_models import (
     WEIGHTS,
@@ -300,6 +301,13 @@ async def test_labels_move_in_two_steps(models: dict[str, Path], base: Path) -> 
         assert (await client.predict(version_label="canary"))[0] == 1
 
 
+async def test_a_label_on_what_is_not_loaded_yet_is_told_at_the_start(base: Path) -> None:
+    (base / "models.config").write_text(text_format.MessageToString(configuration(base, 1, stable=1)))
+    with pytest.raises(ServingError, match="Request to assign label to version 1 of model m"):
+        async with server(base, f"--model_config_file={base / 'models.config'}"):
+            pass
+
+
 async def test_a_configuration_file_is_followed_and_a_broken_one_is_not(models: dict[str, Path], base: Path) -> None:
     for number in (1, 2):
         publish(models["even"], base, "m", number)
@@ -458,7 +466,7 @@ async def test_examples_are_answered_beside_batches_again_and_again(parsing: Pat
 async def test_a_unix_socket_is_listened_on_too(models: dict[str, Path], base: Path) -> None:
     publish(models["even"], base, "m", 1)
     path = base / "socket"
-    async with server(base, f"--grpc_socket_path={path}", socket=path) as client:
+    async with server(base, f"--grpc_socket_path={path}", path=path) as client:
         assert (await client.predict())[0] == 1
 
 
