@@ -29,7 +29,7 @@ _BLOCK: Final = 100
 _STRING_WORDS: Final = {
     "Unterminated string": "Missing a closing quotation mark in string.",
     "Invalid control character": "Invalid encoding in string.",
-    "Invalid \\uXXXX": "Incorrect hex digit after \\u escape in string.",
+    "Invalid \\u": "Incorrect hex digit after \\u escape in string.",
     "Invalid \\escape": "Invalid escape character in string.",
 }
 """From how the standard library begins its words to RapidJSON's."""

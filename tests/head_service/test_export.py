@@ -95,7 +95,7 @@ def test_what_is_exported_gives_the_scores_of_training(tmp_path: Path, head_type
     expected = scores_of(head.logits(features), head.task, 2.5)
 
     plain = answered(directory, *inputs)
-    servable = Servable("topic", 1, directory)
+    servable = Servable("topic", 4, directory)
     names = ("tokens", "mask") if head.spec.reads_tokens else ("embedding",)
     served = servable.run("", dict(zip(names, inputs, strict=True)), ("scores",))
     servable.close()
@@ -202,7 +202,7 @@ def test_warmup_requests_are_of_several_sizes_and_ones_the_version_can_answer(tm
         assert list(zip(WARMUP_ROWS, WARMUP_TOKENS, strict=True)) == [mask.shape for mask in masks]
     else:
         assert [(rows, WIDTH) for rows in WARMUP_ROWS] == shapes
-    Servable("topic", 1, directory).close()
+    Servable("topic", 4, directory).close()
 
 
 @pytest.mark.parametrize(
