@@ -284,6 +284,6 @@ async def test_vectors_are_freed_with_their_answer_and_need_no_collector() -> No
             assert all(vectors() is not None for vectors in seen)
             del outcome
             # The pool's thread may let go of the pass a moment later than it hands it over.
-            await until(lambda: [None, None] == [vectors() for vectors in seen])
+            await until(lambda: all(vectors() is None for vectors in seen))
         finally:
             gc.enable()
