@@ -40,15 +40,18 @@ class RunningServer:
 
     def _run(self, flags: tuple[str, ...]) -> None:
         from head_service.serving.flags import parse_flags
+        from head_service.serving.listening import listening
         from head_service.serving.server import running
         from head_service.serving.settings import read_settings
 
         given = ["--port=0", "--rest_api_port=0", "--allow_foreign_models=true", *flags]
 
         async def serve() -> None:
-            async with running(read_settings(parse_flags(given))) as (rpc, rest):
-                self._ready.set_result((rpc, rest, asyncio.get_running_loop()))
-                await self._stop.wait()
+            settings = read_settings(parse_flags(given))
+            with listening(settings.flags) as listener:
+                async with running(settings, listener) as (rpc, rest):
+                    self._ready.set_result((rpc, rest, asyncio.get_running_loop()))
+                    await self._stop.wait()
 
         try:
             asyncio.run(serve())
