@@ -13,7 +13,7 @@ from clients.wire.catalogue import View, at_layers
 from head_service.errors import DataError
 from head_service.training.features import Features
 from head_service.training.heads import POOLED_TYPES, TOKEN_TYPES, Fitted, Head, HeadType, quality
-from head_service.training.linear import C_GRID, MIN_HELD, NUM_FOLDS, fit_linear, solve
+from head_service.training.linear import C_GRID, MIN_HELD, NUM_FOLDS, fit_linear, solve_quickly
 from head_service.training.targets import Targets, folds
 
 Say = Callable[[str], None]
@@ -165,7 +165,7 @@ def candidates(options: FitOptions, num_layers: int) -> list[Candidate]:
 
 def _linear(c: float, num_layers: int, options: FitOptions) -> Candidate:
     def try_on(features: FloatArray, targets: Targets) -> Head:
-        return solve(features, targets, c, options.balanced)
+        return solve_quickly(features, targets, c, options.balanced)
 
     def fit_all(features: FloatArray, targets: Targets) -> Fitted:
         return fit_linear(features, targets, balanced=options.balanced, seed=options.seed, c=c)
