@@ -1,6 +1,7 @@
 """Two running embedded servers over models made by TensorFlow, asked by the official stubs in a process of their own.
 
-`plain` runs with default flags; `other` sends tensor_content, answers health checks and gives REST calls little time.
+`plain` runs with default flags; `other` sends tensor_content, answers health checks and scripts of any site, and gives REST calls
+little time.
 Both run on threads of this process, on real ports: TensorFlow is loaded once, and only our stubs meet it here.
 """
 
@@ -19,6 +20,7 @@ import pytest
 OTHER_FLAGS = (
     "--enable_serialization_as_tensor_content=true",
     "--enable_grpc_healthcheck_service=true",
+    "--enable_cors_support=true",
     "--rest_api_timeout_in_ms=300",
 )
 

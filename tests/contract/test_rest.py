@@ -320,6 +320,11 @@ def test_a_preflight_needs_an_origin_and_cors_headers_need_the_flag(url):
     assert told(httpx.options(f"{url}/session:predict")) == (400, "Origin header is missing in CORS preflight")
 
 
+def test_with_the_flag_any_sites_script_may_read_every_answer(other_url):
+    for answer in (httpx.get(f"{other_url}/module"), httpx.get(f"{other_url}/nobody"), post(f"{other_url}/module:predict", {})):
+        assert answer.headers["access-control-allow-origin"] == "*"
+
+
 def test_a_gzip_body_is_read(url):
     body = gzip.compress(b'{"instances": [2]}')
     answer = post(f"{url}/session:predict", body, headers={"Content-Encoding": "gzip"})
