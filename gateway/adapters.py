@@ -20,7 +20,7 @@ from clients.wire import catalogue
 from clients.wire.catalogue import Manifest
 from clients.wire.text import NORMALIZER, Encoded, TextEncoder
 from gateway.coalesce import CallLimits, Coalescer
-from gateway.ports import FloatArray, LiveTrunk, Rows
+from gateway.ports import FloatArray, LiveTrunk, PriorityName, Rows
 
 MAX_CALL_BYTES: Final = 16 * 1024 * 1024
 """Of token vectors in one call to a head server, whose messages are bounded."""
@@ -83,18 +83,23 @@ def _retrieve(asking: "asyncio.Task[LiveTrunk]") -> None:
 
 
 class ClientEmbedder:
-    """Embeds over a stream for each trunk and set of views, shared by all requests."""
+    """Embeds over a stream for each trunk, set of views and priority, shared by all requests."""
 
     def __init__(self, client: AsyncEmbeddingClient, *, max_open: int) -> None:
         self._client = client
         self._max_open = max_open
-        self._streams: dict[tuple[str, tuple[catalogue.View, ...]], AsyncEmbeddingStream] = {}
+        self._streams: dict[tuple[str, tuple[catalogue.View, ...], PriorityName], AsyncEmbeddingStream] = {}
 
     async def embed(
-        self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[catalogue.View, ...], deadline: Deadline
+        self,
+        trunk: LiveTrunk,
+        inputs: Sequence[Encoded],
+        views: tuple[catalogue.View, ...],
+        deadline: Deadline,
+        priority: PriorityName,
     ) -> list[Rows]:
         """See `gateway.ports.Embedder`."""
-        rows = await self._stream(trunk.fingerprint, views).embed([item.ids for item in inputs], deadline)
+        rows = await self._stream(trunk.fingerprint, views, priority).embed([item.ids for item in inputs], deadline)
         return [[row[index] for row in rows] for index in range(len(views))]
 
     async def close(self) -> None:
@@ -102,12 +107,12 @@ class ClientEmbedder:
         for stream in self._streams.values():
             await stream.close()
 
-    def _stream(self, fingerprint: str, views: tuple[catalogue.View, ...]) -> AsyncEmbeddingStream:
-        known = self._streams.get((fingerprint, views))
+    def _stream(self, fingerprint: str, views: tuple[catalogue.View, ...], priority: PriorityName) -> AsyncEmbeddingStream:
+        known = self._streams.get((fingerprint, views, priority))
         if known is None:
             wanted = [View(pooling=v.pooling, layer=v.layer, normalize=v.normalize, dims=v.dims) for v in views]
-            known = self._client.stream(views=wanted, trunk_fingerprint=fingerprint, max_open=self._max_open)
-            self._streams[fingerprint, views] = known
+            known = self._client.stream(views=wanted, priority=priority, trunk_fingerprint=fingerprint, max_open=self._max_open)
+            self._streams[fingerprint, views, priority] = known
         return known
 
 

@@ -20,7 +20,10 @@ from gateway.admission import Admission
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
 from gateway.errors import error_response
+from gateway.fanout import FanOut
+from gateway.outputs import NoOutputs
 from gateway.pipeline import Pipeline
+from gateway.plan import Planner
 from gateway.routes import State, classify, request_id_of, router
 from gateway.schemas import openapi_parts
 from gateway.settings import Settings
@@ -92,7 +95,8 @@ async def started(settings: Settings) -> AsyncIterator[State]:
         await catalogue.refresh()
         polling = asyncio.create_task(catalogue.run())
         stack.push_async_callback(_cancel, polling)
-        pipeline = Pipeline(trunks, embedder, predictor, catalogue, head_timeout=settings.head_timeout_seconds)
+        fan_out = FanOut(predictor, head_timeout=settings.head_timeout_seconds)
+        pipeline = Pipeline(trunks, embedder, fan_out, catalogue, NoOutputs(), Planner())
         yield State(settings, pipeline, trunks, catalogue, Admission(settings.max_concurrent_texts), Telemetry())
 
 

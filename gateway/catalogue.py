@@ -1,18 +1,18 @@
-"""The live catalogue: polled from a file or a URL, the last good one kept, judged against the live trunk."""
+"""The live catalogue: polled from a file or a URL, the last good one kept."""
 
 import asyncio
 import logging
 import time
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import httpx
 import msgspec
 
-from clients.wire.catalogue import Catalogue, CatalogueHead, decode_catalogue
-from gateway.ports import LiveHead
+from clients.wire.catalogue import Catalogue, decode_catalogue
 
 _log = logging.getLogger(__name__)
+_EMPTY: Final = Catalogue()
 
 
 class CatalogueFetch(Protocol):
@@ -77,7 +77,6 @@ class CataloguePoller:
         self._source = source
         self._poll_seconds = poll_seconds
         self._catalogue: Catalogue | None = None
-        self._judged: dict[str, dict[str, LiveHead]] = {}
         self._checked = time.monotonic()
         self._is_in_order = False
 
@@ -91,12 +90,10 @@ class CataloguePoller:
         """Seconds since the source was last seen in order."""
         return time.monotonic() - self._checked
 
-    def heads(self, fingerprint: str) -> dict[str, LiveHead]:
-        """See `gateway.ports.CatalogueSource`."""
-        if fingerprint not in self._judged:
-            heads = self._catalogue.heads if self._catalogue else {}
-            self._judged[fingerprint] = {name: judge(name, head, fingerprint) for name, head in sorted(heads.items())}
-        return self._judged[fingerprint]
+    @property
+    def catalogue(self) -> Catalogue:
+        """See `gateway.ports.CatalogueSource`; one without heads before the first good one."""
+        return self._catalogue or _EMPTY
 
     async def refresh(self) -> None:
         """Take what the source has now; what is broken is logged, and the last good one stays."""
@@ -105,7 +102,6 @@ class CataloguePoller:
             if content is not None:
                 self._is_in_order = False
                 self._catalogue = decode_catalogue(content)
-                self._judged = {}
                 self._is_in_order = True
             if self._is_in_order:
                 self._checked = time.monotonic()
@@ -125,12 +121,3 @@ class CataloguePoller:
 def source_of(catalogue: str) -> CatalogueFetch:
     """A file's path or an http(s) URL as a source."""
     return UrlFetch(catalogue) if catalogue.startswith(("http://", "https://")) else FileFetch(Path(catalogue))
-
-
-def judge(name: str, head: CatalogueHead, fingerprint: str) -> LiveHead:
-    """*head*'s stable version, refused when it was trained on another trunk than *fingerprint*'s."""
-    manifest = head.versions[head.stable]
-    if manifest.trunk.fingerprint == fingerprint:
-        return LiveHead(manifest, head.default)
-    refused = f"head {name!r} was trained on another trunk ({manifest.trunk.name}); train it again on this one"
-    return LiveHead(manifest, head.default, refused)

@@ -1,78 +1,35 @@
 """The heart: texts to labels. Embed once, ask all heads in parallel, name what they say. Knows neither HTTP nor gRPC."""
 
-import asyncio
-import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 
-from clients import Deadline, FailedPrecondition, InvalidRequest, InvalidResponse, NotFound, ServerFault, TrunklineError
+from clients import Deadline, FailedPrecondition, TrunklineError
 from clients.wire.catalogue import Manifest, View, views_of
 from clients.wire.text import Encoded
-from gateway.ports import CatalogueSource, Embedder, FloatArray, LiveHead, LiveTrunk, Predictor, Rows, Trunks
-from gateway.preprocess import encode_texts
-
-_log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Classification:
-    """What to do: *heads* None means the default ones; *with_scores*: every label's score, the *top_k* best of them."""
-
-    texts: Sequence[str]
-    heads: Sequence[str] | None = None
-    with_scores: bool = False
-    top_k: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class HeadAnswer:
-    """One head on one text."""
-
-    label: str | None
-    score: float
-    version: int
-    labels: list[str] | None = None
-    scores: dict[str, float] | None = None
-
-
-HeadOutcome = list[HeadAnswer] | TrunklineError
-"""One head on all texts, or why it has no answer."""
-
-
-@dataclass(slots=True)
-class StageTimings:
-    """Seconds of each stage."""
-
-    preprocess: float = 0.0
-    embed: float = 0.0
-    heads: float = 0.0
-    total: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """All texts by all heads."""
-
-    trunk: LiveTrunk
-    encoded: list[Encoded]
-    outcomes: dict[str, HeadOutcome]
-    timings: StageTimings = field(default_factory=StageTimings)
+from gateway.answers import of_texts, read_scores
+from gateway.classification import Answer, Classification, HeadOutcome, StageTimings, TextFacts
+from gateway.fanout import FanOut, HeadCall, HeadScores
+from gateway.plan import Plan, Planner, views_for
+from gateway.ports import CatalogueSource, Embedder, FloatArray, LiveTrunk, Outputs, Rows, Trunks
+from gateway.preprocess import Prepared, prepare, reading_of
 
 
 class Pipeline:
     """Answers classifications; holds nothing of any request."""
 
     def __init__(
-        self, trunks: Trunks, embedder: Embedder, predictor: Predictor, catalogue: CatalogueSource, *, head_timeout: float
+        self, trunks: Trunks, embedder: Embedder, fan_out: FanOut, catalogue: CatalogueSource, outputs: Outputs, planner: Planner
     ) -> None:
         self._trunks = trunks
         self._embedder = embedder
-        self._predictor = predictor
+        self._fan_out = fan_out
         self._catalogue = catalogue
-        self._head_timeout = head_timeout
+        self._outputs = outputs
+        self._planner = planner
 
     async def classify(self, request: Classification, deadline: Deadline) -> Answer:
         """Answer *request* within *deadline*.
@@ -91,129 +48,109 @@ class Pipeline:
         timings = StageTimings()
         started = time.perf_counter()
         trunk = await self._trunks.trunk(deadline)
-        heads = readable(choose(self._catalogue.heads(trunk.fingerprint), request.heads), trunk)
-        encoded = await encode_texts(trunk.encoder, request.texts)
+        plan = self._planner.plan(self._catalogue.catalogue, trunk, request)
+        prepared = await prepare(trunk.encoder, request.texts, plan.readings, request.truncation)
+        work = [self._look_up(manifest, prepared, request.may_reuse) for manifest in plan.versions]
         timings.preprocess = time.perf_counter() - started
-        views = tuple(dict.fromkeys(view for head in heads.values() if not head.refused for view in views_of(head.manifest)))
-        embeddings = await self._embed(trunk, encoded, views, deadline)
+        vectors = await self._embed(trunk, prepared.inputs, work, request, deadline)
         embedded = time.perf_counter()
         timings.embed = embedded - started - timings.preprocess
-        outcomes = await self._ask(heads, embeddings, request, deadline)
+        scores = await self._ask(work, vectors, prepared.inputs, deadline)
+        outcomes = _outcomes(plan, work, scores, request)
         finished = time.perf_counter()
         timings.heads, timings.total = finished - embedded, finished - started
-        return Answer(trunk, encoded, outcomes, timings)
+        return Answer(trunk, _facts(prepared.texts, work), outcomes, timings)
+
+    def _look_up(self, manifest: Manifest, prepared: Prepared, may_reuse: bool) -> "_Work":
+        pieces = prepared.places[reading_of(manifest)]
+        places = list(dict.fromkeys(chain.from_iterable(pieces)))
+        known: Sequence[FloatArray | None] = [None] * len(places)
+        if may_reuse:
+            known = self._outputs.find(manifest, [prepared.inputs[place] for place in places])
+        found = {place: row for place, row in zip(places, known, strict=True) if row is not None}
+        return _Work(manifest, pieces, found, [place for place in places if place not in found])
 
     async def _embed(
-        self, trunk: LiveTrunk, encoded: list[Encoded], views: tuple[View, ...], deadline: Deadline
-    ) -> dict[View, Rows]:
-        if not views:
-            return {}
-        arrays = await self._embedder.embed(trunk, encoded, views, deadline)
-        return dict(zip(views, arrays, strict=True))
+        self, trunk: LiveTrunk, inputs: Sequence[Encoded], work: Sequence["_Work"], request: Classification, deadline: Deadline
+    ) -> "_Vectors":
+        """What the trunk says of every input that some version must still read: one call, whatever views they read."""
+        busy = [one for one in work if one.missing]
+        if not busy:
+            return _Vectors({}, {})
+        needed = sorted({place for one in busy for place in one.missing})
+        views = views_for([one.manifest for one in busy])
+        arrays = await self._embedder.embed(trunk, [inputs[place] for place in needed], views, deadline, request.priority)
+        return _Vectors(dict(zip(views, arrays, strict=True)), {place: row for row, place in enumerate(needed)})
 
     async def _ask(
-        self, heads: dict[str, LiveHead], embeddings: dict[View, Rows], request: Classification, deadline: Deadline
-    ) -> dict[str, HeadOutcome]:
-        own = deadline.at if deadline.remaining() <= self._head_timeout else Deadline.after(self._head_timeout).at
-        calls = [self._one(name, head, embeddings, request, Deadline(own)) for name, head in heads.items()]
-        # A single call needs no task of its own.
-        outcomes = [await calls[0]] if len(calls) == 1 else await asyncio.gather(*calls)
-        return dict(zip(heads, outcomes, strict=True))
+        self, work: Sequence["_Work"], vectors: "_Vectors", inputs: Sequence[Encoded], deadline: Deadline
+    ) -> list[HeadScores]:
+        """The scores of each version on its `_Work.places`."""
+        busy = [one for one in work if one.missing]
+        calls = [HeadCall(one.manifest, vectors.rows(one.manifest, one.missing)) for one in busy]
+        answered = iter(await self._fan_out.ask(calls, deadline) if calls else [])
+        scores: list[HeadScores] = []
+        for one in work:
+            computed = next(answered) if one.missing else np.empty((0, len(one.manifest.labels)), np.float32)
+            if not isinstance(computed, TrunklineError):
+                if one.missing:
+                    self._outputs.keep(one.manifest, [inputs[place] for place in one.missing], computed)
+                computed = one.joined(computed)
+            scores.append(computed)
+        return scores
 
-    async def _one(
-        self, name: str, head: LiveHead, embeddings: dict[View, Rows], request: Classification, deadline: Deadline
-    ) -> HeadOutcome:
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one version has to do: *pieces* are the inputs of each text, *found* what is known of them, *missing* the others."""
+
+    manifest: Manifest
+    pieces: list[tuple[int, ...]]
+    found: dict[int, FloatArray]
+    missing: list[int]
+
+    def joined(self, computed: FloatArray) -> FloatArray:
+        """The scores of each text, *computed* being those of what was missing."""
+        rows = {place: row for row, place in enumerate(self.missing)}
+        scores = computed
+        if self.found:
+            rows |= {place: row for row, place in enumerate(self.found, len(rows))}
+            scores = np.concatenate([computed, np.stack(list(self.found.values()))])
+        return of_texts(scores, [[rows[place] for place in places] for places in self.pieces])
+
+
+@dataclass(frozen=True, slots=True)
+class _Vectors:
+    """What the trunk said: for each view one array an input; *row_of* says which input is where."""
+
+    of: dict[View, Rows]
+    row_of: dict[int, int]
+
+    def rows(self, manifest: Manifest, places: Sequence[int]) -> Rows:
+        """What a head reads of each of *places*: its view, or that at several layers, one behind the other."""
+        parts = [self.of[view] for view in views_of(manifest)]
+        if len(places) != len(self.row_of):
+            parts = [[part[self.row_of[place]] for place in places] for part in parts]
+        return parts[0] if len(parts) == 1 else [np.concatenate(rows, axis=-1) for rows in zip(*parts, strict=True)]
+
+
+def _outcomes(plan: Plan, work: Sequence[_Work], scores: Sequence[HeadScores], request: Classification) -> dict[str, HeadOutcome]:
+    said = {(one.manifest.name, one.manifest.version): outcome for one, outcome in zip(work, scores, strict=True)}
+    outcomes: dict[str, HeadOutcome] = {}
+    for word, head in plan.heads.items():
         if head.refused:
-            return FailedPrecondition(head.refused)
-        try:
-            scores = await self._predictor.predict(head.manifest, rows_for(head.manifest, embeddings), deadline)
-            return read_scores(head.manifest, check_scores(scores, head.manifest, len(request.texts)), request)
-        except TrunklineError as error:
-            return named(error, name)
-        except Exception as error:  # whatever it was, the other heads answer
-            _log.exception("head %r failed unexpectedly", name)
-            return named(ServerFault(type(error).__name__), name)
+            outcomes[word] = FailedPrecondition(head.refused)
+            continue
+        outcome = said[head.manifest.name, head.manifest.version]
+        outcomes[word] = outcome if isinstance(outcome, TrunklineError) else read_scores(head.manifest, outcome, request)
+    return outcomes
 
 
-def choose(heads: dict[str, LiveHead], names: Sequence[str] | None) -> dict[str, LiveHead]:
-    """The heads asked for; all default ones when none are named.
-
-    Raises:
-        NotFound: one is unknown; the message names the known ones.
-        InvalidRequest: an empty list.
-    """
-    if names is None:
-        return {name: head for name, head in heads.items() if head.is_default}
-    if not names:
-        raise InvalidRequest("heads is empty; leave it out for the default heads")
-    if not heads.keys() >= set(names):
-        known = ", ".join(sorted(heads)[:50]) or "none yet"
-        raise NotFound(f"a head that was asked for is unknown; known heads: {known}")
-    return {name: heads[name] for name in names}
-
-
-def readable(heads: dict[str, LiveHead], trunk: LiveTrunk) -> dict[str, LiveHead]:
-    """*heads*, those refused that read a layer *trunk* does not offer: asked for it, the trunk would answer nobody."""
-    return {name: head if head.refused else _judged(name, head, trunk) for name, head in heads.items()}
-
-
-def _judged(name: str, head: LiveHead, trunk: LiveTrunk) -> LiveHead:
-    missing = [str(view.layer) for view in views_of(head.manifest) if view.layer not in trunk.layers]
-    if not missing:
-        return head
-    said = f"head {name!r} reads layer {', '.join(missing)}, which the embedding service does not compute"
-    return replace(head, refused=f"{said}; start it with --layers")
-
-
-def rows_for(manifest: Manifest, embeddings: dict[View, Rows]) -> Rows:
-    """What a head reads of each text: its view, or that at several layers, one behind the other."""
-    views = views_of(manifest)
-    if len(views) == 1:
-        return embeddings[views[0]]
-    return [np.concatenate(parts, axis=-1) for parts in zip(*(embeddings[view] for view in views), strict=True)]
-
-
-def named(error: TrunklineError, head: str) -> TrunklineError:
-    """*error* as that of one head, in words that do not tell where it lives."""
-    reasons = {
-        "deadline_exceeded": "did not answer in time",
-        "unavailable": "is not available",
-        "overloaded": "is overloaded",
-        "not_found": "is not loaded in the head server",
-        "invalid_response": "answered something that is not its contract",
-    }
-    said = type(error)(f"head {head!r} {reasons.get(error.code, 'failed')}", retry_after=error.retry_after)
-    said.__cause__ = error
-    return said
-
-
-def check_scores(scores: FloatArray, manifest: Manifest, num_texts: int) -> FloatArray:
-    """*scores*, when they are float32 [texts, labels] and finite; InvalidResponse otherwise."""
-    if scores.shape != (num_texts, len(manifest.labels)) or scores.dtype != np.float32 or not np.isfinite(scores).all():
-        raise InvalidResponse("the scores are not finite float32 numbers, one for each text and label")
-    return scores
-
-
-def read_scores(manifest: Manifest, scores: FloatArray, request: Classification) -> list[HeadAnswer]:
-    """Ids to labels, by *manifest*."""
-    best = scores.argmax(axis=1).tolist()
+def _facts(texts: list[TextFacts], work: Sequence[_Work]) -> list[TextFacts]:
+    """*texts*, those marked cached for which nothing was computed."""
+    if not any(one.found for one in work):
+        return texts
     return [
-        HeadAnswer(
-            label=manifest.labels[index],
-            score=float(row[index]),
-            version=manifest.version,
-            labels=_passing(manifest, row) if manifest.task == "multi_label" else None,
-            scores=_ranked(manifest, row, request.top_k) if request.with_scores or request.top_k else None,
-        )
-        for index, row in zip(best, scores, strict=True)
+        replace(text, cached=all(place in one.found for one in work for place in one.pieces[index]))
+        for index, text in enumerate(texts)
     ]
-
-
-def _passing(manifest: Manifest, row: FloatArray) -> list[str]:
-    thresholds = manifest.thresholds or (0.5,) * len(manifest.labels)
-    return [label for label, score, least in zip(manifest.labels, row, thresholds, strict=True) if score >= least]
-
-
-def _ranked(manifest: Manifest, row: FloatArray, top_k: int | None) -> dict[str, float]:
-    order = np.argsort(-row, kind="stable")[:top_k].tolist()
-    return {manifest.labels[index]: float(row[index]) for index in order}

@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from clients import Deadline
-from clients.wire.catalogue import Manifest, View
+from clients.wire.catalogue import Catalogue, Manifest, View
 from clients.wire.text import Encoded, TextEncoder
 
 FloatArray = NDArray[np.float32]
+
+PriorityName = Literal["interactive", "bulk"]
+"""Bulk lets interactive work go first."""
 
 Rows = Sequence[FloatArray]
 """One array a text: float32 [width], or [tokens, width] where the view is of tokens. An array [texts, width] is one, too."""
@@ -29,15 +32,6 @@ class LiveTrunk:
     """Those that a view may ask for, by both their names: counted from 0, and back from -1."""
 
 
-@dataclass(frozen=True, slots=True)
-class LiveHead:
-    """A head of the catalogue; *refused* says why it cannot answer on this trunk, "" when it can."""
-
-    manifest: Manifest
-    is_default: bool
-    refused: str = ""
-
-
 class Trunks(Protocol):
     """Knows the live trunk."""
 
@@ -53,7 +47,9 @@ class Trunks(Protocol):
 class Embedder(Protocol):
     """Runs token ids through the trunk."""
 
-    async def embed(self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline) -> list[Rows]:
+    async def embed(
+        self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline, priority: PriorityName
+    ) -> list[Rows]:
         """For each view, one array an input. Raises TrunklineError."""
         ...
 
@@ -66,9 +62,22 @@ class Predictor(Protocol):
         ...
 
 
+class Outputs(Protocol):
+    """What versions said of inputs seen before. Neither method waits, and neither raises."""
+
+    def find(self, manifest: Manifest, inputs: Sequence[Encoded]) -> list[FloatArray | None]:
+        """The scores, float32 [labels], of each input, None where they are not known."""
+        ...
+
+    def keep(self, manifest: Manifest, inputs: Sequence[Encoded], scores: FloatArray) -> None:
+        """Remember *scores*, float32 [inputs, labels], that were checked."""
+        ...
+
+
 class CatalogueSource(Protocol):
     """Knows which heads are live."""
 
-    def heads(self, fingerprint: str) -> dict[str, LiveHead]:
-        """A snapshot, by name, judged against the trunk of *fingerprint*. Never waits."""
+    @property
+    def catalogue(self) -> Catalogue:
+        """A snapshot; the same object until something has changed. Never waits."""
         ...

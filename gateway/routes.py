@@ -15,13 +15,16 @@ from starlette.responses import Response
 
 from clients import Deadline, InvalidRequest, TrunklineError
 from clients.wire.asgi import CallerLeftError, while_connected
+from clients.wire.catalogue import CatalogueHead
 from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS
 from gateway.adapters import ClientTrunks
 from gateway.admission import Admission
 from gateway.catalogue import CataloguePoller
+from gateway.classification import Answer
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
-from gateway.pipeline import Answer, Pipeline
-from gateway.ports import LiveHead
+from gateway.pipeline import Pipeline
+from gateway.plan import refusal
+from gateway.ports import LiveTrunk
 from gateway.schemas import classify_answer, parse_classify
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -143,23 +146,29 @@ async def heads(request: Request) -> Response:
         trunk = await state.trunks.trunk(Deadline.after(2.0))
     except TrunklineError as error:
         return response_of(public(error), request_id_of(request))
-    described = [describe(name, head) for name, head in state.catalogue.heads(trunk.fingerprint).items()]
+    described = [describe(name, head, trunk) for name, head in sorted(state.catalogue.catalogue.heads.items())]
     return _json({"heads": described})
 
 
-def describe(name: str, head: LiveHead) -> dict[str, Any]:
+def describe(name: str, head: CatalogueHead, trunk: LiveTrunk) -> dict[str, Any]:
     """One head, for people and clients."""
-    manifest = head.manifest
+    manifest = head.versions[head.stable]
     return {
         "name": name,
         "version": manifest.version,
         "task": manifest.task,
         "labels": manifest.labels,
-        "default": head.is_default,
+        "default": head.default,
+        "tags": head.tags,
+        "stable": head.stable,
+        "canary": head.canary,
+        "canary_share": head.canary_share,
+        "shadow": head.shadow,
+        "versions": sorted(head.versions),
         "metrics": manifest.metrics,
         "trunk": {"name": manifest.trunk.name, "fingerprint": manifest.trunk.fingerprint},
         "created": manifest.created,
-        "refused": head.refused or None,
+        "refused": refusal(manifest, trunk) or None,
     }
 
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from clients import InvalidRequest
-from gateway.pipeline import Answer, Classification, HeadAnswer, HeadOutcome, StageTimings
+from gateway.classification import Answer, Classification, HeadAnswer, HeadOutcome, StageTimings
 
 Text = Annotated[str, msgspec.Meta(description="One raw text.")]
 TimeoutMs = Annotated[int, msgspec.Meta(ge=1, le=600_000, description="The caller's patience; wins over x-request-timeout-ms.")]
@@ -111,7 +111,7 @@ def parse_classify(body: bytes, max_texts: int) -> tuple[Classification, float |
     if len(texts) > max_texts:
         raise InvalidRequest(f"{len(texts)} texts are more than the {max_texts} of one request; send several")
     timeout = None if parsed.timeout_ms is None else parsed.timeout_ms / 1000
-    return Classification(texts, parsed.heads, parsed.scores, parsed.top_k), timeout
+    return Classification(texts, parsed.heads, with_scores=parsed.scores, top_k=parsed.top_k), timeout
 
 
 def _safe(message: str) -> str:
@@ -122,10 +122,10 @@ def _safe(message: str) -> str:
 def classify_answer(answer: Answer) -> ClassifyAnswer:
     """*answer* as it travels."""
     trunk = TrunkBody(answer.trunk.name, answer.trunk.fingerprint)
-    by_head = {name: _bodies(outcome, len(answer.encoded)) for name, outcome in answer.outcomes.items()}
+    by_head = {word: _bodies(outcome, len(answer.texts)) for word, outcome in answer.outcomes.items()}
     results = [
-        ResultBody({name: bodies[index] for name, bodies in by_head.items()}, len(item.ids), item.truncated, cached=False)
-        for index, item in enumerate(answer.encoded)
+        ResultBody({word: bodies[index] for word, bodies in by_head.items()}, text.num_tokens, text.truncated, text.cached)
+        for index, text in enumerate(answer.texts)
     ]
     return ClassifyAnswer(results, trunk, _timings(answer.timings))
 

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
-from gateway.pipeline import Answer
+from gateway.classification import Answer
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
@@ -37,12 +37,12 @@ class Telemetry:
     def answered(self, answer: Answer) -> None:
         """A request was answered."""
         self._ok()
-        self._texts.inc(len(answer.encoded))
+        self._texts.inc(len(answer.texts))
         for stage, observe in self._observe.items():
             observe(getattr(answer.timings, stage))
         for name, outcome in answer.outcomes.items():
             said = "ok" if isinstance(outcome, list) else outcome.code
-            self._heads.labels(name, said).inc(len(answer.encoded))
+            self._heads.labels(name, said).inc(len(answer.texts))
 
     def refused(self, status: int) -> None:
         """A request ended with an error's *status*."""

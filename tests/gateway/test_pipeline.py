@@ -6,10 +6,14 @@ import pytest
 from msgspec.structs import replace
 
 from clients import Deadline, FailedPrecondition, InvalidRequest, NotFound, TrunklineError, Unavailable
-from clients.wire.catalogue import Manifest, TrunkRef, View
+from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, View
 from clients.wire.text import Encoded, TextEncoder
-from gateway.pipeline import Classification, HeadAnswer, HeadOutcome, Pipeline
-from gateway.ports import FloatArray, LiveHead, LiveTrunk, Rows
+from gateway.classification import Classification, HeadAnswer, HeadOutcome
+from gateway.fanout import FanOut
+from gateway.outputs import NoOutputs
+from gateway.pipeline import Pipeline
+from gateway.plan import Planner
+from gateway.ports import FloatArray, LiveTrunk, PriorityName, Rows
 from tests.tiny_trunk import make_tiny_trunk
 
 Scores = Callable[[Rows], FloatArray]
@@ -44,7 +48,9 @@ class FakeEmbedder:
         self._trunks = trunks
         self.calls: list[tuple[int, tuple[View, ...]]] = []
 
-    async def embed(self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline) -> list[Rows]:
+    async def embed(
+        self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline, priority: PriorityName
+    ) -> list[Rows]:
         if trunk.fingerprint != self._trunks.live:
             raise FailedPrecondition("another trunk")
         self.calls.append((len(inputs), views))
@@ -67,11 +73,8 @@ class FakePredictor:
 
 
 class FakeCatalogue:
-    def __init__(self, *heads: LiveHead) -> None:
-        self._heads = {head.manifest.name: head for head in heads}
-
-    def heads(self, fingerprint: str) -> dict[str, LiveHead]:
-        return self._heads
+    def __init__(self, *heads: CatalogueHead) -> None:
+        self.catalogue = Catalogue({next(iter(head.versions.values())).name: head for head in heads})
 
 
 def second_wins(rows: Rows) -> FloatArray:
@@ -85,14 +88,24 @@ def raises(error: Exception) -> Scores:
     return fail
 
 
-def head(
-    name: str, *, default: bool = True, refused: str = "", view: View | None = None, mix_layers: tuple[int, ...] = ()
-) -> LiveHead:
-    trunk = TrunkRef("tiny", "sha256:one", "fake")
-    manifest = Manifest(
-        name=name, version=7, labels=("ham", "spam"), width=WIDTH, trunk=trunk, view=view or View(), mix_layers=mix_layers
+def manifest(
+    name: str, *, version: int = 7, trunk: str = "sha256:one", view: View | None = None, mix_layers: tuple[int, ...] = ()
+) -> Manifest:
+    ref = TrunkRef("tiny", trunk, "fake")
+    return Manifest(
+        name=name, version=version, labels=("ham", "spam"), width=WIDTH, trunk=ref, view=view or View(), mix_layers=mix_layers
     )
-    return LiveHead(manifest, default, refused)
+
+
+def live(one: Manifest, *, default: bool = True) -> CatalogueHead:
+    """A head that has one version."""
+    return CatalogueHead(stable=one.version, versions={one.version: one}, default=default)
+
+
+def head(
+    name: str, *, default: bool = True, trunk: str = "sha256:one", view: View | None = None, mix_layers: tuple[int, ...] = ()
+) -> CatalogueHead:
+    return live(manifest(name, trunk=trunk, view=view, mix_layers=mix_layers), default=default)
 
 
 @pytest.fixture
@@ -100,12 +113,16 @@ def trunks(tmp_path: Path) -> FakeTrunks:
     return FakeTrunks(encoder(tmp_path))
 
 
+def pipeline_of(trunks: FakeTrunks, embedder: FakeEmbedder, predictor: FakePredictor, *heads: CatalogueHead) -> Pipeline:
+    fan_out = FanOut(predictor, head_timeout=1.0)
+    return Pipeline(trunks, embedder, fan_out, FakeCatalogue(*heads), NoOutputs(), Planner())
+
+
 async def classify(
-    trunks: FakeTrunks, predictor: FakePredictor, heads: Sequence[LiveHead], request: Classification
+    trunks: FakeTrunks, predictor: FakePredictor, heads: Sequence[CatalogueHead], request: Classification
 ) -> tuple[dict[str, HeadOutcome], FakeEmbedder]:
     embedder = FakeEmbedder(trunks)
-    pipeline = Pipeline(trunks, embedder, predictor, FakeCatalogue(*heads), head_timeout=1.0)
-    answer = await pipeline.classify(request, Deadline.after(5))
+    answer = await pipeline_of(trunks, embedder, predictor, *heads).classify(request, Deadline.after(5))
     return answer.outcomes, embedder
 
 
@@ -113,7 +130,7 @@ async def test_texts_are_embedded_once_for_all_heads(trunks: FakeTrunks) -> None
     heads = [head("one"), head("two"), head("cls", view=View(pooling="cls"))]
     outcomes, embedder = await classify(trunks, FakePredictor(), heads, Classification(["a b", "c"]))
 
-    assert [(2, (View(), View(pooling="cls")))] == embedder.calls
+    assert [(2, (View(pooling="cls"), View()))] == embedder.calls
     assert [HeadAnswer("spam", 0.75, 7)] * 2 == outcomes["one"] == outcomes["two"] == outcomes["cls"]
 
 
@@ -140,14 +157,12 @@ async def test_a_head_that_fails_has_an_error_of_its_own_and_the_others_answer(
     assert [HeadAnswer("spam", 0.75, 7)] == outcomes["good"]
 
 
-async def test_a_refused_head_says_why_and_costs_no_forward_pass_when_it_is_alone(trunks: FakeTrunks) -> None:
-    outcomes, embedder = await classify(
-        trunks, FakePredictor(), [head("old", refused="trained elsewhere")], Classification(["a"])
-    )
+async def test_a_head_of_another_trunk_says_why_and_costs_no_forward_pass_when_it_is_alone(trunks: FakeTrunks) -> None:
+    outcomes, embedder = await classify(trunks, FakePredictor(), [head("old", trunk="sha256:elsewhere")], Classification(["a"]))
     old = outcomes["old"]
 
     assert isinstance(old, FailedPrecondition)
-    assert "trained elsewhere" == old.message
+    assert "another trunk" in old.message
     assert [] == embedder.calls
 
 
@@ -171,9 +186,11 @@ async def test_an_unknown_head_is_not_found_and_an_empty_list_is_a_mistake(trunk
 async def test_a_trunk_exchanged_meanwhile_is_asked_for_again_once(trunks: FakeTrunks) -> None:
     await trunks.trunk(Deadline.after(1))
     trunks.live = "sha256:two"
-    outcomes, embedder = await classify(trunks, FakePredictor(), [head("one")], Classification(["a"]))
+    heads = [head("one", trunk="sha256:two"), head("old")]
+    outcomes, embedder = await classify(trunks, FakePredictor(), heads, Classification(["a"]))
 
     assert [HeadAnswer("spam", 0.75, 7)] == outcomes["one"]
+    assert isinstance(outcomes["old"], FailedPrecondition)
     assert 1 == len(embedder.calls)
 
 
@@ -200,13 +217,13 @@ async def test_one_pass_gives_every_head_what_it_reads(trunks: FakeTrunks) -> No
     tokens = View("tokens", normalize=False)
     heads = [head("plain"), head("tokens", view=tokens), head("mixed", mix_layers=(-1, -3))]
     heads.append(head("both", view=tokens, mix_layers=(-1, -2)))
-    predictor = FakePredictor(**{one.manifest.name: keep(one.manifest.name) for one in heads})
+    predictor = FakePredictor(**{name: keep(name) for name in ("plain", "tokens", "mixed", "both")})
 
     _, embedder = await classify(trunks, predictor, heads, Classification(["a b", "c"]))
 
     # "a b" is four tokens with the special ones, "c" is three.
     assert 1 == len(embedder.calls)
-    assert (View(), tokens, View(layer=-3), View("tokens", -2, normalize=False)) == embedder.calls[0][1]
+    assert {View(), tokens, View(layer=-3), View("tokens", -2, normalize=False)} == set(embedder.calls[0][1])
     assert [[3.0] * WIDTH, [2.0] * WIDTH] == read["plain"]
     assert [[[3.0] * WIDTH] * 4, [[2.0] * WIDTH] * 3] == read["tokens"]
     assert [[3.0] * WIDTH + [1.0] * WIDTH, [2.0] * WIDTH + [0.0] * WIDTH] == read["mixed"]
@@ -215,7 +232,7 @@ async def test_one_pass_gives_every_head_what_it_reads(trunks: FakeTrunks) -> No
 
 @pytest.mark.parametrize("unreadable", [head("deep", view=View(layer=-4)), head("deep", mix_layers=(-1, -4))])
 async def test_a_head_that_reads_a_layer_nobody_computes_is_refused_and_the_others_answer(
-    trunks: FakeTrunks, unreadable: LiveHead
+    trunks: FakeTrunks, unreadable: CatalogueHead
 ) -> None:
     outcomes, embedder = await classify(trunks, FakePredictor(), [unreadable, head("good")], Classification(["a"]))
     deep = outcomes["deep"]
@@ -228,19 +245,66 @@ async def test_a_head_that_reads_a_layer_nobody_computes_is_refused_and_the_othe
 
 
 async def test_several_labels_a_text_are_those_at_or_above_their_thresholds(trunks: FakeTrunks) -> None:
-    several = head("tags")
-    manifest = replace(several.manifest, task="multi_label", thresholds=(0.2, 0.8))
+    several = replace(manifest("tags"), task="multi_label", thresholds=(0.2, 0.8))
 
-    outcomes, _ = await classify(trunks, FakePredictor(), [LiveHead(manifest, True)], Classification(["a"]))
+    outcomes, _ = await classify(trunks, FakePredictor(), [live(several)], Classification(["a"]))
 
     assert isinstance(outcomes["tags"], list)
     assert ["ham"] == outcomes["tags"][0].labels
 
 
 async def test_a_regression_answers_its_value(trunks: FakeTrunks) -> None:
-    manifest = replace(head("price").manifest, task="regression", labels=("value",))
+    price = replace(manifest("price"), task="regression", labels=("value",))
     predictor = FakePredictor(price=lambda rows: np.array([[-41.5]] * len(rows), np.float32))
 
-    outcomes, _ = await classify(trunks, predictor, [LiveHead(manifest, True)], Classification(["a"]))
+    outcomes, _ = await classify(trunks, predictor, [live(price)], Classification(["a"]))
 
     assert [HeadAnswer("value", -41.5, 7)] == outcomes["price"]
+
+
+async def test_equal_texts_are_one_input_and_each_has_its_answer(trunks: FakeTrunks) -> None:
+    def lengths(rows: Rows) -> FloatArray:
+        return np.array([[row[0], 0.0] for row in rows], np.float32)
+
+    outcomes, embedder = await classify(trunks, FakePredictor(one=lengths), [head("one")], Classification(["a", "b c", "a"]))
+
+    assert [(2, (View(),))] == embedder.calls
+    assert isinstance(outcomes["one"], list)
+    # Three and four tokens, less one for the layer.
+    assert [2.0, 3.0, 2.0] == [answer.score for answer in outcomes["one"]]
+
+
+async def test_a_text_in_windows_gets_the_mean_of_their_scores(trunks: FakeTrunks) -> None:
+    seen: list[int] = []
+
+    def counted(rows: Rows) -> FloatArray:
+        seen.append(len(rows))
+        return np.array([[1.0, 0.0], [0.0, 0.5]] + [[1.0, 0.5]] * (len(rows) - 2), np.float32)
+
+    request = Classification(["a b c d e f g " * 15, "c"], truncation="window", with_scores=True)
+    outcomes, _ = await classify(trunks, FakePredictor(one=counted), [head("one")], request)
+
+    # 105 words in windows of 62: two, and the short text.
+    assert [3] == seen
+    assert isinstance(outcomes["one"], list)
+    assert [{"ham": 0.5, "spam": 0.25}, {"ham": 1.0, "spam": 0.5}] == [answer.scores for answer in outcomes["one"]]
+
+
+async def test_a_text_that_may_not_be_cut_is_refused_when_it_is_too_long(trunks: FakeTrunks) -> None:
+    with pytest.raises(InvalidRequest, match="text 1"):
+        await classify(trunks, FakePredictor(), [head("one")], Classification(["a", "b " * 100], truncation="error"))
+
+
+async def test_two_words_for_one_version_are_one_call(trunks: FakeTrunks) -> None:
+    calls: list[int] = []
+
+    def counted(rows: Rows) -> FloatArray:
+        calls.append(len(rows))
+        return second_wins(rows)
+
+    outcomes, _ = await classify(
+        trunks, FakePredictor(one=counted), [head("one")], Classification(["a"], heads=["one", "one@7", "one@stable"])
+    )
+
+    assert ["one", "one@7", "one@stable"] == list(outcomes)
+    assert [1] == calls
