@@ -59,10 +59,15 @@ class MissingExtra(Exception):
 def warm_up(backend: Backend) -> None:
     """Run passes of a few lengths, so that the first caller does not pay for what an engine compiles lazily."""
     spec = backend.trunk
-    for length in (8, 16, 32, 64):
+
+    def run(length: int, rows: int, *, is_lone: bool = False) -> None:
         ids = tuple(range(1, min(length, spec.max_tokens, spec.vocab_size - 1) + 1))
+        backend.embed(Batch((ids,) * rows, ((spec.default_view,),) * rows, is_lone=is_lone))
+
+    for length in (8, 16, 32, 64):
         for rows in (1, 8):
-            backend.embed(Batch((ids,) * rows, ((spec.default_view,),) * rows))
+            run(length, rows)
+    run(spec.max_tokens, 1, is_lone=True)
 
 
 @contextlib.asynccontextmanager

@@ -21,19 +21,19 @@ class PreparedTrunk:
     graph: Path
 
 
-def load_backend(prepared: PreparedTrunk) -> Backend:
-    """Read and compile *prepared*'s graph.
+def load_backend(prepared: PreparedTrunk, *, for_lone: bool = False) -> Backend:
+    """Read and compile *prepared*'s graph; *for_lone*: a second time, for passes that have all cores, where the engine can.
 
     Raises:
         PreparationError: the engine is not installed, or refuses the graph.
     """
     try:
-        return _load(prepared)
+        return _load(prepared, for_lone=for_lone)
     except Exception as error:  # the engines' own classes are many and private
         raise PreparationError(f"{prepared.engine.label} could not load the trunk: {error}; choose another --engine") from error
 
 
-def _load(prepared: PreparedTrunk) -> Backend:
+def _load(prepared: PreparedTrunk, *, for_lone: bool) -> Backend:
     if prepared.engine_name in {"onnx-fp32", "onnx-int8"}:
         from embedding_service.backend.onnx import OnnxBackend  # noqa: PLC0415 (heavy)
 
@@ -45,7 +45,7 @@ def _load(prepared: PreparedTrunk) -> Backend:
     from embedding_service.backend.openvino import OpenVinoBackend  # noqa: PLC0415 (heavy)
 
     precision: Literal["bf16", "f32"] = "bf16" if prepared.engine_name == "openvino-bf16" else "f32"
-    return OpenVinoBackend(prepared.spec, prepared.engine, prepared.graph, precision)
+    return OpenVinoBackend(prepared.spec, prepared.engine, prepared.graph, precision, for_lone=for_lone)
 
 
 def num_cores() -> int:
