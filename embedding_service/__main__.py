@@ -62,7 +62,7 @@ def main() -> int:
 def _backend(model: str | None, settings: Settings) -> Backend:
     prepared = prepare(model, cache_dir=settings.cache_dir, engine=settings.engine, layers=settings.layers, progress=_log.info)
     with new_threads_give_way():
-        backend = load_backend(prepared, for_lone=settings.lone_text_tokens > 0)
+        backend = load_backend(prepared)
         warm_up(backend)
     return backend
 

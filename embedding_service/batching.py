@@ -15,19 +15,7 @@ from typing import Protocol, cast
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
 from embedding_service.priority import give_way
-from embedding_service.queue import (
-    Entry,
-    EntryQueue,
-    Queue,
-    QueueLimits,
-    Rows,
-    Taken,
-    Ticket,
-    is_lone,
-    long_room,
-    may_start,
-    still_wanted,
-)
+from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, long_room, may_start, still_wanted
 from embedding_service.telemetry import BatchFacts, TrunkTelemetry
 
 
@@ -98,13 +86,7 @@ class PassSlots:
 
     def __init__(self, total: int) -> None:
         self.num_free = total
-        self._total = total
         self._members: deque[Callable[[], None]] = deque()
-
-    @property
-    def num_taken(self) -> int:
-        """How many passes run."""
-        return self._total - self.num_free
 
     def join(self, dispatch: Callable[[], None]) -> None:
         """*dispatch* is called when a slot is free that others did not want."""
@@ -259,13 +241,7 @@ class Batcher:
             self._telemetry.entries_dropped("departed", taken.num_departed)
 
     def _start(self, taken: Taken) -> None:
-        lone = is_lone(
-            taken.rows,
-            num_waiting=self._queue.num_entries,
-            num_running=self._slots.num_taken,
-            lone_tokens=self._queue.limits.lone_tokens,
-        )
-        future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch, lone)
+        future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch)
         self._slots.take()
         self._running[future] = taken.rows
         future.add_done_callback(lambda done: self._finish(taken, done))
@@ -292,8 +268,7 @@ class Batcher:
             self._settle_failed(entries, ended.fault)
         self._note_health(is_healthy=ended.fault is None)
         num_tokens = sum(entry.num_tokens for entry in entries)
-        if not ended.was_lone:
-            self._learn_speed(num_tokens, ended.seconds)
+        self._learn_speed(num_tokens, ended.seconds)
         computed = ended.taken.computed_tokens(self._queue.limits.padding_cost)
         self._telemetry.batch_ended(BatchFacts(len(entries), num_tokens, computed, ended.seconds, ended.fault is not None))
 
@@ -325,10 +300,9 @@ class Pass:
     seconds: float
     result: BatchResult
     fault: BaseException | None = None
-    was_lone: bool = False
 
 
-def run_pass(backend: Backend, entries: Sequence[Entry], lone: bool = False) -> Pass:
+def run_pass(backend: Backend, entries: Sequence[Entry]) -> Pass:
     """Run *entries* through *backend* now, but for those that nobody waits for any more. On a thread of the batcher's.
 
     Whatever the backend raises becomes the pass's fault.
@@ -337,12 +311,12 @@ def run_pass(backend: Backend, entries: Sequence[Entry], lone: bool = False) -> 
     taken = still_wanted(entries, began)
     if not taken.batch:
         return Pass(taken, began, 0.0, [])
-    batch = _batch_of(taken.batch, lone)
+    batch = _batch_of(taken.batch)
     try:
         result = _checked(backend.embed(batch), batch)
     except Exception as fault:  # a backend may raise anything, and its batch must be settled whatever it was
         return Pass(taken, began, time.monotonic() - began, [], fault)
-    return Pass(taken, began, time.monotonic() - began, result, was_lone=lone)
+    return Pass(taken, began, time.monotonic() - began, result)
 
 
 async def run_rows(
@@ -362,10 +336,10 @@ async def run_rows(
         future.cancel()
 
 
-def _batch_of(entries: Sequence[Entry], lone: bool) -> Batch:
+def _batch_of(entries: Sequence[Entry]) -> Batch:
     pair_at = tuple(entry.pair_at for entry in entries)
     token_ids, views = tuple(entry.token_ids for entry in entries), tuple(entry.views for entry in entries)
-    return Batch(token_ids, views, pair_at if any(pair_at) else (), lone)
+    return Batch(token_ids, views, pair_at if any(pair_at) else ())
 
 
 def _waiter(entry: Entry) -> Waiter:

@@ -59,7 +59,7 @@ class QueueLimits:
     is how much of *max_queued_tokens* may be taken when a bulk list is to be added, so that interactive ones find room.
     *max_wait_seconds*: nothing interactive is added behind more work than runs in that time. *max_queue_seconds*: nothing is
     added to a class whose oldest entry has waited longer than that. Rows of *long_tokens* and more keep a thread for long: see
-    `long_room`. Those of *lone_tokens* and more may have the whole processor while it has nothing else to do; 0: none.
+    `long_room`.
     """
 
     max_batch_tokens: int = 512
@@ -74,7 +74,6 @@ class QueueLimits:
     bulk_penalty: float = 4_096.0
     side_pass_share: float = 0.5
     long_tokens: int = 128
-    lone_tokens: int = 192
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,14 +130,6 @@ def cut(lengths: Sequence[int], *, budget: float, overhead: float, padding_cost:
         if rows > 1 and (wanted + padding > budget or padding > overhead):
             return rows - 1
     return len(lengths)
-
-
-def is_lone(batch: Rows, *, num_waiting: int, num_running: int, lone_tokens: int) -> bool:
-    """Whether a pass of *batch* may have the whole processor: it is one long row, and nothing else waits or runs.
-
-    Spread over the cores a pass costs more of them in total, and a short one is over before that would pay.
-    """
-    return 0 < lone_tokens <= batch.longest and batch.num_all == 1 and not num_waiting and not num_running
 
 
 def may_start(waiting: Rows, running: Sequence[Rows], share: float) -> bool:

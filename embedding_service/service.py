@@ -59,15 +59,10 @@ class MissingExtra(Exception):
 def warm_up(backend: Backend) -> None:
     """Run passes of a few lengths, so that the first caller does not pay for what an engine compiles lazily."""
     spec = backend.trunk
-
-    def run(length: int, rows: int, *, is_lone: bool = False) -> None:
-        ids = tuple(range(1, min(length, spec.max_tokens, spec.vocab_size - 1) + 1))
-        backend.embed(Batch((ids,) * rows, ((spec.default_view,),) * rows, is_lone=is_lone))
-
     for length in (8, 16, 32, 64):
+        ids = tuple(range(1, min(length, spec.max_tokens, spec.vocab_size - 1) + 1))
         for rows in (1, 8):
-            run(length, rows)
-    run(spec.max_tokens, 1, is_lone=True)
+            backend.embed(Batch((ids,) * rows, ((spec.default_view,),) * rows))
 
 
 @contextlib.asynccontextmanager

@@ -69,11 +69,6 @@ class Settings(BaseSettings):
     pass_overhead: float = Field(
         40.0, ge=0, description="What a pass costs beside its tokens, in tokens. Higher pads more for larger batches."
     )
-    lone_text_tokens: int = Field(
-        192,
-        ge=0,
-        description="A text this long that finds the processor idle gets all cores (OpenVINO), for the graph's memory again. 0: no.",
-    )
     max_queued_tokens: int = Field(
         65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."
     )
@@ -147,7 +142,6 @@ class Settings(BaseSettings):
             max_batch_tokens=self.max_batch_tokens,
             max_batch_requests=self.max_batch_requests,
             pass_overhead=self.pass_overhead,
-            lone_tokens=self.lone_text_tokens,
             max_queued_tokens=self.max_queued_tokens,
             max_wait_seconds=self.max_wait_seconds,
             max_queue_seconds=self.max_queue_seconds,

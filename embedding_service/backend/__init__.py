@@ -31,13 +31,11 @@ class Batch:
     *token_ids* are rows of ids of any lengths, special tokens in place; the backend pads them as it likes.
     *views[i]* are the views row i is to be read by. *pair_at[i]* is where in row i the second text of a pair begins, 0 where
     there is only one text; empty when all rows are single texts. Tokens from there on are of segment 1, all others of 0.
-    *is_lone*: nothing else runs or waits, so the pass may have the whole processor if that makes it quicker.
     """
 
     token_ids: tuple[tuple[int, ...], ...]
     views: tuple[tuple[View, ...], ...]
     pair_at: tuple[int, ...] = ()
-    is_lone: bool = False
 
     @property
     def num_tokens(self) -> int:

@@ -21,19 +21,19 @@ class PreparedTrunk:
     graph: Path
 
 
-def load_backend(prepared: PreparedTrunk, *, for_lone: bool = False) -> Backend:
-    """Read and compile *prepared*'s graph; *for_lone*: a second time, for passes that have all cores, where the engine can.
+def load_backend(prepared: PreparedTrunk) -> Backend:
+    """Read and compile *prepared*'s graph.
 
     Raises:
         PreparationError: the engine is not installed, or refuses the graph.
     """
     try:
-        return _load(prepared, for_lone=for_lone)
+        return _load(prepared)
     except Exception as error:  # the engines' own classes are many and private
         raise PreparationError(f"{prepared.engine.label} could not load the trunk: {error}; choose another --engine") from error
 
 
-def _load(prepared: PreparedTrunk, *, for_lone: bool) -> Backend:
+def _load(prepared: PreparedTrunk) -> Backend:
     if prepared.engine_name in {"onnx-fp32", "onnx-int8"}:
         from embedding_service.backend.onnx import OnnxBackend  # noqa: PLC0415 (heavy)
 
@@ -45,7 +45,7 @@ def _load(prepared: PreparedTrunk, *, for_lone: bool) -> Backend:
     from embedding_service.backend.openvino import OpenVinoBackend  # noqa: PLC0415 (heavy)
 
     precision: Literal["bf16", "f32"] = "bf16" if prepared.engine_name == "openvino-bf16" else "f32"
-    return OpenVinoBackend(prepared.spec, prepared.engine, prepared.graph, precision, for_lone=for_lone)
+    return OpenVinoBackend(prepared.spec, prepared.engine, prepared.graph, precision)
 
 
 def num_cores() -> int:

@@ -13,42 +13,24 @@ Precision = Literal["bf16", "f32"]
 
 
 class OpenVinoBackend:
-    """See `embedding_service.backend.Backend`. One compiled model with a stream a core; each thread has its own request.
-
-    *for_lone*: a second one, of which a pass takes all the cores, for lone passes; it costs its memory again.
-    """
+    """See `embedding_service.backend.Backend`. One compiled model with a stream a core; each thread has its own request."""
 
     def __init__(
-        self,
-        trunk: TrunkSpec,
-        engine: EngineSpec,
-        graph: Path,
-        precision: Precision,
-        *,
-        threads_a_pass: int = 1,
-        for_lone: bool = False,
+        self, trunk: TrunkSpec, engine: EngineSpec, graph: Path, precision: Precision, *, threads_a_pass: int = 1
     ) -> None:
         self.trunk = trunk
         self.engine = engine
-        self._lone = _Lone(graph, precision, engine.concurrency) if for_lone and engine.concurrency > 1 else None
         self._model: ov.CompiledModel | None = compile_graph(graph, precision, engine.concurrency, threads_a_pass=threads_a_pass)
         self._requests = threading.local()
 
     def embed(self, batch: Batch) -> BatchResult:
         """See `embedding_service.backend.Backend`."""
-        if batch.is_lone and self._lone is not None and self._lone.lock.acquire(blocking=False):
-            try:
-                return self._run(self._lone.request, batch)
-            finally:
-                self._lone.lock.release()
-        return self._run(self._request(), batch)
-
-    def _run(self, request: ov.InferRequest, batch: Batch) -> BatchResult:
+        request = self._request()
         inputs, lengths = flattened(batch.token_ids, batch.pair_at)
         layers = {view.layer for views in batch.views for view in views}
         try:
             request.infer(inputs, share_inputs=True, share_outputs=True)
-            # Views of the request's own memory: read before its next pass.
+            # Views of the request's own memory: read before this thread's next pass.
             hidden = {layer: request.get_tensor(f"hidden_{self.trunk.num_layers + 1 + layer}").data for layer in layers}
         except RuntimeError as error:
             raise BackendError(f"OpenVINO failed: {error}") from error
@@ -56,7 +38,7 @@ class OpenVinoBackend:
 
     def close(self) -> None:
         """See `embedding_service.backend.Backend`."""
-        self._model = self._lone = None
+        self._model = None
         self._requests = threading.local()
 
     def _request(self) -> ov.InferRequest:
@@ -66,14 +48,6 @@ class OpenVinoBackend:
         if request is None:
             request = self._requests.request = self._model.create_infer_request()
         return request
-
-
-class _Lone:
-    """A pass that takes all cores; whoever runs it holds *lock*."""
-
-    def __init__(self, graph: Path, precision: Precision, num_threads: int) -> None:
-        self.lock = threading.Lock()
-        self.request = compile_graph(graph, precision, 1, threads_a_pass=num_threads).create_infer_request()
 
 
 def compile_graph(graph: Path, precision: Precision, concurrency: int, *, threads_a_pass: int = 1) -> ov.CompiledModel:

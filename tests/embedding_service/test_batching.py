@@ -406,17 +406,3 @@ async def test_bulk_that_waits_is_not_in_the_way_of_interactive_entries() -> Non
         await until(lambda: batcher.queue.num_entries == 2)
         gate.open()
         await asyncio.gather(*asked)
-
-
-async def test_a_long_text_that_is_alone_is_told_so_and_one_that_comes_beside_it_is_not() -> None:
-    gate = Gate()
-    backend = FakeBackend(concurrency=2, fault=gate)
-    async with batching(backend, lone_tokens=3) as batcher:
-        first = asyncio.create_task(batcher.run([row(1, 2, 3)], deadline=soon()))
-        await until(lambda: len(backend.batches) == 1)
-        second = asyncio.create_task(batcher.run([row(4, 5, 6)], deadline=soon()))
-        await until(lambda: len(backend.batches) == 2)
-        gate.open()
-        await asyncio.gather(first, second)
-
-    assert [True, False] == [batch.is_lone for batch in backend.batches]

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.queue import Entry, Queue, QueueLimits, Rows, cut, is_lone, long_room, may_start, still_wanted
+from embedding_service.queue import Entry, Queue, QueueLimits, Rows, cut, long_room, may_start, still_wanted
 
 
 @dataclass
@@ -269,21 +269,3 @@ def test_what_nobody_waits_for_any_more_is_told_apart_before_a_pass() -> None:
     found = still_wanted([left, wanted, late], 1.0)
 
     assert ([wanted], [late], 1) == (found.batch, found.expired, found.num_departed)
-
-
-@pytest.mark.parametrize(
-    ("batch", "waiting", "running", "bound", "expected"),
-    [
-        (Rows(1, 1, 300), 0, 0, 192, True),
-        (Rows(1, 0, 192), 0, 0, 192, True),
-        (Rows(1, 1, 191), 0, 0, 192, False),
-        (Rows(2, 2, 300), 0, 0, 192, False),
-        (Rows(1, 1, 300), 1, 0, 192, False),
-        (Rows(1, 1, 300), 0, 1, 192, False),
-        (Rows(1, 1, 300), 0, 0, 0, False),
-    ],
-)
-def test_one_long_row_has_the_processor_when_nobody_else_wants_it(
-    batch: Rows, waiting: int, running: int, bound: int, expected: bool
-) -> None:
-    assert expected == is_lone(batch, num_waiting=waiting, num_running=running, lone_tokens=bound)

@@ -1,7 +1,5 @@
 import errno
 import json
-from contextlib import closing
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -36,18 +34,6 @@ def test_ragged_rows_and_pairs_agree_with_a_plain_bert_at_every_layer(tmp_path, 
             states = hidden_states(config, weights, ids, begin)
             for layer, array in zip((-1, -2, -3), arrays, strict=True):
                 np.testing.assert_allclose(array, states[layer], atol=1e-4)
-
-
-def test_a_lone_pass_says_what_any_other_says(tmp_path):
-    prepared = prepare(str(make_tiny_trunk(tmp_path / "tiny")), cache_dir=tmp_path / "cache", engine="openvino-fp32")
-    several = replace(prepared, engine=replace(prepared.engine, concurrency=2))
-    ids, views = tuple(range(2, 40)), (View("tokens", normalize=False),)
-
-    with closing(load_backend(several, for_lone=True)) as backend:
-        [[usual]] = backend.embed(Batch((ids,), (views,)))
-        [[lone]] = backend.embed(Batch((ids,), (views,), is_lone=True))
-
-    np.testing.assert_allclose(lone, usual, atol=1e-5)
 
 
 def test_a_second_preparation_finds_the_first(tmp_path):
