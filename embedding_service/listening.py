@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from starlette.types import ASGIApp
 
+from clients.wire.http_server import http_config
 from clients.wire.metadata import MAX_MESSAGE_BYTES
 from embedding_service.bert_as_service import BertAsService, Embed
 from embedding_service.server import EmbeddingServicer
@@ -60,16 +61,7 @@ async def http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
         listener = socket.create_server((settings.host, settings.http_port))
     except OSError:
         raise ListenError(_taken(settings.http_port, "--http-port")) from None
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        proxy_headers=False,
-        server_header=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(app, drain_seconds=settings.drain_seconds, lifespan="off"))
     # Signals are this module's business, not uvicorn's.
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001
     try:

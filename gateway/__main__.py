@@ -7,28 +7,14 @@ import os
 import socket
 import sys
 
-import uvicorn
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from gateway.app import create_app
+from clients.wire.http_server import AnnouncingServer, HttpBounds, http_config
+from gateway.app import OPEN_ENDED, create_app
 from gateway.settings import Settings
 
 _log = logging.getLogger("gateway")
-
-
-class Server(uvicorn.Server):
-    """uvicorn, telling where it listens once it does."""
-
-    def __init__(self, config: uvicorn.Config, url: str) -> None:
-        super().__init__(config)
-        self._url = url
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """See uvicorn."""
-        await super().startup(sockets)
-        if self.started:
-            print(f"gateway {self._url}", flush=True)
 
 
 def main() -> int:
@@ -47,20 +33,12 @@ def main() -> int:
         _log.error("port %d is taken or not ours (%s); choose another with --port", settings.port, error.strerror)
         return 1
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        create_app(settings),
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        # Nothing here asks for the caller's address.
-        proxy_headers=False,
-        timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
-        timeout_keep_alive=30,
-    )
+    bounds = HttpBounds(receive_seconds=settings.receive_timeout_seconds, open_ended=OPEN_ENDED)
+    config = http_config(create_app(settings), drain_seconds=settings.drain_seconds, bounds=bounds)
     try:
         # What was imported lives as long as the process: the collector need not look at it again and again.
         gc.freeze()
-        Server(config, url).run([listener])
+        AnnouncingServer(config, f"gateway {url}").run([listener])
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import AsyncIterator
-from typing import Any, TypedDict
+from typing import Any, Final, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
@@ -30,6 +30,9 @@ from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
+
+OPEN_ENDED: Final = frozenset({"/v1/classify/stream"})
+"""Paths whose bodies may go on for as long as the caller likes."""
 
 
 class Lifespan(TypedDict):

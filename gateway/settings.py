@@ -30,6 +30,9 @@ class Settings(BaseSettings):
     head_timeout_seconds: float = Field(2.0, gt=0, description="A head that takes longer is that head's error.")
     max_texts: int = Field(1_024, ge=1, description="Of one request.")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, description="Longer bodies are refused while they are read.")
+    receive_timeout_seconds: float = Field(
+        30.0, gt=0, description="For a request to arrive; callers on slow lines with large bodies need more."
+    )
     max_concurrent_texts: int = Field(
         4_096, ge=1, description="Inside at once; beyond it callers get 429 at once. Higher lets them wait instead."
     )

@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 
 from clients.wire.catalogue import MANIFEST_PATH
+from clients.wire.http_server import http_config
 from clients.wire.metadata import MAX_MESSAGE_BYTES
 from head_service.serving.batching import Batcher
 from head_service.serving.errors import ServingError
@@ -198,14 +199,7 @@ async def _http_server(
 ) -> AsyncIterator[None]:
     flags = settings.flags
     app = RestMonitor(edge.app(), monitoring, settings.metrics_path) if monitoring else edge.app()
-    config = uvicorn.Config(
-        app,
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        timeout_graceful_shutdown=max(1, round(flags.drain_grace_seconds)),
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(app, drain_seconds=flags.drain_grace_seconds, lifespan="off"))
     # Signals are this module's business, not uvicorn's.
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001
     try:

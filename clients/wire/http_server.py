@@ -1,0 +1,184 @@
+"""How every HTTP front of ours listens: uvicorn, with a bound on each thing that a caller may take its time over or make large.
+
+Only servers import this: it needs the extra `http`. uvicorn itself bounds neither a request's head nor the time it takes to
+arrive: a byte a second would hold a connection for ever.
+"""
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any, Final
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+KEEP_ALIVE_SECONDS: Final = 30
+
+
+@dataclass(frozen=True, slots=True)
+class HttpBounds:
+    """Of one connection.
+
+    A request arrives within *receive_seconds* of its first byte, or of its connection's beginning. The body of one to a path of
+    *open_ended* may take as long as it likes, but not so long without any byte. *max_header_bytes* are those of names and values
+    together.
+    """
+
+    receive_seconds: float = 30.0
+    max_header_bytes: int = 32_768
+    max_url_bytes: int = 8_192
+    max_connections: int = 8_192
+    open_ended: Collection[str] = ()
+
+
+class BoundedProtocol(HttpToolsProtocol):
+    """uvicorn's protocol, holding a connection to *bounds*."""
+
+    bounds = HttpBounds()
+
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._late: asyncio.TimerHandle | None = None
+        self._is_whole = False
+        """Whether the request that is being read has arrived."""
+        self._num_header_bytes = 0
+        self._has_headers = False
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own does
+        """See `asyncio.Protocol`."""
+        if len(self.connections) >= self.bounds.max_connections:
+            transport.abort()
+            return
+        super().connection_made(transport)
+        self._expect()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See `asyncio.Protocol`."""
+        self._arrived()
+        if self.transport is not None:
+            super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """See `asyncio.Protocol`."""
+        if self.transport is None or self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._is_whole:
+            self._arrived()
+        elif self._late is None or self._is_open_ended:
+            self._expect()
+
+    def on_message_begin(self) -> None:
+        """See httptools."""
+        self._is_whole = self._has_headers = False
+        self._num_header_bytes = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        """See httptools."""
+        if len(self.url) + len(url) <= self.bounds.max_url_bytes:
+            super().on_url(url)
+        else:
+            self._refuse(b"414 URI Too Long")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """See httptools."""
+        # Each header is some memory beside its bytes.
+        self._num_header_bytes += len(name) + len(value) + 64
+        if self._num_header_bytes <= self.bounds.max_header_bytes:
+            super().on_header(name, value)
+        else:
+            self._refuse(b"431 Request Header Fields Too Large")
+
+    def on_headers_complete(self) -> None:
+        """See httptools."""
+        self._has_headers = True
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """See httptools."""
+        if not self.transport.is_closing():
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """See httptools."""
+        self._is_whole = True
+        if not self.transport.is_closing():
+            super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """See uvicorn."""
+        if not self.transport.is_closing():
+            super().send_400_response(msg)
+
+    @property
+    def _is_open_ended(self) -> bool:
+        return self._has_headers and self.scope["path"] in self.bounds.open_ended
+
+    def _expect(self) -> None:
+        """More of a request is awaited from now."""
+        self._arrived()
+        self._late = self.loop.call_later(self.bounds.receive_seconds, self._on_late)
+
+    def _arrived(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _on_late(self) -> None:
+        self._late = None
+        if self.flow.read_paused or self.pipeline:
+            # It is we who do not read, or a request before this one that is not answered yet.
+            self._expect()
+        else:
+            self._refuse(b"408 Request Timeout")
+
+    def _refuse(self, status: bytes) -> None:
+        """Say why, where nothing has been said yet, and hang up; what already works on the request hears of it."""
+        if self.transport.is_closing():
+            return
+        cycle = self.cycle
+        is_answering = cycle is not None and not cycle.response_complete and cycle.response_started
+        if not is_answering:
+            self.transport.write(b"HTTP/1.1 " + status + b"\r\nconnection: close\r\ncontent-length: 0\r\n\r\n")
+        if cycle is not None and not cycle.response_complete:
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()
+
+
+def protocol_with(bounds: HttpBounds) -> type[BoundedProtocol]:
+    """Uvicorn makes the protocols itself, so their bounds are a class's."""
+    return type("BoundedProtocol", (BoundedProtocol,), {"bounds": bounds})
+
+
+def http_config(app: ASGIApp, *, drain_seconds: float, bounds: HttpBounds | None = None, **options: Any) -> uvicorn.Config:
+    """Uvicorn's settings as every front of ours has them; *options* win."""
+    ours: dict[str, Any] = {
+        "http": protocol_with(bounds or HttpBounds()),
+        "ws": "none",
+        "log_config": None,
+        "access_log": False,
+        "server_header": False,
+        # Nothing of ours asks for the caller's address.
+        "proxy_headers": False,
+        "timeout_graceful_shutdown": max(1, round(drain_seconds)),
+        "timeout_keep_alive": KEEP_ALIVE_SECONDS,
+    }
+    return uvicorn.Config(app, **(ours | options))
+
+
+class AnnouncingServer(uvicorn.Server):
+    """uvicorn, printing *line* once it listens."""
+
+    def __init__(self, config: uvicorn.Config, line: str) -> None:
+        super().__init__(config)
+        self._line = line
+
+    async def startup(self, sockets: Any = None) -> None:
+        """See uvicorn."""
+        await super().startup(sockets)
+        if self.started:
+            print(self._line, flush=True)
