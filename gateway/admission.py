@@ -1,29 +1,90 @@
-"""How much may be inside at once: permits by text, taken for a whole request or not at all."""
+"""How much may be inside at once: permits by text, taken for a whole request or not at all.
 
-from collections.abc import Iterator
+Two bounds. The fixed one is memory's. The other is patience's: nothing is let in that would have to wait for longer than
+*max_wait_seconds*, judged by how fast texts have been leaving. By Little's law what is inside, over the rate at which it leaves,
+is how long it stays.
+"""
+
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
 from clients import Overloaded
 
+WINDOW_SECONDS: Final = 0.25
+"""Over which a rate is counted."""
+
+SATURATED: Final = 64
+"""Texts inside that keep every backend busy: a rate counted with fewer says how many came, not how many could have left."""
+
+BULK_SHARE: Final = 0.75
+"""Of either bound, for bulk: interactive callers always find room beside it."""
+
+
+class Throughput:
+    """The rate at which texts leave while there are enough of them inside. Owner of its counts."""
+
+    def __init__(self, now: float) -> None:
+        self.per_second = 0.0
+        """0.0 as long as nothing is known."""
+        self._began = now
+        self._num_left = 0
+        self._is_saturated = False
+
+    def left(self, num_texts: int, *, inside: int, now: float) -> None:
+        """*num_texts* have left, *inside* are still there."""
+        self._num_left += num_texts
+        self._is_saturated = self._is_saturated and inside + num_texts >= SATURATED
+        elapsed = now - self._began
+        if elapsed < WINDOW_SECONDS:
+            return
+        if self._is_saturated:
+            rate = self._num_left / elapsed
+            self.per_second += (0.3 if self.per_second else 1.0) * (rate - self.per_second)
+        self._began, self._num_left, self._is_saturated = now, 0, True
+
 
 class Admission:
-    """*max_texts* permits. Owner of its count; used from the event loop."""
+    """*max_texts* permits, and fewer while they would mean a wait. Owner of its count; used from the event loop."""
 
-    def __init__(self, max_texts: int) -> None:
+    def __init__(self, max_texts: int, *, max_wait_seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._max_texts = max_texts
+        self._max_wait_seconds = max_wait_seconds
+        self._clock = clock
+        self._throughput = Throughput(clock())
         self.num_texts = 0
 
     @contextmanager
-    def admit(self, num_texts: int) -> Iterator[None]:
+    def admit(self, num_texts: int, *, is_bulk: bool = False) -> Iterator[None]:
         """Hold a permit for each text.
 
         Raises:
             Overloaded: there are not enough. A request larger than all permits is let in when nothing else is inside.
         """
-        if self.num_texts and self.num_texts + num_texts > self._max_texts:
-            raise Overloaded("the gateway is full", retry_after=0.5)
+        self.check(num_texts, is_bulk=is_bulk)
         self.num_texts += num_texts
         try:
             yield
         finally:
             self.num_texts -= num_texts
+            self._throughput.left(num_texts, inside=self.num_texts, now=self._clock())
+
+    def check(self, num_texts: int, *, is_bulk: bool = False) -> None:
+        """Raise what `admit` would raise now."""
+        bound = self.bound * (BULK_SHARE if is_bulk else 1.0)
+        if self.num_texts and self.num_texts + num_texts > bound:
+            raise Overloaded("the gateway is full", retry_after=self._retry_after(self.num_texts + num_texts - bound))
+
+    @property
+    def bound(self) -> float:
+        """How many texts may be inside now."""
+        if not self._throughput.per_second:
+            return self._max_texts
+        return min(self._max_texts, max(2 * SATURATED, self._throughput.per_second * self._max_wait_seconds))
+
+    def _retry_after(self, num_too_many: float) -> float:
+        """When so many texts will have left; 50 ms to 10 s."""
+        if not self._throughput.per_second:
+            return 0.5
+        return min(max(num_too_many / self._throughput.per_second, 0.05), 10.0)

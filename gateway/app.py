@@ -100,7 +100,11 @@ async def started(settings: Settings) -> AsyncIterator[State]:
         stack.push_async_callback(_cancel, polling)
         fan_out = FanOut(predictor, head_timeout=settings.head_timeout_seconds)
         pipeline = Pipeline(trunks, embedder, fan_out, catalogue, NoOutputs(), Planner())
-        yield State(settings, pipeline, trunks, catalogue, Admission(settings.max_concurrent_texts), Telemetry())
+        yield State(settings, pipeline, trunks, catalogue, _admission(settings), Telemetry())
+
+
+def _admission(settings: Settings) -> Admission:
+    return Admission(settings.max_concurrent_texts, max_wait_seconds=settings.max_wait_seconds)
 
 
 def _limits(settings: Settings) -> CallLimits:

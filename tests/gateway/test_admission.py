@@ -1,22 +1,109 @@
+from contextlib import ExitStack
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from clients import Overloaded
 from gateway.admission import Admission
 
 
-def test_a_request_that_does_not_fit_is_refused_whole_and_told_when_to_come_back() -> None:
-    admission = Admission(4)
-    with admission.admit(3):
-        with pytest.raises(Overloaded) as refusal, admission.admit(2):
-            pass
-        assert refusal.value.retry_after == 0.5
-        assert admission.num_texts == 3
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
-def test_permits_come_back_when_a_request_fails() -> None:
-    admission = Admission(4)
-    with pytest.raises(RuntimeError), admission.admit(4):
-        raise RuntimeError
-    with admission.admit(4):
-        assert admission.num_texts == 4
-    assert admission.num_texts == 0
+def admission(max_texts: int = 1_000, *, clock: Clock | None = None) -> Admission:
+    return Admission(max_texts, max_wait_seconds=2.0, clock=clock or Clock())
+
+
+def leave_at(rate: int, where: Admission, clock: Clock, *, inside: int, seconds: float) -> None:
+    """*rate* single texts a second come and go, while *inside* others stay."""
+    with where.admit(inside):
+        for _ in range(int(rate * seconds)):
+            clock.now += 1 / rate
+            with where.admit(1):
+                pass
+
+
+def test_a_request_is_let_in_whole_or_refused_whole_and_leaves_no_permit_behind() -> None:
+    where = admission(10)
+    with where.admit(6):
+        with pytest.raises(Overloaded), where.admit(5):
+            pytest.fail("was let in")
+        assert 6 == where.num_texts
+        with where.admit(4):
+            assert 10 == where.num_texts
+    assert 0 == where.num_texts
+
+
+def test_a_request_larger_than_all_permits_is_let_in_when_it_is_alone() -> None:
+    where = admission(10)
+    with where.admit(11), pytest.raises(Overloaded), where.admit(1):
+        pytest.fail("was let in")
+
+
+def test_bulk_leaves_room_for_interactive_requests() -> None:
+    where = admission(100)
+    with where.admit(75, is_bulk=True):
+        with pytest.raises(Overloaded):
+            where.check(1, is_bulk=True)
+        where.check(25)
+
+
+def test_nothing_is_let_in_that_would_wait_for_too_long_and_the_answer_says_when_to_come_back() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    leave_at(200, where, clock, inside=100, seconds=5)
+
+    assert 400 == pytest.approx(where.bound, rel=0.05)
+    with where.admit(400 - 5), pytest.raises(Overloaded) as told:
+        where.check(105)
+    assert 0.5 == pytest.approx(told.value.retry_after, rel=0.3)
+
+
+def test_few_callers_say_nothing_about_how_many_there_could_be() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    leave_at(5, where, clock, inside=3, seconds=20)
+    assert 10_000 == where.bound
+
+
+def test_a_stall_lowers_the_bound_and_what_moves_again_raises_it() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    leave_at(400, where, clock, inside=200, seconds=5)
+    fast = where.bound
+    leave_at(4, where, clock, inside=100, seconds=5)
+    slow = where.bound
+    leave_at(400, where, clock, inside=100, seconds=5)
+
+    assert slow < fast / 2
+    assert slow >= 128
+    assert fast == pytest.approx(where.bound, rel=0.1)
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.booleans(), st.floats(0, 1)), max_size=60))
+def test_permits_are_counted_whatever_comes_and_goes(requests: list[tuple[int, bool, float]]) -> None:
+    clock = Clock()
+    where = admission(100, clock=clock)
+    inside: list[tuple[ExitStack, int]] = []
+    for num_texts, is_bulk, stay in requests:
+        clock.now += stay
+        held = ExitStack()
+        try:
+            held.enter_context(where.admit(num_texts, is_bulk=is_bulk))
+            inside.append((held, num_texts))
+        except Overloaded:
+            assert inside
+        if stay > 0.5 and inside:
+            inside.pop(0)[0].close()
+        assert sum(count for _, count in inside) == where.num_texts <= 100
+    for held, _ in inside:
+        held.close()
+    assert 0 == where.num_texts
