@@ -1,81 +1,118 @@
-"""`python -m perf.gateway_vs_bare`: plan four beside the bare engine, same weights, same texts, same cores, A B A B."""
+"""`python -m perf.gateway_vs_bare`: the gateway with one head beside the bare engine, and beside calling both services oneself.
 
+Same weights, same texts, same cores, in turns. "direct" is what a caller without a gateway does: embed by the stream of our
+client, then Predict by the other. The gateway's own cost is what it takes beyond that.
+"""
+
+import argparse
 import asyncio
 import contextlib
 import os
 import statistics
-from pathlib import Path
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
 
+import uvloop
 from rich.console import Console
 
-from clients.wire.text import TextEncoder
+from clients import AsyncEmbeddingClient, AsyncHeadClient, Deadline
 from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
 from embedding_service.models.prepare import prepare
-from perf.bare_loop import BareResult, bare_loop, best_of
-from perf.load import LoadResult, classify_bodies, closed_loop, target_of
-from perf.workloads import short_texts, texts_of
+from perf.bare_loop import bare_loop, best_of
+from perf.load import LoadResult, closed_loop, repeated
+from perf.report import spread
+from perf.rounds import Rounds
+from perf.settings import add_common, wide_console, workloads_asked_for
+from perf.systems import Running, our_gateway, token_ids_of
+from perf.workloads import Workload
 from trunkline import paths
-from trunkline.demo_data import prepare_demo_data
-from trunkline.stack import Stack, StackSettings
 
-ROUNDS = 7
-IN_FLIGHT = 32
-# Short turns: a neighbour on a shared machine that slows one of the two should meet the other too.
-GATEWAY_SECONDS = 4.0
 BARE_SECONDS = 2.0
+IN_FLIGHT = (64, 1)
 HEAD = "sentiment"
 
-
-async def compare(stack: Stack, backend: Backend, texts: list[str], console: Console) -> None:
-    """Measure both in turns and print each round, then the ratio with its spread."""
-    encoder = TextEncoder(backend.trunk.tokenizer_json, max_tokens=backend.trunk.max_tokens)
-    token_ids = [tuple(item.ids) for item in encoder.encode(texts)]
-    median = statistics.median(map(len, token_ids))
-    console.print(
-        f"{len(texts)} texts, median {median:.0f} tokens; {backend.engine.label}; {os.cpu_count()} cores; {IN_FLIGHT} in flight"
-    )
-    addresses = await stack.start()
-    pids = {name: child.pid for name, child in stack.children.items()}
-    target = target_of(addresses.gateway, classify_bodies(texts, [HEAD]))
-    await closed_loop(target, in_flight=IN_FLIGHT, seconds=3.0)
-    size = (await asyncio.to_thread(best_of, backend, token_ids, 1.0)).batch_size
-    rounds: list[tuple[BareResult, LoadResult]] = []
-    for _ in range(ROUNDS):
-        bare = await asyncio.to_thread(bare_loop, backend, token_ids, size, BARE_SECONDS)
-        console.print(
-            f"bare loop  {bare.throughput:.0f} texts/s (batch {bare.batch_size}, {bare.cpu_ms_per_text:.2f} CPU ms/text)"
-        )
-        served = await closed_loop(target, in_flight=IN_FLIGHT, seconds=GATEWAY_SECONDS, pids=pids)
-        console.print(f"gateway    {served.summary()}")
-        rounds.append((bare, served))
-    ratios = [served.throughput / bare.throughput for bare, served in rounds]
-    console.print(f"gateway / bare loop: {statistics.median(ratios):.1%} (from {min(ratios):.1%} to {max(ratios):.1%})")
+Way = Callable[[float], Awaitable[LoadResult]]
 
 
-async def run(console: Console) -> None:
-    """Prepare, measure, stop."""
-    home = paths.home()
-    if not (home / "repository" / HEAD).is_dir():
-        raise SystemExit(f"there is no head {HEAD!r} in {home / 'repository'}: run `trunkline demo` first")
-    texts = _texts()
-    backend = load_backend(prepare(None, cache_dir=paths.cache_dir(), engine="auto"))
-    encoder = TextEncoder(backend.trunk.tokenizer_json, max_tokens=backend.trunk.max_tokens)
-    # The texts come again and again: a cache would answer for the engine.
-    os.environ["TRUNKLINE_EMBEDDING_CACHE_BYTES"] = "0"
-    settings = StackSettings(home / "repository", paths.cache_dir(), home / "logs").on_any_ports()
-    stack = Stack(settings, lambda _: None)
-    with contextlib.closing(backend):
+@contextlib.asynccontextmanager
+async def ways_of(stack: Running, workload: Workload) -> AsyncIterator[dict[tuple[str, int], Way]]:
+    """By name and requests in flight."""
+    texts, pids = workload.texts, stack.pids
+    async with AsyncEmbeddingClient(stack.grpc) as embedding, AsyncHeadClient(stack.heads_grpc) as heads:
+        stream = embedding.stream()
+
+        async def direct(number: int) -> None:
+            [[vector]] = await stream.embed([texts[number % len(texts)]], Deadline.after(10.0))
+            await heads.predict(HEAD, {"embedding": vector[None]}, output_filter=["scores"])
+
+        def by_gateway(in_flight: int) -> Way:
+            target = stack.target(stack.routes[0], workload)
+            return lambda seconds: closed_loop(target, in_flight=in_flight, seconds=seconds, pids=pids)
+
+        def by_hand(in_flight: int) -> Way:
+            return lambda seconds: repeated(direct, texts=1, in_flight=in_flight, seconds=seconds, pids=pids)
+
         try:
-            await compare(stack, backend, short_texts(texts, encoder), console)
+            ways: dict[tuple[str, int], Way] = {}
+            for in_flight in IN_FLIGHT:
+                ways |= {("gateway", in_flight): by_gateway(in_flight), ("direct", in_flight): by_hand(in_flight)}
+            yield ways
         finally:
-            await stack.stop()
+            await stream.close()
 
 
-def _texts() -> list[str]:
-    files: list[Path] = [head.train_csv for head in prepare_demo_data(paths.cache_dir(), print) if head.name == HEAD]
-    return texts_of(files[0])
+async def compare(stack: Running, backend: Backend, workload: Workload, given: argparse.Namespace, console: Console) -> None:
+    """Measure all in turns; print each round, then medians with their spreads."""
+    token_ids = token_ids_of(backend, workload.texts)
+    median = statistics.median(map(len, token_ids))
+    console.print(f"{workload}, median {median:.0f} tokens; {backend.engine.label}; {os.cpu_count()} cores")
+    rounds = Rounds(list(stack.pids.values()), console.print, given.waits)
+    shares: list[float] = []
+    found: dict[tuple[str, int], list[LoadResult]] = {}
+    async with ways_of(stack, workload) as ways:
+        for way in ways.values():
+            await way(2.0)
+        size = (await asyncio.to_thread(best_of, backend, token_ids, 1.0)).batch_size
+        for _ in range(given.rounds):
+            bare = await rounds.take(partial(asyncio.to_thread, bare_loop, backend, token_ids, size, BARE_SECONDS))
+            console.print(f"bare loop {bare.throughput:.0f} texts/s (batch {size}, {bare.cpu_ms_per_text:.2f} CPU ms/text)")
+            for key, way in ways.items():
+                result = await rounds.take(partial(way, given.seconds))
+                console.print(f"  {key[0]}, {key[1]} in flight: {result.summary()}")
+                found.setdefault(key, []).append(result)
+            shares.append(found["gateway", IN_FLIGHT[0]][-1].throughput / bare.throughput)
+    console.print(f"gateway, {IN_FLIGHT[0]} in flight: {spread(shares, '{:.1%}')} of the bare loop")
+    for in_flight in IN_FLIGHT:
+        pairs = list(zip(found["gateway", in_flight], found["direct", in_flight], strict=True))
+        slower = [ours.percentile_ms(50) - theirs.percentile_ms(50) for ours, theirs in pairs]
+        costs = [1000 * (cpu_of(ours) - cpu_of(theirs)) for ours, theirs in pairs]
+        console.print(
+            f"gateway over direct, {in_flight} in flight: p50 {spread(slower, '{:+.2f} ms')}, CPU {spread(costs, '{:+.0f} us')}"
+        )
+
+
+def cpu_of(result: LoadResult) -> float:
+    """Milliseconds a text of all processes, the caller's included: over both ways it does the same work, elsewhere."""
+    return sum(result.cpu_ms_per_text.values())
+
+
+async def run(given: argparse.Namespace, workloads: list[Workload], console: Console) -> None:
+    """Prepare, measure, stop."""
+    backend = load_backend(prepare(None, cache_dir=paths.cache_dir(), engine=given.engine))
+    with contextlib.closing(backend):
+        async with our_gateway([HEAD], say=console.print) as stack:
+            for workload in workloads:
+                await compare(stack, backend, workload, given, console)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser("python -m perf.gateway_vs_bare", description=__doc__)
+    add_common(parser, seconds=3.0, rounds=7, workloads=("short",))
+    given = parser.parse_args()
+    uvloop.run(run(given, workloads_asked_for(given), wide_console()))
 
 
 if __name__ == "__main__":
-    asyncio.run(run(Console(highlight=False, soft_wrap=True)))
+    main()

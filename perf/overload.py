@@ -1,11 +1,13 @@
-"""`python -m perf.overload`: what our embedding service still does when offered more than it can take.
+"""`python -m perf.overload`: what our embedding service, or with --gateway the whole stack, does with more than it can take.
 
 Its peak in a closed loop first, then that many times as much in an open loop. What counts: good answers beside the peak, how
-quickly the others are refused (429 and 503), the memory it takes meanwhile, and that nothing fails in any other way.
+quickly the others are refused (429 and 503), the memory it takes meanwhile, that nothing fails in any other way, and how soon
+afterwards half of the peak is answered as quickly as before.
 """
 
 import argparse
 import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -18,17 +20,24 @@ from perf.open_loop import open_loop
 from perf.rounds import Rounds
 from perf.settings import add_common, wide_console, workloads_asked_for
 from perf.soak import target_for
-from perf.systems import Running, our_service
+from perf.systems import Running, our_gateway, our_service
 from perf.trunks import long_trunk
 from perf.workloads import Workload
 from trunkline import paths
 
+HEAD = "sentiment"
 REFUSALS = frozenset({"429", "503"})
 IN_FLIGHT = 64
 MAX_UNDER_WAY = 8_192
 """More than the service's queue holds, so that it is the service that refuses."""
 
 SAMPLE_SECONDS = 0.5
+CALM_SHARE = 0.5
+"""Of the peak: what is offered before and after."""
+CALM_SECONDS = 5.0
+BIN_SECONDS = 0.5
+CALM_TIMES = 2.0
+"""An answer's p90 of so many times that of before counts as normal again."""
 WARM_UP_SECONDS = 3.0
 
 
@@ -59,45 +68,80 @@ def overloaded_of(result: LoadResult, peak: float, rss_before: int, rss_most: in
     )
 
 
+def memory(service: Running) -> int:
+    """Resident bytes of all its processes."""
+    return sum(footprint(pid).rss_bytes for pid in service.pids.values())
+
+
 async def overload(service: Running, target: Target, rate: float, seconds: float, seed: int) -> tuple[LoadResult, int]:
     """Offer *rate*; with the most resident bytes the service had meanwhile."""
-    pids = {service.name: service.pid}
-    load = asyncio.create_task(open_loop(target, rate=rate, seconds=seconds, pids=pids, seed=seed, max_under_way=MAX_UNDER_WAY))
+    load = asyncio.create_task(
+        open_loop(target, rate=rate, seconds=seconds, pids=service.pids, seed=seed, max_under_way=MAX_UNDER_WAY)
+    )
     most = 0
     while not load.done():
         await asyncio.wait([load], timeout=SAMPLE_SECONDS)
-        most = max(most, footprint(service.pid).rss_bytes)
+        most = max(most, memory(service))
     return await load, most
+
+
+def seconds_to_calm(latencies: Sequence[float], rate: float, normal_p90: float) -> float | None:
+    """When answers took no longer than usual again: the end of the last bin of `BIN_SECONDS` that did not; None: never.
+
+    *latencies*, in seconds, of requests that came at *rate* a second, in that order; *normal_p90* in seconds.
+    """
+    size = max(1, round(rate * BIN_SECONDS))
+    bins = [latencies[start : start + size] for start in range(0, len(latencies), size)]
+    slow = [place for place, one in enumerate(bins) if milliseconds_at(90, one) > CALM_TIMES * normal_p90 * 1000]
+    if slow and slow[-1] == len(bins) - 1:
+        return None
+    return (slow[-1] + 1) * BIN_SECONDS if slow else 0.0
 
 
 async def measure(service: Running, workload: Workload, given: argparse.Namespace, console: Console) -> None:
     """In each round the peak, then the overload."""
     # No text twice: equal ones that wait at once would share a pass, and make more of the service than it is.
-    target, pids = target_for(service, workload, is_distinct=True), {service.name: service.pid}
-    rounds = Rounds(list(pids.values()), console.print, given.waits)
+    target = target_for(service, workload, is_distinct=True)
+    rounds = Rounds(list(service.pids.values()), console.print, given.waits)
     console.print(str(workload))
     await closed_loop(target, in_flight=IN_FLIGHT, seconds=WARM_UP_SECONDS)
     for number in range(given.rounds):
-        at_peak = await rounds.take(partial(closed_loop, target, in_flight=IN_FLIGHT, seconds=given.seconds, pids=pids))
+        at_peak = await rounds.take(partial(closed_loop, target, in_flight=IN_FLIGHT, seconds=given.seconds, pids=service.pids))
         console.print(f"  peak: {at_peak.summary()}")
-        before, rate = footprint(service.pid).rss_bytes, given.times * at_peak.throughput
-        result, most = await rounds.take(partial(overload, service, target, rate, given.seconds, number))
-        console.print(f"  {given.times:g} times that: {result.summary()}")
-        console.print(f"  {overloaded_of(result, at_peak.throughput, before, most)}")
+        calm_rate = CALM_SHARE * at_peak.throughput
+        for times in given.times:
+            calm = await open_loop(target, rate=calm_rate, seconds=CALM_SECONDS, seed=number, is_poisson=False)
+            before = memory(service)
+            result, most = await rounds.take(
+                partial(overload, service, target, times * at_peak.throughput, given.seconds, number)
+            )
+            console.print(f"  {times:g} times that: {result.summary()}")
+            console.print(f"  {overloaded_of(result, at_peak.throughput, before, most)}")
+            after = await open_loop(target, rate=calm_rate, seconds=2 * CALM_SECONDS, seed=number, is_poisson=False)
+            normal = seconds_to_calm(after.latencies, calm_rate, calm.percentile_ms(90) / 1000)
+            console.print(f"  half of the peak before: {calm.summary()}")
+            console.print(f"  half of the peak after:  {after.summary()}")
+            told = "not within the time looked at" if normal is None else f"after {normal:.1f} s"
+            console.print(f"  answered as quickly as before: {told}")
 
 
 async def run(given: argparse.Namespace, workloads: list[Workload], console: Console) -> None:
     """Start, measure, stop."""
-    async with our_service(long_trunk(paths.cache_dir()), engine=given.engine, say=console.print) as service:
+    if given.gateway:
+        service = our_gateway([HEAD], say=console.print)
+    else:
+        service = our_service(long_trunk(paths.cache_dir()), engine=given.engine, say=console.print)
+    async with service as running:
         for workload in workloads:
-            await measure(service, workload, given, console)
+            await measure(running, workload, given, console)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser("python -m perf.overload", description=__doc__)
     add_common(parser, seconds=20.0, rounds=3)
-    parser.add_argument("--times", type=float, default=2.0, help="the peak is offered so many times over")
+    parser.add_argument("--times", type=float, nargs="+", default=[2.0], help="the peak is offered so many times over")
+    parser.add_argument("--gateway", action="store_true", help=f"the whole stack, asked for the demo's head {HEAD}")
     given = parser.parse_args()
     uvloop.run(run(given, workloads_asked_for(given), wide_console()))
 

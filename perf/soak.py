@@ -108,10 +108,11 @@ class Distinct(Target):
 
 def target_for(service: Running, workload: Workload, *, is_distinct: bool) -> Target:
     """The load's requests."""
-    target = service.target(OPENAI, workload)
+    route = service.routes[0]
+    target = service.target(route, workload)
     if not is_distinct:
         return target
-    return Distinct(target.host, target.port, target.path, (), texts=workload.texts)
+    return Distinct(target.host, target.port, target.path, (), texts=workload.texts, route=route)
 
 
 async def sampled(pid: int, load: "asyncio.Task[LoadResult]", every: float, say: Callable[[Sample], None]) -> list[Sample]:

@@ -7,8 +7,8 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -66,6 +66,15 @@ _LITSERVE: Final = Route(
 )
 
 
+def classify_route(heads: Sequence[str]) -> Route:
+    """The gateway's, for *heads*; its vector is one score a head."""
+    return Route(
+        "/v1/classify",
+        lambda text: msgspec.json.encode({"text": text, "heads": list(heads)}),
+        lambda answer: _floats([head["score"] for head in answer["results"][0]["heads"].values()]),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Peer:
     """Another server: *environment* names its pins, *server* its file; *least_cosine* is what its mean must reach to ours."""
@@ -92,13 +101,23 @@ PEERS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A server that answers; *pid* is the root of its processes."""
+    """A server that answers; *pid* is the root of its processes, *others* those of what it needs beside, by name.
+
+    *grpc* is the embedding service's address, *heads_grpc* the head server's.
+    """
 
     name: str
     url: str
     pid: int
     routes: tuple[Route, ...]
     grpc: str = ""
+    heads_grpc: str = ""
+    others: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """Roots of all its processes, by name."""
+        return {self.name: self.pid, **self.others}
 
     def target(self, route: Route, workload: Workload) -> Target:
         """One single-text request a text."""
@@ -139,6 +158,31 @@ async def our_service(
     try:
         grpc, http = await stack.start_embedding()
         yield Running("trunkline", http, stack.children["embedding"].pid, (OPENAI, TEI), grpc)
+    finally:
+        await stack.stop()
+
+
+@contextlib.asynccontextmanager
+async def our_gateway(
+    heads: Sequence[str], *, cache_bytes: int = 0, say: Callable[[str], None] = print
+) -> AsyncIterator[Running]:
+    """The whole local stack, asked for *heads* of the repository in trunkline's home, until the context ends.
+
+    Raises:
+        SystemExit: one of *heads* is not there.
+    """
+    os.environ["TRUNKLINE_EMBEDDING_CACHE_BYTES"] = str(cache_bytes)
+    os.environ["TRUNKLINE_GATEWAY_OUTPUT_CACHE_BYTES"] = str(cache_bytes)
+    home = paths.home()
+    missing = [head for head in heads if not (home / "repository" / head).is_dir()]
+    if missing:
+        raise SystemExit(f"there is no head {missing[0]!r} in {home / 'repository'}: run `trunkline demo` first")
+    stack = Stack(StackSettings(home / "repository", paths.cache_dir(), home / "logs").on_any_ports(), say)
+    try:
+        found = await stack.start()
+        pids = {name: child.pid for name, child in stack.children.items()}
+        gateway = pids.pop("gateway")
+        yield Running("gateway", found.gateway, gateway, (classify_route(heads),), found.embedding_grpc, found.heads_grpc, pids)
     finally:
         await stack.stop()
 

@@ -3,7 +3,7 @@ from collections import Counter
 import pytest
 
 from perf.load import LoadResult
-from perf.overload import overloaded_of
+from perf.overload import overloaded_of, seconds_to_calm
 
 
 def test_refusals_are_told_from_good_answers_and_from_failures() -> None:
@@ -26,3 +26,16 @@ def test_a_service_that_refused_nothing_has_no_time_of_refusals() -> None:
     assert found.goodput == pytest.approx(0.5)
     assert 0 == found.num_refused
     assert "no other errors" in str(found)
+
+
+@pytest.mark.parametrize(
+    ("latencies", "expected"),
+    [
+        ([0.01] * 40, 0.0),
+        ([0.5] * 10 + [0.01] * 30, 1.0),
+        ([0.01] * 10 + [0.5] * 5 + [0.01] * 25, 1.5),
+        ([0.5] * 40, None),
+    ],
+)
+def test_calm_is_when_the_last_slow_half_second_has_passed(latencies: list[float], expected: float | None) -> None:
+    assert expected == seconds_to_calm(latencies, 10.0, 0.01)
