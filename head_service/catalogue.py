@@ -9,21 +9,24 @@ from head_service.configuration import CATALOGUE, MODELS_CONFIG
 from head_service.lifecycle import Lifecycle, already_available
 from head_service.repository import Repository
 from head_service.states import Mark
-from head_service.store import LocalStore, open_store
+from head_service.store import is_remote, open_store
 
 __all__ = ["CATALOGUE", "MODELS_CONFIG", "ensure_layout", "promote", "read_catalogue", "write_models_config"]
 
 _NOTHING: Final = frozenset({"reserved", "refused", "removing", "removed"})
 
 
-def ensure_layout(root: Path) -> None:
-    """Make *root* a repository that the gateway and a head server can start on, if it is none yet."""
-    store = LocalStore(root)
+def ensure_layout(location: str | Path) -> None:
+    """Make *location* a repository that the gateway and a head server can start on, if it is none yet.
+
+    What an object store's head server starts on is its mirror's, see `head_service.mirror.mirror_layout`.
+    """
+    store = open_store(location)
     if store.read(CATALOGUE) is None:
         with store.locked():
             if store.read(CATALOGUE) is None:
                 configuration.write_catalogue(store, Catalogue(), None)
-    if store.read(MODELS_CONFIG) is None:
+    if not is_remote(location) and store.read(MODELS_CONFIG) is None:
         Lifecycle(Repository(store)).write_configs()
 
 

@@ -152,7 +152,7 @@ def _api(settings: ServeSettings) -> Callable[..., FastAPI]:
 
 def _live_heads(settings: Settings) -> LiveHead:
     def find(head: str) -> Manifest | None:
-        found = read_catalogue(settings.repository).heads.get(head)
+        found = read_catalogue(settings.location).heads.get(head)
         return found.versions[found.stable] if found else None
 
     return find

@@ -319,7 +319,7 @@ def test_a_fault_is_told_without_its_words(api, kept, monkeypatch, caplog):
 
 
 def test_a_broken_catalogue_is_503(api, settings):
-    (settings.repository / "catalogue.json").write_text("{")
+    (Path(settings.repository) / "catalogue.json").write_text("{")
 
     assert "unavailable" == error_of(api.post("/v1/feedback", json=FEEDBACK), 503)
 
