@@ -185,6 +185,11 @@ def split(dataset: Dataset, share: float = 0.2, seed: int = 0) -> tuple[Dataset,
     )
 
 
+def test_part(dataset: Dataset) -> Dataset:
+    """The rows that a training without held-out ones of its own measures on, and that no head learns from."""
+    return split(dataset)[1]
+
+
 def _held_out(dataset: Dataset, share: float, seed: int) -> set[int]:
     if dataset.task == "multi_label":
         return held_out_by_labels([example.labels for example in dataset.examples], share, seed)
