@@ -173,9 +173,16 @@ def logs(
 
 
 @feedback_app.command()
-def give(head: Head, label: str, text: str, control: Url = None) -> None:
+def give(
+    head: Head,
+    label: str,
+    text: str,
+    several: Annotated[bool, typer.Option("--several", help="LABEL is all labels of the text with | between, or empty.")] = False,
+    control: Url = None,
+) -> None:
     """Say what the label of a text is; it is kept when this returns."""
-    body = {"head": head, "label": label, "text": text}
+    given = {"labels": [each for each in label.split("|") if each.strip()]} if several else {"label": label}
+    body = {"head": head, "text": text, **given}
     with _control(control) as service:
         out.print(service.ask("POST", "/v1/feedback", json=body, headers=_once())["id"])
 
