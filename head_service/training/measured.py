@@ -39,7 +39,7 @@ class LiveOnTestPart:
         if live.task != self.held.task:
             return None
         try:
-            targets = self.held.targets(live.labels)
+            targets = self.held.truth(live.labels)
         except DataError:
             return None
         scores = np.asarray(self.scorer(live, self.held.texts), np.float32)

@@ -133,7 +133,7 @@ def train(
         raise DataError(f"the head takes vectors of {head.spec.width} numbers, trunk {trunk.name!r} gives {width_of(features)}")
     calibration = calibrate(made.fitted)
     scores = scores_of(head.logits(features), head.task, calibration.temperature)
-    evaluation = evaluate(head.task, head.labels, scores, held.targets(head.labels), thresholds=calibration.thresholds)
+    evaluation = evaluate(head.task, head.labels, scores, held.truth(head.labels), thresholds=calibration.thresholds)
     metrics = metrics_of(evaluation, held, made.num_train)
 
     def export(directory: Path, version: int) -> None:
