@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# The embedded server, where the tensorflow/serving image is not wanted; docker-compose.yml uses the real one.
+# The embedded server, where the tensorflow/serving image is not wanted, and the control plane, whose home is /control;
+# docker-compose.yml has the control plane of it, and the real tensorflow/serving.
 FROM python:3.11-slim-bookworm AS build
 WORKDIR /build
 COPY requirements/heads.txt requirements/heads.txt
@@ -10,7 +11,8 @@ COPY head_service /venv/app/head_service
 
 FROM python:3.11-slim-bookworm
 COPY --from=build /venv /venv
-RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin trunkline
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin trunkline \
+    && install -d -o 10001 -g 10001 /control
 ENV PYTHONPATH=/venv/app PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 PATH=/venv/bin:$PATH
 USER 10001
 EXPOSE 8500 8501

@@ -5,16 +5,18 @@ Where none runs, a version is loaded here for its scores, so that the gate is ne
 
 import contextlib
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Final
+
+from numpy.typing import NDArray
 
 from clients import HeadClient, NotFound
 from clients.wire.catalogue import Manifest
 from head_service.errors import RepositoryError
 from head_service.gate import Scorer
 from head_service.repository import Repository
-from head_service.scoring import Embeds, ServerScorer, embedded, rows_of_scores
+from head_service.scoring import Embeds, Inputs, TextScorer, served
 from head_service.serving.trust import LoadError
 
 AVAILABLE_WITHIN_SECONDS: Final = 60.0
@@ -55,35 +57,26 @@ def _status(client: HeadClient, head: str, version: int) -> tuple[str, str]:
 def scorer_at(address: str, embedder: Embeds, repository: Repository) -> Iterator[Scorer]:
     """Scores by the head server at *address*; "" for none: by loading the version from *repository*."""
     if not address:
-        yield LoadingScorer(embedder, repository)
+        yield TextScorer(embedder, partial(loaded, repository))
         return
     with HeadClient(address, timeout=SCORE_TIMEOUT_SECONDS) as client:
-        yield ServerScorer(embedder, client)
+        yield TextScorer(embedder, partial(served, client))
 
 
-@dataclass(frozen=True, slots=True)
-class LoadingScorer:
-    """Loads a version for each call; see `head_service.gate.Scorer`."""
+def loaded(repository: Repository, manifest: Manifest, inputs: Inputs) -> NDArray[Any]:
+    """The scores of a version that is loaded here, for this once; see `scoring.Predict`.
 
-    embedder: Embeds
-    repository: Repository
+    Raises:
+        RepositoryError: it cannot be had, or not be loaded.
+    """
+    from head_service.serving.servable import Servable  # noqa: PLC0415 (TensorFlow: seconds)
 
-    def __call__(self, manifest: Manifest, texts: Sequence[str]) -> list[list[float]]:
-        """The scores, a row a text.
-
-        Raises:
-            RepositoryError: it cannot be loaded, or does not answer with scores.
-            TrunkMismatchError: the embedding service has another trunk.
-        """
-        from head_service.serving.servable import Servable  # noqa: PLC0415 (TensorFlow: seconds)
-
-        inputs = embedded(manifest, self.embedder, texts)
+    with repository.on_disk(manifest.name, manifest.version) as directory:
         try:
-            servable = Servable(manifest.name, manifest.version, self.repository.path(manifest.name, manifest.version))
+            servable = Servable(manifest.name, manifest.version, directory)
         except LoadError as error:
             raise RepositoryError(f"{manifest.name} version {manifest.version} cannot be loaded: {error}") from None
         try:
-            scores = servable.run("", inputs, (manifest.output,))[manifest.output]
+            return servable.run("", inputs, (manifest.output,))[manifest.output]
         finally:
             servable.close()
-        return rows_of_scores(manifest, scores)

@@ -149,7 +149,7 @@ class Lifecycle:
         """
         manifest = self._checked(name, version)
         with self.repository.locked():
-            self.settle_locked()
+            self._settle_locked()
             self._check_not_refused(name, version)
             known = self.served().get(name)
             self.repository.set_mark(name, version, Mark("candidate", self.clock(), self.actor))
@@ -219,7 +219,7 @@ class Lifecycle:
         if version is not None and version not in state.versions:
             raise RepositoryError(f"{name} has no version {version}; there are {_listed(state.versions)}")
         with self.repository.locked():
-            self.settle_locked()
+            self._settle_locked()
             state = self._state(name, self._catalogue()[0])
             held = roles_of(state.entry)
             if version in held:
@@ -239,14 +239,14 @@ class Lifecycle:
         *wait_for* names a head whose rest is waited for, at most as long as the grace. Idempotent; any command does it first.
         """
         with self.repository.locked():
-            self.settle_locked()
+            self._settle_locked()
             left = self._until_settled(wait_for) if wait_for else 0.0
         if left > 0:
             self.sleep(left)
             with self.repository.locked():
-                self.settle_locked()
+                self._settle_locked()
 
-    def settle_locked(self) -> None:
+    def _settle_locked(self) -> None:
         """`settle` by whoever holds the lock."""
         catalogue, _ = self._catalogue()
         states = [self._state(name, catalogue) for name in self.repository.heads()]
@@ -286,7 +286,7 @@ class Lifecycle:
 
     def _change(self, what: str, name: str, change: Callable[[CatalogueHead], CatalogueHead], reason: str) -> CatalogueHead:
         with self.repository.locked():
-            self.settle_locked()
+            self._settle_locked()
             entry = self._entry(name)
             after = change(entry)
             if after != entry:

@@ -91,6 +91,29 @@ class Repository:
         check_files(manifest, self.store.hashes(name, version))
         return manifest
 
+    def fetch(self, name: str, version: int, directory: Path) -> None:
+        """Copy a version into the empty local *directory*.
+
+        Raises:
+            ManifestError: what came is not what its manifest says, or not this version.
+        """
+        self.store.fetch(name, version, directory)
+        _check_number(verify(directory), name, version)
+
+    @contextlib.contextmanager
+    def on_disk(self, name: str, version: int) -> Iterator[Path]:
+        """A local directory of a version's files: where it lies, or a copy out of an object store, gone with the context.
+
+        Raises:
+            ManifestError: see `fetch`.
+        """
+        if self.is_local:
+            yield self.path(name, version)
+            return
+        with self.store.staging(check_name(name)) as copy:
+            self.fetch(name, version, copy)
+            yield copy
+
     def publish(self, name: str, export: Export, *, fingerprint: str, guard: Callable[[], None] = _nothing) -> int:
         """Make the next version of *name* exist; its number.
 

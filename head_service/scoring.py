@@ -1,6 +1,6 @@
-"""What a version on the head server says of texts: the gate's scorer, and whether a version is loaded at all."""
+"""What a version says of texts: the gate's scorer; and whether the head server has a version at all."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients import Embeddings, HeadClient, NotFound, TrunklineError, View
+from clients.wire import catalogue
 from clients.wire.catalogue import Manifest
 from head_service.errors import RepositoryError, TrunkMismatchError
 
@@ -22,59 +23,51 @@ class Embeds(Protocol):
         ...
 
 
+Inputs = dict[str, NDArray[Any]]
+"""What a head is sent, by the names of its inputs; see `inputs_of`."""
+
+Predict = Callable[[Manifest, Inputs], NDArray[Any]]
+"""The scores that a version gives for its inputs; `served` and `head_server.loaded` are such."""
+
+
 @dataclass(frozen=True, slots=True)
-class ServerScorer:
-    """Embeds texts as a head wants them and asks the head server, as the gateway would; see `head_service.gate.Scorer`."""
+class TextScorer:
+    """Embeds texts as a head wants them and has it predict, as the gateway would; see `head_service.gate.Scorer`."""
 
     embedder: Embeds
-    heads: HeadClient
+    predict: Predict
 
     def __call__(self, manifest: Manifest, texts: Sequence[str]) -> list[list[float]]:
         """The scores, a row a text.
 
         Raises:
             TrunkMismatchError: the embedding service has another trunk.
-            RepositoryError: the head server's answer is not scores.
-            TrunklineError: one of the two cannot be reached.
+            RepositoryError: the head cannot be asked, or its answer is not scores.
+            TrunklineError: a service cannot be reached.
         """
-        inputs = embedded(manifest, self.embedder, texts)
-        predicted = self.heads.predict(manifest.name, inputs, version=manifest.version, output_filter=(manifest.output,))
-        return rows_of_scores(manifest, predicted.outputs[manifest.output])
+        head = f"head {manifest.name!r} version {manifest.version}"
+        answer = self.embedder.embed_all(texts, views=views_of(manifest))
+        if answer.trunk_fingerprint != manifest.trunk.fingerprint:
+            raise TrunkMismatchError(f"{head} is of another trunk than the embedding service's")
+        scores = self.predict(manifest, inputs_of(manifest, answer))
+        if scores.ndim != 2:
+            raise RepositoryError(f"{head} does not answer with rows of scores")
+        return [[float(score) for score in row] for row in scores]
 
 
-def embedded(manifest: Manifest, embedder: Embeds, texts: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """What a head is sent for *texts*, see `inputs_of`.
-
-    Raises:
-        TrunkMismatchError: the embedding service has another trunk.
-    """
-    answer = embedder.embed_all(texts, views=views_of(manifest))
-    if answer.trunk_fingerprint != manifest.trunk.fingerprint:
-        raise TrunkMismatchError(
-            f"head {manifest.name!r} version {manifest.version} is of another trunk than the embedding service's"
-        )
-    return inputs_of(manifest, answer)
-
-
-def rows_of_scores(manifest: Manifest, scores: NDArray[Any]) -> list[list[float]]:
-    """A row a text.
-
-    Raises:
-        RepositoryError: these are no such rows.
-    """
-    if scores.ndim != 2:
-        raise RepositoryError(f"head {manifest.name!r} version {manifest.version} does not answer with rows of scores")
-    return [[float(score) for score in row] for row in scores]
+def served(heads: HeadClient, manifest: Manifest, inputs: Inputs) -> NDArray[Any]:
+    """What a version on the head server says; see `Predict`."""
+    output = manifest.output
+    return heads.predict(manifest.name, inputs, version=manifest.version, output_filter=(output,)).outputs[output]
 
 
 def views_of(manifest: Manifest) -> tuple[View, ...]:
-    """The views of the trunk that a head reads: one, or one a mixed layer."""
-    view = manifest.view
-    layers = manifest.mix_layers or (view.layer,)
-    return tuple(View(pooling=view.pooling, layer=layer, normalize=view.normalize, dims=view.dims) for layer in layers)
+    """The views of the trunk that a head reads, as they are asked for."""
+    views = catalogue.views_of(manifest)
+    return tuple(View(pooling=view.pooling, layer=view.layer, normalize=view.normalize, dims=view.dims) for view in views)
 
 
-def inputs_of(manifest: Manifest, answer: Embeddings) -> dict[str, NDArray[Any]]:
+def inputs_of(manifest: Manifest, answer: Embeddings) -> Inputs:
     """What the head server is sent, all float32: vectors [texts, width]; or [texts, tokens, width] and a mask [texts, tokens]."""
     vectors = np.concatenate([np.asarray(view.array, np.float32) for view in answer.views], axis=1)
     if manifest.view.pooling != "tokens":

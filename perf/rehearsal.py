@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 
 from clients.wire.catalogue import MANIFEST_PATH, Manifest, Metrics, TrunkRef, encode
-from head_service.catalogue import promote, write_models_config
 from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
 from head_service.errors import DataError
+from head_service.lifecycle import Lifecycle, already_available
 from head_service.manifest import hash_files
 from head_service.training.dataset import read_dataset
 
@@ -60,8 +60,7 @@ def _end(order: TrainingOrder, run: RunContext, version: int) -> Outcome:
     if order.head_type == "refused":
         return Outcome(kind="refused", message="it is worse than the live one", result=RunResult(version=version))
     if order.publish == "live":
-        write_models_config(run.repository)
-        promote(run.repository, order.head, version)
+        Lifecycle(run.repository, already_available).promote(order.head, version)
     result = RunResult(version=version, is_live=order.publish == "live", metrics={"accuracy": 0.9})
     return Outcome(kind="succeeded", message=f"version {version}", result=result)
 

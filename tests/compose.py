@@ -14,6 +14,8 @@ def main() -> int:
         str(ROOT / "docker-compose.yml"),
         "--profile",
         "cache",
+        "--profile",
+        "control",
     ]
     ended = subprocess.run([*command, "config", "--quiet"], capture_output=True, text=True, timeout=60, check=False)
     if ended.returncode:

@@ -77,11 +77,14 @@ def up(
     model: Annotated[str | None, typer.Option(help="A local directory or hub name of the encoder.")] = None,
     engine: Annotated[str, typer.Option(help="auto, or one by name; see `trunkline models compare`.")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Layers of the encoder that heads may read, such as -1,-2,-3,-4.")] = None,
+    with_control: Annotated[
+        bool, typer.Option("--control", help="Run the control plane too: runs, feedback, retraining; 350 MB more.")
+    ] = False,
 ) -> None:
     """Run the local stack until Ctrl-C; the last line printed says `ready` and where."""
     from trunkline.up import run_up  # noqa: PLC0415 (the client commands do without the services' packages)
 
-    stack = _stack(port, any_port, model, engine, layers=_numbers(layers))
+    stack = _stack(port, any_port, model, engine, layers=_numbers(layers), with_control=with_control)
     asyncio.run(_until_signalled(run_up(stack, demo_heads=demo_heads, say=_say)))
 
 
@@ -227,7 +230,9 @@ def _running() -> Any:
     return found
 
 
-def _stack(port: int, any_port: bool, model: str | None, engine: str, *, layers: tuple[int, ...] = ()) -> Any:
+def _stack(
+    port: int, any_port: bool, model: str | None, engine: str, *, layers: tuple[int, ...] = (), with_control: bool = False
+) -> Any:
     from head_service.store import is_remote  # noqa: PLC0415
     from trunkline.stack import Stack, StackSettings  # noqa: PLC0415
 
@@ -241,6 +246,8 @@ def _stack(port: int, any_port: bool, model: str | None, engine: str, *, layers:
         model=model,
         engine=engine,
         layers=layers,
+        with_control=with_control,
+        control_home=home / "control",
     )
     if any_port:
         settings = settings.on_any_ports()

@@ -15,6 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from clients import InvalidRequest, Unavailable, error_for_http
+from trunkline import paths
 
 runs_app = typer.Typer(help="Training runs, done by workers.", no_args_is_help=True)
 feedback_app = typer.Typer(help="What people said the labels are.", no_args_is_help=True)
@@ -25,7 +26,10 @@ FOLLOW_SECONDS: Final = 0.5
 MEDIA_TYPES: Final = {".csv": "text/csv", ".tsv": "text/tab-separated-values", ".jsonl": "application/jsonl"}
 _OPEN: Final = frozenset({"queued", "running"})
 
-Url = Annotated[str, typer.Option("--control", envvar="TRUNKLINE_CONTROL_URL", help="URL of the control plane.")]
+Url = Annotated[
+    str | None,
+    typer.Option("--control", envvar="TRUNKLINE_CONTROL_URL", help="URL of the control plane; the local stack's when absent."),
+]
 Head = Annotated[str, typer.Argument(help="The head's name.")]
 RunId = Annotated[str, typer.Argument(help="As `submit` or `list` print it.")]
 
@@ -56,11 +60,19 @@ class Control:
 
 
 @contextmanager
-def _control(url: str) -> Iterator[Control]:
+def _control(url: str | None) -> Iterator[Control]:
     key = os.environ.get("TRUNKLINE_CONTROL_KEY")
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url, headers=headers, timeout=60.0) as client:
+    with httpx.Client(base_url=url or _running() or DEFAULT_URL, headers=headers, timeout=60.0) as client:
         yield Control(client)
+
+
+def _running() -> str:
+    """The running local stack's control plane; "" when it has none."""
+    from trunkline.stack import recorded  # noqa: PLC0415 (imports what serves heads)
+
+    found = recorded(paths.home() / "stack.json")
+    return found.control if found else ""
 
 
 def _error_of(answer: httpx.Response) -> Exception:
@@ -83,7 +95,7 @@ def submit(
     label_column: Annotated[str | None, typer.Option(help="Guessed when absent.")] = None,
     publish: Annotated[str, typer.Option(help="live, or version: there, to be promoted by hand.")] = "live",
     follow: Annotated[bool, typer.Option("--follow", help="Show what it says until it ends.")] = False,
-    control: Url = DEFAULT_URL,
+    control: Url = None,
 ) -> None:
     """Submit a training run; its id is printed."""
     if (file is None) == (path is None):
@@ -103,7 +115,7 @@ def list_runs(
     head: Annotated[str | None, typer.Option(help="Of this head only.")] = None,
     state: Annotated[str | None, typer.Option(help="In this state only.")] = None,
     limit: Annotated[int, typer.Option(help="How many, the newest first.")] = 20,
-    control: Url = DEFAULT_URL,
+    control: Url = None,
 ) -> None:
     """List runs, the newest first."""
     given = {"head": head, "state": state, "limit": limit}
@@ -128,7 +140,7 @@ def list_runs(
 
 
 @runs_app.command()
-def show(run: RunId, control: Url = DEFAULT_URL) -> None:
+def show(run: RunId, control: Url = None) -> None:
     """Show one run."""
     with _control(control) as service:
         found = service.ask("GET", f"/v1/runs/{run}")
@@ -139,7 +151,7 @@ def show(run: RunId, control: Url = DEFAULT_URL) -> None:
 
 
 @runs_app.command()
-def cancel(run: RunId, control: Url = DEFAULT_URL) -> None:
+def cancel(run: RunId, control: Url = None) -> None:
     """Stop a run, unless it has published already."""
     with _control(control) as service:
         found = service.ask("POST", f"/v1/runs/{run}/cancel")
@@ -150,7 +162,7 @@ def cancel(run: RunId, control: Url = DEFAULT_URL) -> None:
 def logs(
     run: RunId,
     follow: Annotated[bool, typer.Option("--follow", help="Until it ends.")] = False,
-    control: Url = DEFAULT_URL,
+    control: Url = None,
 ) -> None:
     """Print what a run said."""
     with _control(control) as service:
@@ -161,15 +173,22 @@ def logs(
 
 
 @feedback_app.command()
-def give(head: Head, label: str, text: str, control: Url = DEFAULT_URL) -> None:
+def give(
+    head: Head,
+    label: str,
+    text: str,
+    several: Annotated[bool, typer.Option("--several", help="LABEL is all labels of the text with | between, or empty.")] = False,
+    control: Url = None,
+) -> None:
     """Say what the label of a text is; it is kept when this returns."""
-    body = {"head": head, "label": label, "text": text}
+    given = {"labels": [each for each in label.split("|") if each.strip()]} if several else {"label": label}
+    body = {"head": head, "text": text, **given}
     with _control(control) as service:
         out.print(service.ask("POST", "/v1/feedback", json=body, headers=_once())["id"])
 
 
 @feedback_app.command()
-def counts(head: Head, control: Url = DEFAULT_URL) -> None:
+def counts(head: Head, control: Url = None) -> None:
     """How much feedback a head has, by label; texts that tie are left out of training."""
     with _control(control) as service:
         found = service.ask("GET", "/v1/feedback/counts", params={"head": head})
@@ -184,7 +203,7 @@ def counts(head: Head, control: Url = DEFAULT_URL) -> None:
 def export(
     head: Head,
     out_file: Annotated[Path, typer.Argument(metavar="FILE", help=".csv or .jsonl, in the form that training reads.")],
-    control: Url = DEFAULT_URL,
+    control: Url = None,
 ) -> None:
     """Write a head's feedback as a dataset: each text once, with the label most of its rows say."""
     form = out_file.suffix.lower().removeprefix(".")
@@ -199,7 +218,7 @@ def retrain(
     file: Annotated[Path | None, typer.Argument(help="Rows to put the feedback over; the last run's when absent.")] = None,
     publish: Annotated[str, typer.Option(help="version: there, to be promoted by hand; or live.")] = "version",
     follow: Annotated[bool, typer.Option("--follow", help="Show what it says until it ends.")] = False,
-    control: Url = DEFAULT_URL,
+    control: Url = None,
 ) -> None:
     """Train a head on its feedback, over what it was trained on; the gate is the same as ever."""
     with _control(control) as service:

@@ -164,5 +164,6 @@ def address_lines(addresses: Addresses) -> list[str]:
         f"embedding-grpc {addresses.embedding_grpc}",
         f"heads {addresses.heads}",
         f"heads-grpc {addresses.heads_grpc}",
+        *([f"control {addresses.control}"] if addresses.control else []),
         f"gateway {addresses.gateway}",
     ]

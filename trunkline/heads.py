@@ -1,9 +1,10 @@
 """`trunkline heads`: what the gateway offers, what the repository holds, and every change to what is live."""
 
+import contextlib
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -18,7 +19,7 @@ from trunkline import paths
 
 if TYPE_CHECKING:
     from clients.wire.catalogue import CatalogueHead, Manifest
-    from head_service.gate import Comparison
+    from head_service.gate import Comparison, Scorer
     from head_service.lifecycle import HeadState, Lifecycle
 
 app = typer.Typer(help="List the live heads; promote, roll back, try out and remove versions.", invoke_without_command=True)
@@ -124,7 +125,7 @@ def promote(
     if force:
         promote_by_force(_lifecycle(), name, version, reason=reason)
     else:
-        with _Scorer() as scorer:
+        with _scorer() as scorer:
             found = release(_lifecycle(), name, version, scorer=scorer, tolerance=tolerance, reason=reason)
         if found.verdict != "passed":
             hint = "; --force promotes it all the same" if found.verdict == "incomparable" else "; it is kept, marked refused"
@@ -271,22 +272,20 @@ def mirror(
         time.sleep(MIRROR_POLL_SECONDS)
 
 
-class _Scorer:
-    """The running stack as the gate's scorer; see `head_service.scoring`."""
+@contextlib.contextmanager
+def _scorer() -> "Iterator[Scorer]":
+    """The running stack as the gate's scorer."""
+    from clients import EmbeddingClient  # noqa: PLC0415
+    from head_service.head_server import scorer_at  # noqa: PLC0415
 
-    def __enter__(self) -> Any:
-        from clients import EmbeddingClient, HeadClient  # noqa: PLC0415
-        from head_service.scoring import ServerScorer  # noqa: PLC0415
-
-        found = _recorded()
-        if found is None:
-            raise HeadsError("the gate needs the running stack to check golden examples; start `trunkline up`, or give --force")
-        self._embedder, self._heads = EmbeddingClient(found.embedding_grpc), HeadClient(found.heads_grpc, timeout=10.0)
-        return ServerScorer(self._embedder, self._heads)
-
-    def __exit__(self, *_: object) -> None:
-        self._embedder.close()
-        self._heads.close()
+    found = _recorded()
+    if found is None:
+        raise HeadsError("the gate needs the running stack to check golden examples; start `trunkline up`, or give --force")
+    with (
+        EmbeddingClient(found.embedding_grpc) as embedder,
+        scorer_at(found.heads_grpc, embedder, _lifecycle().repository) as scorer,
+    ):
+        yield scorer
 
 
 def _lifecycle() -> "Lifecycle":

@@ -1,4 +1,7 @@
-"""The local stack: embedding service, head server and gateway as three processes, started, watched and stopped in order."""
+"""The local stack: embedding service, head server and gateway, each a process, started, watched and stopped in order.
+
+With the control plane its API and one worker run beside them.
+"""
 
 import asyncio
 import json
@@ -7,11 +10,11 @@ import re
 import shutil
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from clients import HeadClient
 from head_service.catalogue import ensure_layout
@@ -28,6 +31,11 @@ START_TIMEOUT_SECONDS: Final = 600.0
 DRAIN_SECONDS: Final = 8.0
 RESTART_PAUSE_SECONDS: Final = 0.5
 MIRROR_POLL_SECONDS: Final = 1.0
+RUN_DRAIN_SECONDS: Final = 3.0
+"""For a run under way to finish when the stack stops; then it is given back, and the next start takes it up."""
+
+FRONTS: Final = ("gateway", "worker", "control")
+"""What calls the others, and is stopped before them."""
 
 Say = Callable[[str], None]
 
@@ -36,7 +44,7 @@ Say = Callable[[str], None]
 class StackSettings:
     """*ports* of 0 mean any free one. *repository* holds the head versions, the catalogue and models.config.
 
-    *source*, s3://bucket/prefix, makes *repository* a mirror of it.
+    *source*, s3://bucket/prefix, makes *repository* a mirror of it. *control_home* is where the control plane keeps its rows.
     """
 
     repository: Path
@@ -53,6 +61,9 @@ class StackSettings:
     layers: tuple[int, ...] = ()
     """What the embedding service computes beside the last layer, for heads that read others."""
     source: str = ""
+    with_control: bool = False
+    control_home: Path = Path("control")
+    control_port: int = 8200
 
     @property
     def location(self) -> str:
@@ -61,23 +72,25 @@ class StackSettings:
 
     def on_any_ports(self) -> "StackSettings":
         """The same, every port any free one."""
-        return replace(self, gateway_port=0, embedding_http_port=0, embedding_grpc_port=0, heads_grpc_port=0, heads_rest_port=0)
+        services = replace(self, embedding_http_port=0, embedding_grpc_port=0, heads_grpc_port=0, heads_rest_port=0)
+        return replace(services, gateway_port=0, control_port=0)
 
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the stack listens: URLs for HTTP, HOST:PORT for gRPC."""
+    """Where the stack listens: URLs for HTTP, HOST:PORT for gRPC. *control* is "" where no control plane runs."""
 
     gateway: str
     embedding: str
     embedding_grpc: str
     heads: str
     heads_grpc: str
+    control: str = ""
 
 
 @dataclass(slots=True)
 class Stack:
-    """The three services. One owner: whoever entered `start`."""
+    """The services. One owner: whoever called `start`."""
 
     settings: StackSettings
     say: Say = print
@@ -85,6 +98,8 @@ class Stack:
     _watchers: list[asyncio.Task[None]] = field(default_factory=list)
     _embedding: tuple[str, str] = ("", "")
     _heads: tuple[str, str] = ("", "")
+    _gateway: str = ""
+    _control: str = ""
     _mirror: Mirror | None = None
 
     async def start_embedding(self) -> tuple[str, str]:
@@ -108,26 +123,45 @@ class Stack:
             self._watchers.append(asyncio.create_task(self._follow_source(self._mirror)))
         return self._heads
 
-    async def start(self) -> Addresses:
-        """Start all three; every one of them is ready when this returns."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self.start_embedding())
-                group.create_task(self.start_heads())
-        except ExceptionGroup as failed:
-            raise failed.exceptions[0] from None
+    async def start_gateway(self) -> str:
+        """Start the gateway, once its backends run; its URL."""
         match = await self._start("gateway", self._gateway_command(), r"^gateway (http://\S+)$")
-        self._pin_ports(match[1])
+        self._gateway = match[1]
+        return self._gateway
+
+    async def start_control(self) -> str:
+        """Start the control plane's API; its URL."""
+        match = await self._start("control", self._control_command(), r"^control (http://\S+)$")
+        self._control = match[1]
+        return self._control
+
+    async def start_worker(self) -> None:
+        """Start a worker, once the embedding service and the head server run."""
+        await self._start("worker", self._worker_command(), r"^worker \S+$")
+
+    async def start(self) -> Addresses:
+        """Start all; every one of them is ready when this returns."""
+        has_control = self.settings.with_control
+        await _together(self.start_embedding(), self.start_heads(), *([self.start_control()] if has_control else []))
+        await _together(self.start_gateway(), *([self.start_worker()] if has_control else []))
+        self._pin_ports()
         self._watchers += [asyncio.create_task(self._watch(child)) for child in self.children.values()]
-        return Addresses(match[1], self._embedding[1], self._embedding[0], self._heads[1], self._heads[0])
+        return Addresses(
+            gateway=self._gateway,
+            embedding=self._embedding[1],
+            embedding_grpc=self._embedding[0],
+            heads=self._heads[1],
+            heads_grpc=self._heads[0],
+            control=self._control,
+        )
 
     async def stop(self) -> None:
-        """Stop what runs, the gateway first, so that nothing it still answers loses its backend."""
+        """Stop what runs, `FRONTS` first, so that nothing they still do loses its backend."""
         for watcher in self._watchers:
             watcher.cancel()
-        if gateway := self.children.pop("gateway", None):
-            await gateway.stop(DRAIN_SECONDS)
-        await asyncio.gather(*(child.stop(DRAIN_SECONDS) for child in self.children.values()))
+        fronts = [self.children.pop(name) for name in FRONTS if name in self.children]
+        for children in (fronts, list(self.children.values())):
+            await asyncio.gather(*(child.stop(DRAIN_SECONDS) for child in children))
         self.children.clear()
 
     def _prepare_repository(self) -> None:
@@ -209,24 +243,39 @@ class Stack:
         command += ["--embedding-address", self._embedding[0], "--heads-address", self._heads[0]]
         return [*command, "--catalogue", str(s.repository / "catalogue.json")]
 
-    def _pin_ports(self, gateway_url: str) -> None:
+    def _control_command(self) -> list[str]:
+        s = self.settings
+        command = [sys.executable, "-m", "head_service.control", "serve", "--host", s.host, "--port", str(s.control_port)]
+        return [*command, *self._control_places()]
+
+    def _worker_command(self) -> list[str]:
+        s = self.settings
+        command = [sys.executable, "-m", "head_service.control", "worker", *self._control_places()]
+        command += ["--embedding-address", self._embedding[0], "--heads-address", self._heads[0]]
+        command += ["--cache-dir", str(s.cache_dir)]
+        return [*command, "--drain-seconds", str(RUN_DRAIN_SECONDS), "--stop-seconds", str(RUN_DRAIN_SECONDS)]
+
+    def _control_places(self) -> list[str]:
+        return ["--home", str(self.settings.control_home), "--repository", self.settings.location]
+
+    def _pin_ports(self) -> None:
         """A service that is started again must be found where it was, also when its first port was any free one."""
-        found = {
-            "--port": gateway_url.rsplit(":", 1)[1],
-            "--grpc-port": self._embedding[0].rsplit(":", 1)[1],
-            "--http-port": self._embedding[1].rsplit(":", 1)[1],
-        }
-        for name in ("gateway", "embedding"):
-            command = self.children[name].command
-            for place, word in enumerate(command[:-1]):
-                if word in found:
-                    command[place + 1] = found[word]
+        self._pin("gateway", {"--port": self._gateway})
+        self._pin("embedding", {"--grpc-port": self._embedding[0], "--http-port": self._embedding[1]})
+        if self._control:
+            self._pin("control", {"--port": self._control})
         heads = self.children["heads"].command
         for place, word in enumerate(heads):
             if word.startswith("--port="):
                 heads[place] = f"--port={self._heads[0].rsplit(':', 1)[1]}"
             if word.startswith("--rest_api_port="):
                 heads[place] = f"--rest_api_port={self._heads[1].rsplit(':', 1)[1]}"
+
+    def _pin(self, name: str, addresses: dict[str, str]) -> None:
+        """Have *name* take, by each flag, the port of that address."""
+        command = self.children[name].command
+        for flag, address in addresses.items():
+            command[command.index(flag) + 1] = address.rsplit(":", 1)[1]
 
     async def _watch(self, child: Child) -> None:
         """Start *child* again whenever it ends by itself."""
@@ -244,6 +293,16 @@ class Stack:
                 self.say(f"{child.name} is back")
             except StackError as error:
                 self.say(str(error))
+
+
+async def _together(*starts: Coroutine[Any, Any, object]) -> None:
+    """All *starts* at once; the first that fails ends the others, and its error is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for start in starts:
+                group.create_task(start)
+    except ExceptionGroup as failed:
+        raise failed.exceptions[0] from None
 
 
 def _free_port() -> int:

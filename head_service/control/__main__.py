@@ -66,7 +66,7 @@ def work(arguments: list[str]) -> int:
 
     settings = _settings(WorkerSettings, arguments)
     load_trainer(settings.trainer)
-    ensure_layout(settings.repository)
+    ensure_layout(settings.location)
     kept = open_kept(settings)
     try:
         asyncio.run(_work(settings, kept))

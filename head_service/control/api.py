@@ -14,10 +14,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response, StreamingResponse
 
 from clients import DeadlineExceeded, InvalidRequest, Overloaded, Unauthenticated
-from clients.wire.catalogue import Manifest
 from head_service.control import schemas
 from head_service.control.errors import TooLarge, WrongMediaType
-from head_service.control.feedback import FeedbackRow, FeedbackWriter, Form, check_label, render
+from head_service.control.feedback import FeedbackRow, FeedbackWriter, Form, checked, render
 from head_service.control.keep import Kept
 from head_service.control.keys import Authenticator, Caller, Scope
 from head_service.control.rates import Rates
@@ -34,9 +33,6 @@ _KEY: Final = re.compile(r"[\x21-\x7e]{1,200}")
 _FORMS: Final = ("csv", "jsonl")
 _Body = TypeVar("_Body")
 
-LiveHead = Callable[[str], Manifest | None]
-"""The manifest of a head's live version; None: no such head is live."""
-
 router = APIRouter()
 
 
@@ -48,7 +44,6 @@ class State:
     kept: Kept
     writer: FeedbackWriter
     authenticator: Authenticator
-    live_head: LiveHead
     telemetry: Telemetry
     feedback_rates: Rates
     auth_failures: Rates
@@ -183,9 +178,8 @@ async def give_feedback(request: Request) -> Response:
         raise Overloaded("this key gives feedback too often", retry_after=wait)
     body = await _read(request, state, schemas.FeedbackBody)
     schemas.check_text(body.text, state.settings.max_text_characters)
-    label = schemas.one_line(body.label)
-    manifest = await run_sync(state.live_head, body.head)
-    check_label(label, manifest, body.head, allow_new=state.settings.allow_new_labels)
+    manifest = await run_sync(state.kept.live_head, body.head)
+    label = checked(schemas.given(body), manifest, body.head, allow_new=state.settings.allow_new_labels)
     kept = await state.writer.write(FeedbackRow(body.head, body.text, label, caller.name, _idempotency_key(request)))
     state.telemetry.kept(time.perf_counter() - started)
     return _json(schemas.KeptAnswer(kept.id, kept.is_new), 201 if kept.is_new else 200)
@@ -201,7 +195,7 @@ async def feedback_counts(request: Request, head: str) -> Response:
 
 @router.get("/v1/feedback/export", summary="Feedback as a dataset", response_class=Response)
 async def export_feedback(request: Request, head: str, form: str = "csv") -> Response:
-    """Each text once, with the label most of its rows say; ties are left out. Columns `text` and `label`."""
+    """Each text once, with what most of its rows say; ties are left out. Columns `text` and `label`; in CSV | between labels."""
     state, _ = _enter(request, "train")
     _check_name(head)
     if form not in _FORMS:

@@ -13,17 +13,15 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clients import Overloaded, TrunklineError
-from clients.wire.catalogue import Manifest
-from head_service.catalogue import read_catalogue
 from head_service.control.answers import error_response, request_id_of, response_of, status_of
-from head_service.control.api import LiveHead, State, router
+from head_service.control.api import State, router
 from head_service.control.errors import ControlError, place_of
 from head_service.control.feedback import FeedbackWriter
 from head_service.control.keep import Kept
 from head_service.control.keys import Authenticator, Everybody, KeysFile
 from head_service.control.rates import Rates
 from head_service.control.schemas import openapi_parts
-from head_service.control.settings import ServeSettings, Settings
+from head_service.control.settings import ServeSettings
 from head_service.control.telemetry import Telemetry
 from head_service.errors import RepositoryError
 
@@ -51,7 +49,6 @@ def create_app(settings: ServeSettings, kept: Kept, authenticator: Authenticator
                     kept,
                     writer,
                     who,
-                    _live_heads(settings),
                     telemetry,
                     Rates(settings.feedback_per_second, 10 * settings.feedback_per_second),
                     Rates(settings.auth_failures_per_minute / 60, settings.auth_failures_per_minute),
@@ -148,14 +145,6 @@ def _api(settings: ServeSettings) -> Callable[..., FastAPI]:
     except ImportError:
         raise ControlError("--docs needs the package fastapi-offline; install trunkline[gateway], or leave --docs out") from None
     return FastAPIOffline
-
-
-def _live_heads(settings: Settings) -> LiveHead:
-    def find(head: str) -> Manifest | None:
-        found = read_catalogue(settings.repository).heads.get(head)
-        return found.versions[found.stable] if found else None
-
-    return find
 
 
 async def _on_refusal(request: Request, error: Exception) -> Response:

@@ -121,7 +121,7 @@ def _attempt(worker: Worker, start: Start) -> Outcome:
     try:
         if start.max_bytes:
             resource.setrlimit(resource.RLIMIT_AS, (start.max_bytes, start.max_bytes))
-        found = published_by(Repository(Path(start.repository)), start.order.head, start.run_id)
+        found = published_by(Repository(start.repository), start.order.head, start.run_id)
         run = Run(worker, found)
         repository = RunRepository(start.repository, start.run_id, worker.may_publish, run.has_published)
         context = RunContext(

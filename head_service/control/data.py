@@ -43,8 +43,9 @@ class TrainingData:
         corrections = list(self._feedback.dataset(order.head, order.feedback_until))
         base: Iterable[Labelled] = ()
         if file is not None:
-            read = read_dataset(file, order.text_column, order.label_column)
-            base = [Labelled(text, label) for text, label in zip(read.texts, read.labels, strict=True)]
+            read = read_dataset(file, order.text_column, order.label_column, task=order.task)
+            is_several = order.task == "multi_label"
+            base = [Labelled(each.text, each.labels if is_several else each.label) for each in read.examples]
         if not corrections and file is None:
             raise DataError(f"there is no feedback for head {order.head!r} that could be trained on")
         path = folder / "rows.jsonl"

@@ -27,9 +27,13 @@ from clients.wire.text import normalize_text
 from head_service.control.errors import Collision, Conflict
 from head_service.control.schema import Feedback, FeedbackDay
 from head_service.control.store import Store
+from head_service.training.dataset import LABEL_SEPARATOR
 
 PAGE_ROWS: Final = 1_000
 Form = Literal["csv", "jsonl"]
+
+Given = str | tuple[str, ...]
+"""What a text was said to be: its label, or number; of multi_label all its labels, sorted, each once, perhaps none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +42,7 @@ class FeedbackRow:
 
     head: str
     text: str
-    label: str
+    label: Given
     owner: str
     idempotency_key: str | None = None
 
@@ -58,17 +62,17 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Labelled:
-    """A text and the label that most of its rows say."""
+    """A text and what most of its rows say."""
 
     text: str
-    label: str
+    label: Given
 
 
 @dataclass(frozen=True, slots=True)
 class FeedbackCounts:
     """Of one head.
 
-    Rows, distinct texts, texts by the label of the majority, texts with several labels, those left out for a tie, and in *until*
+    Rows, distinct texts, texts by each label of the majority, texts whose rows differ, those left out for a tie, and in *until*
     the number of the newest row.
     """
 
@@ -80,16 +84,20 @@ class FeedbackCounts:
     until: int
 
 
-def majority(labels: Iterable[str]) -> str | None:
-    """The label most often said; None: two are said equally often."""
-    counts = Counter(labels).most_common(2)
+def majority(labels: Iterable[Given]) -> Given | None:
+    """What is most often said, several labels of a text as a whole; None: two are said equally often."""
+    said = list(labels)
+    if any(isinstance(label, tuple) for label in said):
+        # A head that answers with several may have answered with one before.
+        said = [_each(label) for label in said]
+    counts = Counter(said).most_common(2)
     if len(counts) == 2 and counts[0][1] == counts[1][1]:
         return None
     return counts[0][0]
 
 
-def check_label(label: str, manifest: Manifest | None, head: str, *, allow_new: bool) -> None:
-    """Hold *label* to the labels of the head's live version.
+def checked(given: Given, manifest: Manifest | None, head: str, *, allow_new: bool) -> Given:
+    """*given* in the form that the head's task has, held to the labels of the head's live version.
 
     Raises:
         NotFound: there is no such head.
@@ -97,16 +105,25 @@ def check_label(label: str, manifest: Manifest | None, head: str, *, allow_new: 
     """
     if manifest is None:
         raise NotFound(f"there is no live head {head!r}; feedback is kept for heads that answer")
+    if manifest.task == "multi_label":
+        given = given if isinstance(given, tuple) else (given,)
+    elif isinstance(given, tuple):
+        raise InvalidRequest(f"head {head!r} answers with one label; send label in place of labels")
     if manifest.task == "regression":
-        try:
-            is_number = math.isfinite(float(label))
-        except ValueError:
-            is_number = False
-        if not is_number:
-            raise InvalidRequest(f"head {head!r} is a regression; its label is a number")
-    elif not allow_new and label not in manifest.labels:
+        _check_number(str(given), head)
+    elif not (allow_new or set(_each(given)) <= set(manifest.labels)):
         known = ", ".join(manifest.labels[:20]) + (", …" if len(manifest.labels) > 20 else "")
         raise InvalidRequest(f"the label is none of head {head!r}'s; they are: {known}")
+    return given
+
+
+def _check_number(label: str, head: str) -> None:
+    try:
+        is_number = math.isfinite(float(label))
+    except ValueError:
+        is_number = False
+    if not is_number:
+        raise InvalidRequest(f"head {head!r} is a regression; its label is a number")
 
 
 class FeedbackStore:
@@ -150,8 +167,7 @@ class FeedbackStore:
             num_conflicts += len(set(labels)) > 1
             label = majority(labels)
             num_ties += label is None
-            if label is not None:
-                by_label[label] += 1
+            by_label.update(_each(label) if label is not None else ())
         return FeedbackCounts(num_rows, num_texts, dict(sorted(by_label.items())), num_conflicts, num_ties, until)
 
     def dataset(self, head: str, until: int) -> Iterator[Labelled]:
@@ -179,7 +195,7 @@ class FeedbackStore:
         if row.idempotency_key is not None:
             query = select(Feedback).where(Feedback.owner == row.owner, Feedback.idempotency_key == row.idempotency_key)
             if known := session.scalars(query).first():
-                if (known.head, known.label, known.text) != (row.head, row.label, row.text):
+                if (known.head, _given(known.label, known.labels), known.text) != (row.head, row.label, row.text):
                     raise Conflict("this idempotency key was used before, for other feedback; use a new key")
                 return Kept(known.id, is_new=False)
         self._count(session, row.owner, now)
@@ -188,7 +204,8 @@ class FeedbackStore:
             head=row.head,
             digest=row.digest,
             text=row.text,
-            label=row.label,
+            label=", ".join(_each(row.label)),
+            labels=json.dumps(row.label, ensure_ascii=False) if isinstance(row.label, tuple) else None,
             owner=row.owner,
             idempotency_key=row.idempotency_key,
             created_at=now,
@@ -208,36 +225,49 @@ class FeedbackStore:
             raise Overloaded(f"this key's {self._max_per_day} rows of feedback a day are used up", retry_after=wait)
         usage.num_rows += 1
 
-    def _texts(self, head: str, until: int) -> Iterator[tuple[str, list[str]]]:
+    def _texts(self, head: str, until: int) -> Iterator[tuple[str, list[Given]]]:
         """Each text as its first row wrote it, with the labels of all its rows. Read by the page, so that no writer waits."""
         for _, rows in groupby(self._rows(head, until), key=lambda row: row[0]):
             first, *others = rows
             yield first[1], [first[2], *(row[2] for row in others)]
 
-    def _rows(self, head: str, until: int) -> Iterator[tuple[str, str, str]]:
+    def _rows(self, head: str, until: int) -> Iterator[tuple[str, str, Given]]:
         """(digest, text, label) in the order of the digests."""
         last = ("", 0)
-        query = select(Feedback.digest, Feedback.seq, Feedback.text, Feedback.label).order_by(Feedback.digest, Feedback.seq)
+        columns = (Feedback.digest, Feedback.seq, Feedback.text, Feedback.label, Feedback.labels)
+        query = select(*columns).order_by(Feedback.digest, Feedback.seq)
         while True:
             page = query.where(Feedback.head == head, Feedback.seq <= until, tuple_(Feedback.digest, Feedback.seq) > last).limit(
                 PAGE_ROWS
             )
             with self._store.read() as session:
                 rows = session.execute(page).all()
-            yield from ((digest, text, label) for digest, _, text, label in rows)
+            yield from ((digest, text, _given(label, labels)) for digest, _, text, label, labels in rows)
             if len(rows) < PAGE_ROWS:
                 return
             last = (rows[-1][0], rows[-1][1])
 
 
+def _each(given: Given) -> tuple[str, ...]:
+    return given if isinstance(given, tuple) else (given,)
+
+
+def _given(label: str, labels: str | None) -> Given:
+    """What the columns say; see `schema.Feedback`."""
+    return label if labels is None else tuple(json.loads(labels))
+
+
 def render(examples: Iterable[Labelled], form: Form) -> Iterator[str]:
-    """*examples* in a form that training reads, by the line: columns `text` and `label`."""
+    """*examples* in a form that training reads, by the line: columns `text` and `label`.
+
+    In CSV several labels have `LABEL_SEPARATOR` between them, so that one that holds it is read as two; JSONL keeps it whole.
+    """
     if form == "csv":
         yield "text,label\r\n"
     for example in examples:
         if form == "csv":
             line = io.StringIO()
-            csv.writer(line).writerow((example.text, example.label))
+            csv.writer(line).writerow((example.text, LABEL_SEPARATOR.join(_each(example.label))))
             yield line.getvalue()
         else:
             yield json.dumps({"text": example.text, "label": example.label}, ensure_ascii=False) + "\n"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from head_service.control.data import TrainingData
 from head_service.control.errors import ControlError
 from head_service.control.feedback import FeedbackStore
+from head_service.control.live import LiveHead, live_heads
 from head_service.control.retraining import Retraining
 from head_service.control.runs import Runs
 from head_service.control.settings import Settings
@@ -24,6 +25,7 @@ class Kept:
     data: TrainingData
     retraining: Retraining
     wakeup: Wakeup
+    live_head: LiveHead
 
     def close(self) -> None:
         """Let the connections go."""
@@ -45,7 +47,9 @@ def open_kept(settings: Settings) -> Kept:
         store, settings.uploads_dir, max_bytes=settings.max_upload_bytes, max_total_bytes=settings.max_uploads_bytes
     )
     data = TrainingData(uploads, feedback, settings.data_dir)
-    return Kept(store, runs, feedback, uploads, data, Retraining(runs, feedback), Wakeup(settings.queue_url))
+    live_head = live_heads(settings.location)
+    retraining = Retraining(runs, feedback, live_head)
+    return Kept(store, runs, feedback, uploads, data, retraining, Wakeup(settings.queue_url), live_head)
 
 
 def open_store(settings: Settings) -> Store:

@@ -6,7 +6,7 @@ from head_service.control.words import Outcome, TrainingOrder
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """To the process, first: what to do. All paths are absolute."""
+    """To the process, first: what to do. All paths are absolute; *repository* may be s3://bucket/prefix."""
 
     run_id: str
     order: TrainingOrder

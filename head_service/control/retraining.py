@@ -9,6 +9,7 @@ import msgspec
 
 from clients import InvalidRequest
 from head_service.control.feedback import FeedbackStore
+from head_service.control.live import LiveHead
 from head_service.control.runs import RunFacts, Runs
 from head_service.control.words import DataSource, Publish, TrainingOrder
 
@@ -49,25 +50,37 @@ def due(heads: Sequence[HeadFeedback], schedule: Schedule) -> list[HeadFeedback]
 class Retraining:
     """Makes orders out of feedback."""
 
-    def __init__(self, runs: Runs, feedback: FeedbackStore, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, runs: Runs, feedback: FeedbackStore, live_head: LiveHead, *, clock: Callable[[], float] = time.time
+    ) -> None:
         self._clock = clock
         self._runs = runs
         self._feedback = feedback
+        self._live_head = live_head
 
     def order(self, head: str, publish: Publish, data: DataSource | None = None) -> TrainingOrder:
         """All feedback of *head*, over *data*, or where that is None over what its last successful run was trained on.
 
+        A head that no run has made is trained as its live version says.
+
         Raises:
             InvalidRequest: there is no feedback.
+            RepositoryError: the catalogue cannot be read.
         """
         until = self._feedback.newest(head)
         if not until:
             raise InvalidRequest(f"there is no feedback for head {head!r} yet")
         last = self._runs.last_succeeded(head)
-        before = last.order if last else TrainingOrder(head=head)
+        before = last.order if last else self._as_live(head)
         if data is not None:
             before = msgspec.structs.replace(before, data=data, text_column=None, label_column=None)
         return msgspec.structs.replace(before, feedback_until=until, publish=publish)
+
+    def _as_live(self, head: str) -> TrainingOrder:
+        live = self._live_head(head)
+        if live is None:
+            return TrainingOrder(head=head)
+        return TrainingOrder(head=head, task=live.task, head_type=live.head_type, view=live.view)
 
     def submit_due(self, schedule: Schedule) -> list[RunFacts]:
         """Submit what is due; workers that do this at the same time submit it once."""
@@ -83,6 +96,9 @@ class Retraining:
 
     def _heads(self, now: float) -> Iterator[HeadFeedback]:
         for head in self._feedback.num_rows():
+            if self._live_head(head) is None:
+                # It was removed; its feedback is no reason to bring it back.
+                continue
             last = self._runs.last_on_feedback(head)
             since = last.order.feedback_until if last else 0
             age = None if last is None else now - last.created_at

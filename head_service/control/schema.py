@@ -89,7 +89,10 @@ class Upload(Base):
 
 
 class Feedback(Base):
-    """One acknowledged row. *digest* is SHA-256 of the normalised text, so that one text in two spellings is one."""
+    """One acknowledged row. *digest* is SHA-256 of the normalised text, so that one text in two spellings is one.
+
+    *labels*, a list as JSON, is there for a head that answers with several; *label* then has them for people, commas between.
+    """
 
     __tablename__ = "feedback"
     __table_args__ = (
@@ -104,6 +107,7 @@ class Feedback(Base):
     digest: Mapped[str] = mapped_column(Text)
     text: Mapped[str] = mapped_column(Text)
     label: Mapped[str] = mapped_column(Text)
+    labels: Mapped[str | None] = mapped_column(Text)
     owner: Mapped[str] = mapped_column(Text)
     idempotency_key: Mapped[str | None] = mapped_column(Text)
     created_at: Mapped[float] = mapped_column(Seconds)

@@ -6,21 +6,23 @@ import msgspec
 
 from clients import InvalidRequest
 from clients.wire.text import normalize_text
-from head_service.control.feedback import FeedbackCounts
+from head_service.control.feedback import FeedbackCounts, Given
 from head_service.control.runs import Line, RunFacts
 from head_service.control.schema import Upload
 from head_service.control.states import State
 from head_service.control.words import DataSource, HeadName, Publish, RunResult, TrainingOrder
 
 _Body = TypeVar("_Body")
+Label = Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
 
 
 class FeedbackBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """The body of `POST /v1/feedback`."""
+    """The body of `POST /v1/feedback`: *label*, or of a head that answers with several all that are right in *labels*."""
 
     text: str
-    label: Annotated[str, msgspec.Meta(min_length=1, max_length=1_000)]
     head: HeadName
+    label: Label | None = None
+    labels: Annotated[list[Label], msgspec.Meta(max_length=1_000)] | None = None
 
 
 class RetrainBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -92,7 +94,7 @@ class KeptAnswer(msgspec.Struct, frozen=True):
 
 
 class CountsAnswer(msgspec.Struct, frozen=True):
-    """Feedback of one head; texts are counted once, by the label that most of their rows say, ties by none."""
+    """Feedback of one head; texts are counted once, by each label that most of their rows say, ties by none."""
 
     head: str
     rows: int
@@ -163,6 +165,19 @@ def check_text(text: str, max_characters: int) -> None:
         raise InvalidRequest("the text has a NUL character, which cannot be kept")
     if not normalize_text(text):
         raise InvalidRequest("the text is empty")
+
+
+def given(body: FeedbackBody) -> Given:
+    """What the text was said to be.
+
+    Raises:
+        InvalidRequest: both or neither of label and labels, or a label without a word.
+    """
+    if body.label is not None and body.labels is None:
+        return one_line(body.label)
+    if body.labels is not None and body.label is None:
+        return tuple(sorted({one_line(label) for label in body.labels}))
+    raise InvalidRequest("give label, or labels for a head that answers with several")
 
 
 def one_line(label: str) -> str:

@@ -2,12 +2,15 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from head_service.control.words import Publish
+
+Location = Annotated[str, BeforeValidator(str)]
+"""A directory, or s3://bucket/prefix; a Path of a directory is taken too."""
 
 
 class Settings(BaseSettings):
@@ -25,7 +28,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path("control"), description="Database, queue, uploads and reports, where nothing else is said.")
     database: str = Field("", description="sqlite:///FILE or postgresql://…; HOME/control.sqlite when empty.")
     queue: str = Field("", description="redis://… or a file of SQLite; HOME/queue.sqlite when empty.")
-    repository: Path = Field(Path("repository"), description="Where head versions are published.")
+    repository: Location = Field("repository", description="Where head versions are published; may be s3://BUCKET/PREFIX.")
     data_dir: Path | None = Field(None, description="Below it, orders may name files by path. None: only uploads.")
 
     max_attempts: int = Field(3, ge=1, le=100, description="Of a run whose worker dies; then it has failed.")
@@ -43,6 +46,11 @@ class Settings(BaseSettings):
     def queue_url(self) -> str:
         """With the default filled in."""
         return self.queue or str((self.home / "queue.sqlite").absolute())
+
+    @property
+    def location(self) -> str:
+        """The repository, wherever the process that is told of it runs."""
+        return self.repository if "://" in self.repository else str(Path(self.repository).absolute())
 
     @property
     def uploads_dir(self) -> Path:

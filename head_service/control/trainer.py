@@ -6,16 +6,17 @@ from typing import Any, Final
 import msgspec
 
 from clients import EmbeddingClient
-from clients.wire.catalogue import Metrics
+from clients.wire.catalogue import Manifest, Metrics
 from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
 from head_service.errors import DataError
 from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.head_server import scorer_at, wait_until_available
 from head_service.lifecycle import Lifecycle
 from head_service.release import release
-from head_service.training.dataset import read_dataset
+from head_service.training.dataset import Dataset, read_dataset, test_part
 from head_service.training.embeddings import EmbeddingCache
 from head_service.training.fit import HEAD_CHOICES, FitOptions
+from head_service.training.measured import LiveOnTestPart
 from head_service.training.run import TrainingRequest, train
 
 EMBED_TIMEOUT_SECONDS: Final = 120.0
@@ -31,9 +32,10 @@ def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
         release_it = partial(_release, order, run, scorer)
         if run.published is not None:
             run.say(f"version {run.published} was published by an attempt before this one")
-            return _ended(order, run, run.published, release_it(order.head, run.published, None))
+            comparison = release_it(order.head, run.published, partial(_remeasure, order, run, scorer))
+            return _ended(order, run, run.published, comparison)
         options = _options(order)
-        data = read_dataset(run.data, run.text_column, run.label_column, task=order.task)
+        data = _rows(order, run)
         run.say(f"{len(data.examples)} texts, {len(data.label_names)} labels, {data.num_repeated} repeated rows left out")
         result = train(
             TrainingRequest(order.head, data, view=order.view, options=options),
@@ -48,6 +50,22 @@ def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
         )
     report = "" if result.report is None else result.report.relative_to(run.folder).as_posix()
     return _ended(order, run, result.version, result.comparison, report)
+
+
+def _rows(order: TrainingOrder, run: RunContext) -> Dataset:
+    return read_dataset(run.data, run.text_column, run.label_column, task=order.task)
+
+
+def _remeasure(order: TrainingOrder, run: RunContext, scorer: Scorer, live: Manifest, candidate: Metrics) -> Metrics | None:
+    """See `gate.Remeasure`, for a version of an attempt before this one: the same rows part in the same way.
+
+    None where the rows are no longer those it was trained on, as a file named by its path may be.
+    """
+    try:
+        held = test_part(_rows(order, run))
+    except DataError:
+        return None
+    return LiveOnTestPart(held, scorer).remeasure(live, candidate) if held.digest() == candidate.data else None
 
 
 def _release(

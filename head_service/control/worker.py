@@ -136,7 +136,7 @@ class Attempt:
             text_column=text,
             label_column=label,
             folder=str(folder),
-            repository=str(s.repository.absolute()),
+            repository=s.location,
             cache_dir=str(s.cache_dir.absolute()),
             embedding_address=s.embedding_address,
             heads_address=s.heads_address,
@@ -247,7 +247,7 @@ class Attempt:
         """A run that was stopped, or failed, after it had published says which version that is."""
         if outcome.result.version is not None or outcome.kind == "lost":
             return outcome
-        found = published_by(Repository(self._settings.repository), self._lease.run.order.head, self.run_id)
+        found = published_by(Repository(self._settings.location), self._lease.run.order.head, self.run_id)
         if found is None:
             return outcome
         message = f"{outcome.message}; version {found} had been published"

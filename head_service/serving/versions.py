@@ -199,6 +199,9 @@ class VersionManager:
     def configure(self, config: pb.ModelServerConfig) -> None:
         """Serve exactly the models of *config*; the rest is unloaded. All of it is taken, or nothing.
 
+        One label that may not be where it is asked for refuses all models of *config*, as in TensorFlow Serving: its ReloadConfig
+        (model_servers/server_core.cc) looks at the labels before it adds or changes a model.
+
         Raises:
             ServingError: INVALID_ARGUMENT: a name twice, a relative path, another platform; FAILED_PRECONDITION: a label on a
                 version that is not available.

@@ -1,6 +1,7 @@
 """Linear heads that teams bring along: a live scikit-learn model, or its numbers in an .npz file. Nothing is ever unpickled."""
 
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +19,16 @@ FloatArray = NDArray[np.float64]
 
 MAX_FILE_BYTES: Final = 512 * 1024 * 1024
 """Of what a file says its arrays take."""
+
+_NO_ARRAYS: Final = (
+    zipfile.BadZipFile,  # no archive, or a checksum that is wrong
+    zlib.error,  # compressed data that is none
+    EOFError,  # cut short
+    MemoryError,  # an array that says it is larger than any
+    RuntimeError,  # encrypted, or packed in a way that zipfile does not know
+    ValueError,  # a member that is no array, or one of objects
+)
+"""What zipfile and numpy raise of a file that is not an .npz of plain arrays."""
 
 _REQUIRED: Final = ("weights", "bias", "labels")
 _OPTIONAL: Final = ("mean", "scale", "one_vs_rest")
@@ -78,12 +89,14 @@ def _arrays(path: Path) -> Mapping[str, NDArray[Any]]:
             if sum(member.file_size for member in archive.infolist()) > MAX_FILE_BYTES:
                 raise DataError(f"{path.name} unpacks to more than {MAX_FILE_BYTES // 2**20} MB")
         with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+            arrays = {name: file[name] for name in file.files}
     except OSError as error:
         raise DataError(f"{path.name} cannot be read: {error.strerror or 'it is not an .npz file'}") from None
-    # An array of objects, or what is no archive, no array, or cut short.
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError) as error:
+    except _NO_ARRAYS as error:
         raise DataError(f"{path.name} is not an .npz file of plain arrays; save it with numpy.savez") from error
+    if not all(isinstance(array, np.ndarray) for array in arrays.values()):
+        raise DataError(f"{path.name} is not an .npz file of plain arrays; save it with numpy.savez")
+    return arrays
 
 
 def _standardisation(scaler: Any) -> tuple[FloatArray | float, FloatArray | float]:

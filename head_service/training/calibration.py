@@ -28,16 +28,6 @@ class ReliabilityBin(msgspec.Struct, frozen=True):
     accuracy: float
 
 
-def softmax_scores(logits: FloatArray, temperature: float = 1.0) -> FloatArray:
-    """softmax(logits / temperature): float32 [n, labels], rows adding up to one."""
-    return _softmax(logits.astype(np.float64) / temperature).astype(np.float32)
-
-
-def sigmoid_scores(logits: FloatArray, temperature: float = 1.0) -> FloatArray:
-    """sigmoid(logits / temperature): float32 [n, labels], each by itself."""
-    return _sigmoid(logits.astype(np.float64) / temperature).astype(np.float32)
-
-
 def fit_temperature(logits: FloatArray, targets: NDArray[np.integer]) -> float:
     """The T that makes softmax(logits / T) likeliest: *logits* float32 [n, labels], *targets* int [n], indices of labels.
 

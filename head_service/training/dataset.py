@@ -43,7 +43,7 @@ MIN_FOR_REGRESSION: Final = 10
 _MAX_VALUE: Final = float(np.finfo(np.float32).max)
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
-Targets = NDArray[np.int64] | NDArray[np.int8] | NDArray[np.float32]
+Truth = NDArray[np.int64] | NDArray[np.int8] | NDArray[np.float32]
 """int64 [texts]: the label's index; or int8 [texts, labels]: 1 where a text has the label; or float32 [texts]: the number."""
 
 
@@ -87,8 +87,8 @@ class Dataset:
             return (REGRESSION_LABEL,)
         return tuple(sorted({label for example in self.examples for label in self._labels_of(example)}))
 
-    def targets(self, label_names: Sequence[str] | None = None) -> Targets:
-        """What the texts are answered with, in numbers, see `Targets`; *label_names* absent: this dataset's own.
+    def truth(self, label_names: Sequence[str] | None = None) -> Truth:
+        """What answers are held against, see `Truth`; *label_names* absent: this dataset's own.
 
         Raises:
             DataError: a label is not one of *label_names*; it is told with its lines.
@@ -183,6 +183,11 @@ def split(dataset: Dataset, share: float = 0.2, seed: int = 0) -> tuple[Dataset,
         replace(dataset, examples=tuple(each for place, each in enumerate(examples) if place not in held), num_repeated=0),
         replace(dataset, examples=tuple(each for place, each in enumerate(examples) if place in held), num_repeated=0),
     )
+
+
+def test_part(dataset: Dataset) -> Dataset:
+    """The rows that a training without held-out ones of its own measures on, and that no head learns from."""
+    return split(dataset)[1]
 
 
 def _held_out(dataset: Dataset, share: float, seed: int) -> set[int]:

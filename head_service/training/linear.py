@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression, Ridge
-from sklearn.metrics import f1_score
 
 from clients.wire.catalogue import Task
 from head_service.training.features import Features, standardisation
@@ -166,13 +165,3 @@ def _logistic(
     else:
         kernel[:, present], bias[present] = model.coef_.T, model.intercept_
     return kernel, bias
-
-
-def accuracy(found: Sequence[str], truth: Sequence[str]) -> float:
-    """The share of equal places."""
-    return sum(a == b for a, b in zip(found, truth, strict=True)) / len(truth)
-
-
-def macro_f1(found: Sequence[str], truth: Sequence[str]) -> float:
-    """The mean of the labels' F1."""
-    return float(f1_score(list(truth), list(found), average="macro", zero_division=0.0))

@@ -90,7 +90,7 @@ def evaluate(
     thresholds: tuple[float, ...] = (),
     seed: int = 0,
 ) -> Evaluation:
-    """Hold *scores* against *targets*, see `dataset.Targets`.
+    """Hold *scores* against *targets*, see `dataset.Truth`.
 
     *scores* are float32 [n, labels] in 0..1, of a regression [n] or [n, 1]. *thresholds* are those of multi_label, 0.5 when
     absent. Same input, same seed: same intervals.

@@ -21,6 +21,7 @@ from head_service.training.embeddings import Embedder, EmbeddingCache, embed_fea
 from head_service.training.features import Features, take, width_of
 from head_service.training.fit import FitOptions, Reading, fit, reading_for
 from head_service.training.heads import Fitted, Head, scores_of
+from head_service.training.measured import LiveOnTestPart, metrics_of
 from head_service.training.metrics import Evaluation, evaluate, validation_summary
 from head_service.training.report import LiveVersion, TrainingFacts, build_report, write_report
 from head_service.training.targets import Targets, multi_label, regression, single_label
@@ -132,7 +133,7 @@ def train(
         raise DataError(f"the head takes vectors of {head.spec.width} numbers, trunk {trunk.name!r} gives {width_of(features)}")
     calibration = calibrate(made.fitted)
     scores = scores_of(head.logits(features), head.task, calibration.temperature)
-    evaluation = evaluate(head.task, head.labels, scores, held.targets(head.labels), thresholds=calibration.thresholds)
+    evaluation = evaluate(head.task, head.labels, scores, held.truth(head.labels), thresholds=calibration.thresholds)
     metrics = metrics_of(evaluation, held, made.num_train)
 
     def export(directory: Path, version: int) -> None:
@@ -142,59 +143,54 @@ def train(
         export_head(head, manifest, features, held.texts, directory)
 
     version = repository.publish(request.name, export, fingerprint=trunk.fingerprint)
-    live = _Live(held, scorer)
+    live = LiveOnTestPart(held, scorer)
     comparison = go_live(request.name, version, live.remeasure)
-    report = None
-    if reports is not None:
-        facts = TrainingFacts(
-            head=request.name,
-            version=version,
-            head_type=head.head_type,
-            trunk=trunk.name,
-            fingerprint=trunk.fingerprint,
-            view=_view_in_words(made.reading),
-            data=request.data.digest(),
-            test_data=held.digest(),
-            num_train=made.num_train,
-            num_test=len(held.examples),
-            seconds=time.monotonic() - began,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            temperature=calibration.temperature,
-        )
-        told = build_report(
-            facts,
-            evaluation,
-            held,
-            scores,
-            train=None if request.brought else request.data,
-            thresholds=calibration.thresholds,
-            live=live.seen,
-            with_texts=request.with_texts,
-        )
-        report = write_report(told, reports / request.name / str(version))
+    measured = _Measured(trunk, calibration, scores, evaluation, time.monotonic() - began)
+    report = reports and _write_report(reports, version, request, made, measured, live.seen)
     return TrainingResult(version, metrics, comparison, report)
 
 
-@dataclass(slots=True)
-class _Live:
-    """Measures the live version on the texts *held* back; *seen* is what it then scored."""
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What a head scored on the held-out texts, and how long it took to come so far."""
 
-    held: Dataset
-    scorer: Scorer
-    seen: LiveVersion | None = None
+    trunk: Trunk
+    calibration: Calibration
+    scores: FloatArray
+    evaluation: Evaluation
+    seconds: float
 
-    def remeasure(self, live: Manifest, candidate: Metrics) -> Metrics | None:
-        """See `gate.Remeasure`. None where the live version knows other labels: then a person decides."""
-        if live.task != self.held.task:
-            return None
-        try:
-            targets = self.held.targets(live.labels)
-        except DataError:
-            return None
-        scores = np.asarray(self.scorer(live, self.held.texts), np.float32)
-        found = evaluate(live.task, live.labels, scores, targets, thresholds=live.thresholds)
-        self.seen = LiveVersion(live.version, found, same_data=True)
-        return metrics_of(found, self.held, candidate.num_train)
+
+def _write_report(
+    reports: Path, version: int, request: TrainingRequest, made: "_Made", measured: _Measured, live: LiveVersion | None
+) -> Path:
+    """The page's place: below *reports*, in a folder a head and version."""
+    facts = TrainingFacts(
+        head=request.name,
+        version=version,
+        head_type=made.fitted.head.head_type,
+        trunk=measured.trunk.name,
+        fingerprint=measured.trunk.fingerprint,
+        view=_view_in_words(made.reading),
+        data=request.data.digest(),
+        test_data=made.held.digest(),
+        num_train=made.num_train,
+        num_test=len(made.held.examples),
+        seconds=measured.seconds,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        temperature=measured.calibration.temperature,
+    )
+    told = build_report(
+        facts,
+        measured.evaluation,
+        made.held,
+        measured.scores,
+        train=None if request.brought else request.data,
+        thresholds=measured.calibration.thresholds,
+        live=live,
+        with_texts=request.with_texts,
+    )
+    return write_report(told, reports / request.name / str(version))
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,7 +223,7 @@ def _fitted(
     say(f"fitting {request.name} ({request.options.head_type}) on {len(known)} texts")
     num_layers = max(1, len(reading.mix_layers))
     fitted = fit(known, targets_of(data), request.options, num_layers, say)
-    say(f"fitted a {fitted.head.head_type} head: {fitted.told}" if fitted.told else f"fitted a {fitted.head.head_type} head")
+    say(f"fitted {request.name}: {fitted.head.head_type}{f', {fitted.told}' if fitted.told else ''}")
     if fitted.head.spec.width < width_of(unseen):
         # What was chosen reads the first layer alone, which is the view's own.
         reading = Reading(reading.view)
@@ -243,20 +239,6 @@ def targets_of(data: Dataset, known: Sequence[str] | None = None) -> Targets:
     if data.task == "regression":
         return regression([example.value for example in data.examples])
     return single_label(data.labels, known)
-
-
-def metrics_of(evaluation: Evaluation, held: Dataset, num_train: int) -> Metrics:
-    """What a manifest says of *evaluation*; see `Metrics` for what stands for accuracy of a regression."""
-    accuracy = evaluation.r2 if evaluation.task == "regression" else evaluation.accuracy
-    error = evaluation.calibration_error
-    return Metrics(
-        accuracy=accuracy or 0.0,
-        macro_f1=evaluation.macro_f1 or 0.0,
-        num_train=num_train,
-        num_test=evaluation.num_texts,
-        data=held.digest(),
-        calibration_error=error,
-    )
 
 
 def manifest_of(

@@ -1,4 +1,7 @@
-"""Which examples are held out: pure functions over what they are answered with, the same for the same input and seed."""
+"""Which examples are held out as the test part: pure functions over their answers, the same for the same input and seed.
+
+What a head is chosen by is parted from the rest by `targets.part` and `targets.folds`; a change there moves no test part.
+"""
 
 import random
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The real stack on the real encoder: three processes, started once, with a small head of our own data and one of real data."""
+"""The real stack on the real encoder: all its processes, started once, with a small head of our own data and one of real data."""
 
 import os
 import re
@@ -34,7 +34,7 @@ class RunningStack:
 def start_stack(home: Path) -> RunningStack:
     """Start it on free ports and wait for its last line."""
     env = {**os.environ, "TRUNKLINE_HOME": str(home), "TRUNKLINE_CACHE_DIR": str(paths.cache_dir()), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "trunkline.cli", "up", "--any-port"]
+    command = [sys.executable, "-m", "trunkline.cli", "up", "--any-port", "--control"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     stack = RunningStack(process, env, home)
     assert process.stdout is not None

@@ -111,6 +111,29 @@ def test_a_head_trained_beside_the_running_stack_is_live_without_a_restart(stack
     assert pid == pid_of(stack, "gateway")
 
 
+def test_posted_rows_become_a_head_that_answers_through_the_gateway(stack: RunningStack) -> None:
+    places = ("beach", "lake", "museum", "castle", "island", "forest", "valley", "harbour")
+    dishes = ("soup", "bread", "pasta", "salad", "curry", "pie", "rice", "stew")
+    rows = [f"we want to visit the {place} on our holiday,travel" for place in places]
+    rows += [f"how long does the {dish} have to cook,food" for dish in dishes]
+    running = {name: pid_of(stack, name) for name in ("gateway", "head_service.serving", "embedding_service")}
+    with httpx.Client(base_url=stack.addresses["control"]) as control:
+        body = "\n".join(["text,label", *rows]).encode()
+        upload = control.post("/v1/data", content=body, headers={"content-type": "text/csv"}).json()
+        run = control.post("/v1/runs", json={"head": "plans", "data": {"upload": upload["id"]}}).json()
+        ended = _until(
+            lambda: control.get(f"/v1/runs/{run['id']}").json(), lambda now: now["finished_at"] is not None, seconds=60
+        )
+    with Client(stack.addresses["ready"]) as client:
+        _until(lambda: {head["name"] for head in client.heads()}, lambda names: "plans" in names)
+        [result] = client.classify("add the onions and let the stew cook slowly", heads=["plans"])
+
+    assert (ended["state"], ended["result"]["is_live"]) == ("succeeded", True), ended
+    assert getattr(result.heads["plans"], "label", None) == "food"
+    assert running == {name: pid_of(stack, name) for name in running}
+    assert "succeeded" in stack.trunkline("runs", "show", run["id"]).stdout
+
+
 def test_bad_training_data_is_told_in_words_and_nothing_is_published(stack: RunningStack, tmp_path: Path) -> None:
     data = tmp_path / "bad.csv"
     data.write_text("text,label\nsame,a\nother,b\nsame,b\n,a\n")

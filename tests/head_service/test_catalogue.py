@@ -5,15 +5,9 @@ from google.protobuf import text_format
 
 from clients.wire.catalogue import Catalogue, CatalogueHead, encode
 from clients.wire.tfs import serving_pb2 as pb
-from head_service.catalogue import (
-    CATALOGUE,
-    MODELS_CONFIG,
-    ensure_layout,
-    promote,
-    read_catalogue,
-    write_models_config,
-)
+from head_service.catalogue import CATALOGUE, MODELS_CONFIG, ensure_layout, read_catalogue
 from head_service.errors import ManifestError, RepositoryError
+from head_service.lifecycle import Lifecycle, already_available
 from head_service.repository import Repository, replace_file
 from tests.head_service.versions_on_disk import FINGERPRINT, exporter
 
@@ -24,6 +18,10 @@ def repository(tmp_path: Path) -> Repository:
     for name in ("spam", "spam", "topic"):
         made.publish(name, exporter(name), fingerprint=FINGERPRINT)
     return made
+
+
+def promote(repository: Repository, name: str, version: int) -> None:
+    Lifecycle(repository, already_available).promote(name, version)
 
 
 def models(root: Path) -> list[pb.ModelConfig]:
@@ -92,40 +90,32 @@ def test_a_file_that_is_no_catalogue_is_told(tmp_path: Path) -> None:
         read_catalogue(tmp_path)
 
 
-def test_the_head_server_is_told_of_every_head_by_absolute_path(repository: Repository, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_head_server_is_told_of_every_live_head_by_absolute_path(
+    repository: Repository, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (repository.root / "empty").mkdir()
+    (repository.root / "lost+found").mkdir()
     monkeypatch.chdir(repository.root.parent)
 
-    write_models_config(Repository(Path(repository.root.name)))
+    for name, version in (("spam", 2), ("topic", 1)):
+        promote(Repository(Path(repository.root.name)), name, version)
 
+    found = [model for model in models(repository.root) if model.model_version_policy.specific.versions]
     assert [("spam", str(repository.root / "spam")), ("topic", str(repository.root / "topic"))] == [
-        (model.name, model.base_path) for model in models(repository.root)
+        (model.name, model.base_path) for model in found
     ]
-    assert [[2], [1]] == [list(model.model_version_policy.specific.versions) for model in models(repository.root)]
+    assert [[2], [1]] == [list(model.model_version_policy.specific.versions) for model in found]
+    assert [{"stable": 2}, {"stable": 1}] == [dict(model.version_labels) for model in found]
     assert {"tensorflow"} == {model.model_platform for model in models(repository.root)}
 
 
-def test_the_head_server_may_see_the_repository_elsewhere(repository: Repository) -> None:
-    write_models_config(repository, Path("/models"))
-
-    assert ["/models/spam", "/models/topic"] == [model.base_path for model in models(repository.root)]
-
-
-def test_a_new_version_is_named_beside_the_live_one_until_it_is_promoted(repository: Repository) -> None:
+def test_a_candidate_is_named_beside_the_live_version_until_it_is_promoted(repository: Repository) -> None:
     promote(repository, "spam", 1)
-    write_models_config(repository)
-    spam = models(repository.root)[0]
+    Lifecycle(repository, already_available).load_candidate("spam", 2)
+    [spam] = models(repository.root)
     assert ([1, 2], {"stable": 1}) == (list(spam.model_version_policy.specific.versions), dict(spam.version_labels))
 
     promote(repository, "spam", 2)
 
-    spam = models(repository.root)[0]
+    [spam] = models(repository.root)
     assert ([1, 2], {"stable": 2}) == (list(spam.model_version_policy.specific.versions), dict(spam.version_labels))
-
-
-def test_a_folder_whose_name_is_no_heads_is_left_out_of_the_configuration(repository: Repository) -> None:
-    (repository.root / "lost+found").mkdir()
-
-    write_models_config(repository)
-
-    assert ["spam", "topic"] == [model.name for model in models(repository.root)]

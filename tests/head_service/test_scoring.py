@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import msgspec
 import numpy as np
@@ -10,7 +11,7 @@ from clients._heads_wire import Array, Prediction, VersionStatus
 from clients.wire import catalogue
 from clients.wire.catalogue import Manifest
 from head_service.errors import RepositoryError, TrunkMismatchError
-from head_service.scoring import ServerScorer, inputs_of, is_available, views_of
+from head_service.scoring import TextScorer, inputs_of, is_available, served, views_of
 from tests.head_service.versions_on_disk import FINGERPRINT, OTHER_FINGERPRINT, manifest
 
 
@@ -47,7 +48,8 @@ class FakeHeads:
 
 
 def scored(answer: Embeddings, of: Manifest, *, flat: bool = False) -> list[list[float]]:
-    return ServerScorer(FakeEmbedder(answer), FakeHeads(flat=flat))(of, ["a", "b"])  # type: ignore[arg-type]
+    heads = FakeHeads(flat=flat)
+    return TextScorer(FakeEmbedder(answer), partial(served, heads))(of, ["a", "b"])  # type: ignore[arg-type]
 
 
 def test_texts_become_the_scores_of_the_version() -> None:

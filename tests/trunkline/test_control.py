@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 import uvicorn
 from typer.testing import CliRunner
@@ -13,12 +14,14 @@ from typer.testing import CliRunner
 from clients import InvalidRequest, NotFound, Unavailable
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, encode
 from head_service.control.app import create_app
+from head_service.control.feedback import render
 from head_service.control.keep import Kept, open_kept
 from head_service.control.settings import ServeSettings
 from head_service.control.words import Outcome, RunResult
 from trunkline.cli import app
 
 LIVE = Manifest(name="spam", version=1, labels=("ham", "spam"), width=4, trunk=TrunkRef("t", "sha256:0"))
+TAGS = msgspec.structs.replace(LIVE, name="tags", task="multi_label", labels=("billing", "urgent"))
 
 
 @contextlib.contextmanager
@@ -36,7 +39,9 @@ def serving(settings: ServeSettings, kept: Kept) -> Iterator[str]:
 def kept(tmp_path: Path, monkeypatch) -> Iterator[Kept]:
     heads = tmp_path / "heads"
     heads.mkdir()
-    (heads / "catalogue.json").write_bytes(encode(Catalogue({"spam": CatalogueHead(1, {1: LIVE})})))
+    (heads / "catalogue.json").write_bytes(
+        encode(Catalogue({"spam": CatalogueHead(1, {1: LIVE}), "tags": CatalogueHead(1, {1: TAGS})}))
+    )
     settings = ServeSettings(home=tmp_path / "control", repository=heads)
     found = open_kept(settings)
     with serving(settings, found) as url:
@@ -77,6 +82,8 @@ def test_feedback_is_given_counted_exported_and_trained_on(tmp_path: Path, kept:
     assert "3 rows, 2 texts, 1 with several labels, 1 of them tied" in trunkline("feedback", "counts", "spam")
     trunkline("feedback", "export", "spam", str(tmp_path / "out.csv"))
     assert b"text,label\r\nlunch,ham\r\n" == (tmp_path / "out.csv").read_bytes()
+    trunkline("feedback", "give", "tags", "urgent|billing", "pay me", "--several")
+    assert '["billing", "urgent"]' in "".join(render(kept.feedback.dataset("tags", 10**9), "jsonl"))
     run_id = trunkline("feedback", "retrain", "spam")
     assert (3, "version") == (kept.runs.get(run_id).order.feedback_until, kept.runs.get(run_id).order.publish)
 

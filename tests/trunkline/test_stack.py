@@ -1,8 +1,10 @@
 from pathlib import Path
 
 import pytest
+from pydantic_settings import CliApp
 
-from trunkline.stack import Stack, StackSettings
+from head_service.control.settings import ServeSettings, WorkerSettings
+from trunkline.stack import Addresses, Stack, StackSettings, record, recorded
 
 
 @pytest.mark.parametrize(("layers", "given"), [((), None), ((-2, -4), "[-4, -2, -1]"), ((-1,), "[-1]")])
@@ -12,3 +14,47 @@ def test_the_embedding_service_is_told_which_layers_to_compute(
     command = Stack(StackSettings(tmp_path, tmp_path, tmp_path, layers=layers))._embedding_command()
 
     assert given == (command[command.index("--layers") + 1] if "--layers" in command else None)
+
+
+class Stopped:
+    """In a child's place: it notes when it is stopped, and by then who had been."""
+
+    def __init__(self, name: str, stopped: list[str]) -> None:
+        self.name = name
+        self._stopped = stopped
+
+    async def stop(self, grace: float) -> None:
+        self._stopped.append(self.name)
+
+
+async def test_what_calls_others_is_stopped_before_them(tmp_path: Path) -> None:
+    stopped: list[str] = []
+    names = ("embedding", "heads", "control", "gateway", "worker")
+    stack = Stack(StackSettings(tmp_path, tmp_path, tmp_path), children={name: Stopped(name, stopped) for name in names})
+
+    await stack.stop()
+
+    assert set(stopped[:3]) == {"gateway", "worker", "control"}
+    assert set(stopped[3:]) == {"embedding", "heads"}
+
+
+def test_the_control_plane_works_on_the_stacks_repository_and_services(tmp_path: Path) -> None:
+    settings = StackSettings(
+        tmp_path / "mirror", tmp_path, tmp_path, source="s3://bucket/heads", control_home=tmp_path / "control"
+    )
+    stack = Stack(settings, _embedding=("127.0.0.1:1", "http://127.0.0.1:2"), _heads=("127.0.0.1:3", "http://127.0.0.1:4"))
+
+    given = CliApp.run(WorkerSettings, cli_args=stack._worker_command()[4:])
+    served = CliApp.run(ServeSettings, cli_args=stack._control_command()[4:])
+
+    assert ("127.0.0.1:1", "127.0.0.1:3") == (given.embedding_address, given.heads_address)
+    assert given.location == served.location == "s3://bucket/heads"
+    assert given.home == served.home == tmp_path / "control"
+    assert served.port == 8200
+
+
+def test_a_record_of_a_running_stack_names_its_control_plane(tmp_path: Path) -> None:
+    addresses = Addresses("http://g", "http://e", "e:1", "http://h", "h:1", control="http://c")
+    record(tmp_path / "stack.json", addresses)
+
+    assert recorded(tmp_path / "stack.json") == addresses

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients.wire.text import normalize_text
-from head_service.training.dataset import Dataset, Targets
+from head_service.training.dataset import Dataset, Truth
 from head_service.training.metrics import Evaluation
 from head_service.training.thresholds import above_thresholds
 
@@ -113,7 +113,7 @@ def build_report(
     Not *with_texts*, no text of anybody is in it: only lines, labels and numbers.
     """
     known = scores.reshape(len(scores), -1).astype(np.float64)
-    targets = held_out.targets(evaluation.labels)
+    targets = held_out.truth(evaluation.labels)
     found = _answers(evaluation, scores, thresholds)
     losses, wrong = _losses(evaluation, known, targets, found)
     worst = [place for place in map(int, np.argsort(-losses, kind="stable")) if wrong[place]][:max_errors]
@@ -152,7 +152,7 @@ def _named(row: NDArray[np.int8], labels: Sequence[str]) -> str:
 
 
 def _losses(
-    evaluation: Evaluation, scores: NDArray[np.float64], targets: Targets, found: Sequence[str]
+    evaluation: Evaluation, scores: NDArray[np.float64], targets: Truth, found: Sequence[str]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Each text's loss, and whether it counts as an error."""
     if evaluation.task == "regression":
@@ -180,13 +180,13 @@ def shortened(text: str) -> str:
     return shown if len(shown) <= MAX_TEXT_LENGTH and len(text) <= 4 * MAX_TEXT_LENGTH else f"{shown[:MAX_TEXT_LENGTH]}…"
 
 
-def _points(targets: Targets, values: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
+def _points(targets: Truth, values: NDArray[np.float64]) -> tuple[tuple[float, float], ...]:
     """Evenly taken out of the file's order."""
     places = np.unique(np.linspace(0, len(values) - 1, min(len(values), MAX_POINTS)).astype(np.int64))
     return tuple((float(targets[place]), float(values[place])) for place in places)
 
 
-def _quantiles(targets: Targets, values: NDArray[np.float64]) -> tuple[Quantile, ...]:
+def _quantiles(targets: Truth, values: NDArray[np.float64]) -> tuple[Quantile, ...]:
     return tuple(
         Quantile(name, float(np.quantile(targets.astype(np.float64), share)), float(np.quantile(values, share)))
         for name, share in _QUANTILES

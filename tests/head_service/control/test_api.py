@@ -2,10 +2,12 @@
 
 import csv
 import io
+import json
 import logging
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 from starlette.testclient import TestClient
 
@@ -20,6 +22,7 @@ from head_service.control.words import Outcome
 
 CANARY = "CANARY-f3a9"
 LIVE = Manifest(name="spam", version=1, labels=("ham", "spam"), width=4, trunk=TrunkRef("t", "sha256:0"))
+TAGS = msgspec.structs.replace(LIVE, name="tags", task="multi_label", labels=("a", "b"))
 GOOD = {"head": "spam", "data": {"path": "rows.csv"}}
 FEEDBACK = {"text": "win a prize", "label": "spam", "head": "spam"}
 
@@ -42,7 +45,9 @@ def settings(tmp_path: Path) -> ServeSettings:
     (tmp_path / "data" / "rows.csv").write_text("text,label\na,x\n")
     heads = tmp_path / "heads"
     heads.mkdir()
-    (heads / "catalogue.json").write_bytes(encode(Catalogue({"spam": CatalogueHead(1, {1: LIVE})})))
+    (heads / "catalogue.json").write_bytes(
+        encode(Catalogue({"spam": CatalogueHead(1, {1: LIVE}), "tags": CatalogueHead(1, {1: TAGS})}))
+    )
     return ServeSettings(
         home=tmp_path / "control",
         repository=heads,
@@ -179,6 +184,29 @@ def test_feedback_is_kept_counted_and_exported(api):
 )
 def test_feedback_that_cannot_be_kept_is_refused_and_not_echoed(api, change, status):
     error_of(api.post("/v1/feedback", json={**FEEDBACK, **change}), status)
+
+
+def test_feedback_says_one_label_or_several(api):
+    answers = [api.post("/v1/feedback", json={"head": "tags", "text": f"text {n}", **said}) for n, said in enumerate(SAID)]
+
+    assert [201, 201, 201] == [answer.status_code for answer in answers[:3]]
+    for answer in answers[3:]:
+        error_of(answer, 400)
+    lines = api.get("/v1/feedback/export", params={"head": "tags", "form": "jsonl"}).text.splitlines()
+    assert {"text 0": ["a", "b"], "text 1": [], "text 2": ["a"]} == {row["text"]: row["label"] for row in map(json.loads, lines)}
+    assert {"a": 2, "b": 1} == api.get("/v1/feedback/counts", params={"head": "tags"}).json()["labels"]
+
+
+SAID = (
+    {"labels": [" b", "a", "b"]},
+    {"labels": []},
+    {"label": "a"},
+    {},
+    {"label": "a", "labels": ["a"]},
+    {"labels": ["a", " "]},
+    {"labels": ["none"]},
+    {"labels": "a"},
+)
 
 
 def test_feedback_is_bounded_by_the_day(api):
@@ -319,7 +347,7 @@ def test_a_fault_is_told_without_its_words(api, kept, monkeypatch, caplog):
 
 
 def test_a_broken_catalogue_is_503(api, settings):
-    (settings.repository / "catalogue.json").write_text("{")
+    (Path(settings.repository) / "catalogue.json").write_text("{")
 
     assert "unavailable" == error_of(api.post("/v1/feedback", json=FEEDBACK), 503)
 

@@ -142,6 +142,29 @@ def test_rows_of_an_order_are_gathered(uploads, feedback, tmp_path: Path):
     assert {"one": "b", "two": "b", "three": "a", "four": "b", "five": "a"} == dict(zip(read.texts, read.labels, strict=True))
 
 
+def test_rows_with_several_labels_are_gathered_with_feedback_of_one_or_several(uploads, feedback, tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text,tags\none,a|b\ntwo,b\nthree,\nfour,a\n")
+    rows = [("one", ("a",)), ("three", ("a", "b")), ("four", "b"), ("five", ())]
+    feedback.keep([FeedbackRow("tags", text, label, "ann") for text, label in rows])
+    order = TrainingOrder(head="tags", data=DataSource(path="a.csv"), feedback_until=4, task="multi_label")
+
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+
+    found = {example.text: example.labels for example in read_dataset(path, text, label, task="multi_label").examples}
+    assert {"one": ("a",), "two": ("b",), "three": ("a", "b"), "four": ("b",), "five": ()} == found
+
+
+def test_numbers_are_gathered_with_feedback(uploads, feedback, tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text,value\n" + "".join(f"text {n},{n}.5\n" for n in range(12)))
+    feedback.keep([FeedbackRow("price", "text 3", "7", "ann")])
+    order = TrainingOrder(head="price", data=DataSource(path="a.csv"), feedback_until=1, task="regression")
+
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+
+    found = [example.value for example in read_dataset(path, text, label, task="regression").examples]
+    assert [7.0 if n == 3 else n + 0.5 for n in range(12)] == found
+
+
 def test_orders_without_rows_are_refused(uploads, feedback, tmp_path: Path):
     data = TrainingData(uploads, feedback, tmp_path)
     mine = receive(uploads, b"x")

@@ -17,7 +17,7 @@ from head_service.control.feedback import (
     FeedbackWriter,
     Kept,
     Labelled,
-    check_label,
+    checked,
     majority,
     render,
 )
@@ -34,7 +34,16 @@ def row(text: str, label: str, key: str | None = None, owner: str = "ann") -> Fe
 
 
 @pytest.mark.parametrize(
-    ("labels", "label"), [(["a"], "a"), (["a", "b"], None), (["a", "b", "b"], "b"), (["a", "a", "b", "b", "c"], None)]
+    ("labels", "label"),
+    [
+        (["a"], "a"),
+        (["a", "b"], None),
+        (["a", "b", "b"], "b"),
+        (["a", "a", "b", "b", "c"], None),
+        ([("a", "b"), ("a",), ("a", "b")], ("a", "b")),
+        ([(), ("a",)], None),
+        (["a", ("a",)], ("a",)),
+    ],
 )
 def test_the_majority_decides_and_a_tie_does_not(labels, label):
     assert label == majority(labels)
@@ -48,6 +57,19 @@ def test_a_text_in_two_spellings_is_one_text_and_ties_are_left_out_and_counted(f
 
     assert (5, 2, {"spam": 1}, 2, 1) == (found.num_rows, found.num_texts, found.by_label, found.num_conflicts, found.num_ties)
     assert [Labelled("win  now", "spam")] == list(feedback.dataset("spam", found.until))
+
+
+def test_several_labels_of_a_text_are_kept_and_given_back_as_they_were(feedback):
+    feedback.keep([row("one", ("a", "b")), row("two", ()), row("three", ("a, b",))])
+
+    found = {example.text: example.label for example in feedback.dataset("spam", 10**9)}
+
+    assert {"one": ("a", "b"), "two": (), "three": ("a, b",)} == found
+    assert {"a": 1, "b": 1, "a, b": 1} == feedback.counts("spam").by_label
+    [first] = feedback.keep([row("four", ("a",), "k")])
+    again, other = feedback.keep([row("four", ("a",), "k"), row("four", "a", "k")])
+    assert Kept(first.id, is_new=False) == again
+    assert isinstance(other, Conflict)
 
 
 def test_rows_that_came_after_are_not_in_a_dataset_of_before(feedback):
@@ -110,23 +132,38 @@ def test_training_reads_what_is_rendered(tmp_path: Path):
 
         assert [example.text for example in examples] == read_dataset(path).texts
 
+        several = [Labelled(f"text {n}", ("a", "b")[n % 3 :]) for n in range(6)]
+        path.write_text("".join(render(several, form)), newline="")
+        assert [example.label for example in several] == [each.labels for each in read_dataset(path, task="multi_label").examples]
+
 
 LIVE = Manifest(name="spam", version=1, labels=("ham", "spam"), width=4, trunk=TrunkRef("t", "sha256:0"))
+TAGS = Manifest(name="tags", version=1, task="multi_label", labels=("a", "b"), width=4, trunk=TrunkRef("t", "sha256:0"))
 PRICE = Manifest(name="price", version=1, task="regression", labels=("value",), width=4, trunk=TrunkRef("t", "sha256:0"))
 
 
 def test_a_label_must_be_one_of_the_heads_unless_new_ones_are_allowed():
-    check_label("ham", LIVE, "spam", allow_new=False)
-    check_label("CANARY", LIVE, "spam", allow_new=True)
-    check_label("-1.5e3", PRICE, "price", allow_new=False)
+    assert "ham" == checked("ham", LIVE, "spam", allow_new=False)
+    assert "CANARY" == checked("CANARY", LIVE, "spam", allow_new=True)
+    assert "-1.5e3" == checked("-1.5e3", PRICE, "price", allow_new=False)
     with pytest.raises(InvalidRequest, match="ham, spam") as caught:
-        check_label("CANARY", LIVE, "spam", allow_new=False)
+        checked("CANARY", LIVE, "spam", allow_new=False)
     assert "CANARY" not in caught.value.message
     for label in ("cheap", "nan", "inf"):
         with pytest.raises(InvalidRequest, match="a number"):
-            check_label(label, PRICE, "price", allow_new=True)
+            checked(label, PRICE, "price", allow_new=True)
     with pytest.raises(NotFound):
-        check_label("ham", None, "spam", allow_new=True)
+        checked("ham", None, "spam", allow_new=True)
+
+
+def test_a_head_that_answers_with_several_labels_takes_one_or_a_list_and_others_take_one():
+    assert ("b",) == checked("b", TAGS, "tags", allow_new=False)
+    assert ("a", "b") == checked(("a", "b"), TAGS, "tags", allow_new=False)
+    assert () == checked((), TAGS, "tags", allow_new=False)
+    with pytest.raises(InvalidRequest, match="they are: a, b"):
+        checked(("a", "CANARY"), TAGS, "tags", allow_new=False)
+    with pytest.raises(InvalidRequest, match="send label in place of labels"):
+        checked(("ham",), LIVE, "spam", allow_new=True)
 
 
 class Disk:

@@ -44,13 +44,17 @@ def test_the_file_has_no_key_and_is_its_owners_alone(path: Path):
     assert 0o600 == path.stat().st_mode & 0o777
 
 
+def altered(key: str) -> str:
+    """Another last letter."""
+    return key[:-1] + ("x" if key[-1] != "x" else "y")
+
+
 @pytest.mark.parametrize(
-    "change", [lambda k: "", lambda k: k, lambda k: f"Basic {k}", lambda k: f"Bearer {k[:-1]}x", lambda k: f"Bearer {k}\n{k}"]
+    "change",
+    [lambda k: "", lambda k: k, lambda k: f"Basic {k}", lambda k: f"Bearer {altered(k)}", lambda k: f"Bearer {k}\n{k}"],
 )
 def test_anything_but_the_key_is_nobody(path: Path, change):
     key = add_key(path, "ann", ("train",), None)
-    if change(key) == f"Bearer {key}":
-        pytest.skip("the last letter was an x")
     with pytest.raises(Unauthenticated) as caught:
         KeysFile(path).caller_of(change(key))
     assert key not in str(caught.value)

@@ -1,12 +1,16 @@
+import msgspec
 import pytest
 
 from clients import InvalidRequest
+from clients.wire.catalogue import Manifest, TrunkRef, View
 from head_service.control.feedback import FeedbackRow, FeedbackStore
 from head_service.control.retraining import HeadFeedback, Retraining, Schedule, due
 from head_service.control.runs import Runs
 from head_service.control.words import DataSource, Outcome, TrainingOrder
 
 HOUR = 3_600.0
+LIVE = Manifest(name="spam", version=1, labels=("ham", "spam"), width=4, trunk=TrunkRef("t", "sha256:0"))
+TAGS = msgspec.structs.replace(LIVE, name="tags", task="multi_label", head_type="mlp", view=View(layer=-2))
 
 
 @pytest.mark.parametrize(
@@ -32,7 +36,7 @@ def runs(store):
 
 @pytest.fixture
 def retraining(runs, feedback, clock):
-    return Retraining(runs, feedback, clock=clock)
+    return Retraining(runs, feedback, {"spam": LIVE, "tags": TAGS}.get, clock=clock)
 
 
 def give(feedback, number: int) -> None:
@@ -69,3 +73,18 @@ def test_the_schedule_submits_once_and_not_again_before_there_is_more_and_time_h
     assert "version" == run.order.publish
     assert 6 == run.order.feedback_until
     assert 2 == len(runs.page())
+
+
+def test_a_head_that_no_run_has_made_is_trained_as_its_live_version_says(feedback, retraining):
+    feedback.keep([FeedbackRow("tags", "text", ("a", "b"), "ann")])
+
+    expected = TrainingOrder(
+        head="tags", task="multi_label", head_type="mlp", view=View(layer=-2), feedback_until=1, publish="version"
+    )
+    assert expected == retraining.order("tags", "version")
+
+
+def test_feedback_does_not_bring_back_a_head_that_was_removed(feedback, retraining):
+    feedback.keep([FeedbackRow("gone", f"text {n}", "ham", "ann") for n in range(5)])
+
+    assert [] == retraining.submit_due(Schedule(HOUR, 3))

@@ -52,6 +52,10 @@ class Training:
         )
         return train_head(TrainingOrder(head="parity", **order), context)
 
+    def write(self, number: int) -> None:
+        rows = "".join(f"text {n},{'odd' if n % 2 else 'even'}\n" for n in range(number))
+        (self.folder / "rows.csv").write_text("text,label\n" + rows)
+
     @property
     def stable(self) -> int | None:
         head = read_catalogue(self.folder / "heads").heads.get("parity")
@@ -61,9 +65,9 @@ class Training:
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch) -> Training:
     monkeypatch.setattr("head_service.control.trainer.EmbeddingClient", Client)
-    rows = "".join(f"text {n},{'odd' if n % 2 else 'even'}\n" for n in range(30))
-    (tmp_path / "rows.csv").write_text("text,label\n" + rows)
-    return Training(tmp_path)
+    training = Training(tmp_path)
+    training.write(30)
+    return training
 
 
 def test_an_order_becomes_a_live_version_that_says_which_run_made_it(training: Training):
@@ -99,6 +103,30 @@ def test_what_an_attempt_before_published_is_seen_through_and_never_backwards(
 
     assert (version, is_live, stable) == (outcome.result.version, outcome.result.is_live, training.stable)
     assert [] == training.progress
+
+
+def test_a_second_attempt_is_weighed_as_the_first_would_have_been(training: Training):
+    training.train()
+    training.write(60)
+    first = training.train(run_id="b" * 32).result.comparison
+    version = training.train(publish="version", run_id="c" * 32).result.version
+
+    second = training.train(published=version, run_id="c" * 32).result.comparison
+
+    assert ("refused", 1) == (first["verdict"], first["live_version"])
+    assert first == second
+
+
+def test_a_second_attempt_whose_rows_have_changed_is_left_to_a_person(training: Training):
+    training.train()
+    training.write(60)
+    version = training.train(publish="version", run_id="b" * 32).result.version
+    for change in (lambda: training.write(40), lambda: (training.folder / "rows.csv").write_text("text,label\n")):
+        change()
+
+        outcome = training.train(published=version, run_id="b" * 32)
+
+        assert ("refused", "incomparable") == (outcome.kind, outcome.result.comparison["verdict"])
 
 
 @pytest.mark.parametrize(

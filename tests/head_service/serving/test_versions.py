@@ -349,8 +349,13 @@ async def test_a_label_moves_in_two_steps(tmp_path: Path) -> None:
     with pytest.raises(ServingError, match="Request to assign label to version 2 of model m, which is not currently") as refused:
         manager.configure(labelled(tmp_path, 1, 2, stable=2))
     assert refused.value.code is grpc.StatusCode.FAILED_PRECONDITION
+    with_another = labelled(tmp_path, 1, 2, stable=2)
+    with_another.model_config_list.config.add(name="other", base_path=str(tmp_path))
+    with pytest.raises(ServingError, match="Request to assign label to version 2 of model m"):
+        manager.configure(with_another)
     await manager.settle()
     assert manager.models["m"].available == [1]
+    assert manager.models.keys() == {"m"}
 
     manager.configure(labelled(tmp_path, 1, 2, stable=1))
     await manager.settle()

@@ -1,5 +1,6 @@
 import io
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,38 @@ def test_what_is_no_archive_is_told_in_words(tmp_path: Path, content: bytes) -> 
 
     with pytest.raises(DataError, match=r"not an \.npz file"):
         read_weights(tmp_path / "head.npz")
+
+
+def array_of(shape: tuple[int, ...]) -> bytes:
+    """An array that says it has *shape*, and has one number."""
+    array = io.BytesIO()
+    np.lib.format.write_array_header_1_0(array, {"descr": "<f8", "fortran_order": False, "shape": shape})
+    return array.getvalue() + bytes(8)
+
+
+@pytest.mark.parametrize(
+    ("content", "change"),
+    [
+        (b"no array", lambda raw: raw),
+        (array_of((10**15,)), lambda raw: raw),
+        (array_of((100,)), lambda raw: raw),
+        # One letter of the content: its checksum is another then.
+        (array_of((1,)), lambda raw: raw.replace(b"NUMPY", b"NUMPI", 1)),
+        # In the directory of members: that it is encrypted.
+        (array_of((1,)), lambda raw: raw[: raw.index(b"PK\1\2") + 8] + b"\1" + raw[raw.index(b"PK\1\2") + 9 :]),
+    ],
+    ids=["no array", "too large", "cut", "checksum", "encrypted"],
+)
+def test_a_member_that_is_no_plain_array_is_told_in_words(
+    tmp_path: Path, content: bytes, change: Callable[[bytes], bytes]
+) -> None:
+    path = tmp_path / "head.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("weights.npy", content)
+    path.write_bytes(change(path.read_bytes()))
+
+    with pytest.raises(DataError, match="file of plain arrays"):
+        read_weights(path)
 
 
 def test_a_file_that_is_not_there_is_told_in_words(tmp_path: Path) -> None:

@@ -11,19 +11,18 @@ from head_service.training.calibration import (
     fit_sigmoid_temperature,
     fit_temperature,
     reliability_bins,
-    sigmoid_scores,
-    softmax_scores,
 )
+from head_service.training.heads import scores_of
 
 RANDOM = np.random.default_rng(0)
 LOGITS = RANDOM.normal(0.0, 2.0, (20_000, 4)).astype(np.float32)
 # What a perfectly calibrated head would meet: labels drawn by its own scores.
-LABELS = (softmax_scores(LOGITS).cumsum(axis=1) < RANDOM.random((20_000, 1))).sum(axis=1).clip(max=3)
-CELLS = (RANDOM.random((20_000, 4)) < sigmoid_scores(LOGITS)).astype(np.int8)
+LABELS = (scores_of(LOGITS, "single_label").cumsum(axis=1) < RANDOM.random((20_000, 1))).sum(axis=1).clip(max=3)
+CELLS = (RANDOM.random((20_000, 4)) < scores_of(LOGITS, "multi_label")).astype(np.int8)
 
 
 def likelihood(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
-    return float(np.log(softmax_scores(logits, temperature)[np.arange(len(labels)), labels]).mean())
+    return float(np.log(scores_of(logits, "single_label", temperature)[np.arange(len(labels)), labels]).mean())
 
 
 @pytest.mark.parametrize("k", [0.2, 1.0, 5.0])
@@ -46,15 +45,16 @@ def test_a_shift_of_a_row_changes_nothing() -> None:
 
 
 def test_temperature_makes_overconfident_scores_calibrated() -> None:
-    raw, mended = softmax_scores(4.0 * LOGITS), softmax_scores(4.0 * LOGITS, fit_temperature(4.0 * LOGITS, LABELS))
+    bold = 4.0 * LOGITS
+    raw, mended = (scores_of(bold, "single_label", temperature) for temperature in (1.0, fit_temperature(bold, LABELS)))
 
     assert expected_calibration_error(raw, LABELS) > 0.1
     assert expected_calibration_error(mended, LABELS) < 0.015
 
 
 def test_scores_that_come_true_have_little_calibration_error() -> None:
-    assert expected_calibration_error(softmax_scores(LOGITS), LABELS) < 0.015
-    assert expected_calibration_error(sigmoid_scores(LOGITS), CELLS) < 0.015
+    assert expected_calibration_error(scores_of(LOGITS, "single_label"), LABELS) < 0.015
+    assert expected_calibration_error(scores_of(LOGITS, "multi_label"), CELLS) < 0.015
 
 
 def test_a_head_that_is_sure_and_wrong_has_all_the_error_there_is() -> None:
@@ -65,7 +65,7 @@ def test_a_head_that_is_sure_and_wrong_has_all_the_error_there_is() -> None:
 def test_few_texts_all_of_them_right_do_not_ask_for_certainty() -> None:
     logits = np.array([[0.1, 0.0], [0.0, 0.1], [0.2, 0.0]], np.float32)
 
-    scores = softmax_scores(logits, fit_temperature(logits, np.array([0, 1, 0])))
+    scores = scores_of(logits, "single_label", fit_temperature(logits, np.array([0, 1, 0])))
 
     assert 0.6 < scores.max(axis=1).mean() < 0.99
 

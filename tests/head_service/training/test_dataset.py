@@ -239,7 +239,7 @@ def test_several_labels_are_read_sorted_and_once_each(tmp_path: Path) -> None:
     assert [("a", "b"), ("a", "b"), (), ("c",), ("a", "c")] == [example.labels for example in data.examples]
     assert ["a, b", "a, b", "", "c", "a, c"] == data.labels
     assert ("a", "b", "c") == data.label_names
-    assert [[1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 1]] == data.targets().tolist()
+    assert [[1, 1, 0], [1, 1, 0], [0, 0, 0], [0, 0, 1], [1, 0, 1]] == data.truth().tolist()
 
 
 def test_lists_of_jsonl_and_another_separator_say_the_same(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def test_labels_that_cannot_be_learned_are_told(tmp_path: Path, rows: str, expec
 def test_one_label_that_some_texts_lack_can_be_learned(tmp_path: Path) -> None:
     data = read_dataset(written(tmp_path, "text,tags\nx,a\ny,a\nz,\n"), task="multi_label")
 
-    assert [[1], [1], [0]] == data.targets().tolist()
+    assert [[1], [1], [0]] == data.truth().tolist()
 
 
 def test_an_empty_separator_is_refused(tmp_path: Path) -> None:
@@ -288,8 +288,8 @@ def test_an_empty_separator_is_refused(tmp_path: Path) -> None:
 def test_numbers_are_read(tmp_path: Path) -> None:
     data = read_dataset(written(tmp_path, NUMBERS), task="regression")
 
-    assert np.float32 == data.targets().dtype
-    assert [n + 0.5 for n in range(12)] == data.targets().tolist()
+    assert np.float32 == data.truth().dtype
+    assert [n + 0.5 for n in range(12)] == data.truth().tolist()
     assert ("value",) == data.label_names
     assert "0.5" == data.labels[0]
 
@@ -362,9 +362,9 @@ def test_a_header_of_nonsense_is_shown_short_and_clean(tmp_path: Path) -> None:
 def test_labels_a_head_does_not_know_are_told_with_their_lines() -> None:
     data = Dataset((Example("x", "a", 2), Example("y", "b", 3), Example("z", "b", 9)))
 
-    assert [1, 0, 0] == data.targets(["b", "a"]).tolist()
+    assert [1, 0, 0] == data.truth(["b", "a"]).tolist()
     with pytest.raises(DataError, match="the label 'b' in lines 3, 9 is none the head knows"):
-        data.targets(["a"])
+        data.truth(["a"])
 
 
 def test_the_digest_tells_tasks_and_answers_apart() -> None:
@@ -416,7 +416,7 @@ def test_the_split_of_numbers_holds_out_low_and_high_ones() -> None:
 
     assert (400, 100) == (len(train.examples), len(held.examples))
     for quantile in (0.1, 0.5, 0.9):
-        assert abs(np.quantile(train.targets(), quantile) - np.quantile(held.targets(), quantile)) < 0.25
+        assert abs(np.quantile(train.truth(), quantile) - np.quantile(held.truth(), quantile)) < 0.25
     assert (train, held) == split(data, 0.2)
 
 
@@ -451,6 +451,6 @@ def test_nonsense_is_either_read_or_told(tmp_path: Path, content: bytes, kind: s
         data = read_dataset(path, "text", "label", task=task, for_training=for_training)
     except DataError:
         return
-    assert np.isfinite(data.targets()).all()
+    assert np.isfinite(data.truth()).all()
     assert 64 == len(data.digest())
     assert all(label.encode().splitlines() == [label.encode()] for label in data.label_names)

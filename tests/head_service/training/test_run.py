@@ -1,5 +1,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,11 @@ from clients.wire.catalogue import Manifest
 from head_service.catalogue import MODELS_CONFIG, read_catalogue
 from head_service.errors import DataError, RepositoryError, TrunkMismatchError
 from head_service.export import NUM_GOLDEN
-from head_service.head_server import LoadingScorer
+from head_service.head_server import loaded
 from head_service.lifecycle import Lifecycle
 from head_service.release import release
 from head_service.repository import Repository
+from head_service.scoring import TextScorer
 from head_service.training.dataset import Dataset, Example
 from head_service.training.embeddings import EmbeddingCache
 from head_service.training.fit import FitOptions
@@ -60,7 +62,7 @@ class Training:
         **wanted: Any,
     ) -> TrainingResult:
         lifecycle = Lifecycle(self.repository, self.wait)
-        scorer = LoadingScorer(self.embedder, self.repository)
+        scorer = TextScorer(self.embedder, partial(loaded, self.repository))
         return train(
             TrainingRequest(name, data, held_out, **wanted),
             embedder=self.embedder,

@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 from clients.wire.catalogue import Task
-from head_service.training.calibration import sigmoid_scores, softmax_scores
 from head_service.training.dataset import Dataset, Example
+from head_service.training.heads import scores_of
 from head_service.training.metrics import evaluate
 from head_service.training.report import Candidate, LiveVersion, Report, TrainingFacts, build_report
 from head_service.training.thresholds import best_thresholds
@@ -59,7 +59,7 @@ def report_of(
     data = held_out(task, names, count)
     if task == "regression":
         names = ["value"]
-    targets = data.targets(names)
+    targets = data.truth(names)
     random = np.random.default_rng(1)
     if task == "regression":
         scores = (targets + random.normal(0.0, 0.8, len(targets))).astype(np.float32)
@@ -67,7 +67,7 @@ def report_of(
     else:
         onto = targets if targets.ndim == 2 else np.eye(len(names))[targets.astype(int)]
         logits = (skill * onto + random.normal(0.0, 1.3, (count, len(names))) - (task == "multi_label") * 1.5).astype(np.float32)
-        scores = softmax_scores(logits) if task == "single_label" else sigmoid_scores(logits)
+        scores = scores_of(logits, task)
         thresholds = best_thresholds(scores, targets) if task == "multi_label" else ()
     evaluation = evaluate(task, names, scores, targets, thresholds=thresholds)
     before = evaluate(task, names, np.roll(scores, 1, axis=0) * 0.3 + scores * 0.7, targets, thresholds=thresholds)

@@ -178,7 +178,7 @@ def test_a_single_text_makes_a_report() -> None:
         data = held_out(task, ["a", "b"], 1)
         names = ["value"] if task == "regression" else ["a", "b"]
         scores = np.array([[0.25, 0.75]], np.float32)[:, : len(names)]
-        evaluation = evaluate(task, names, scores, data.targets(names))
+        evaluation = evaluate(task, names, scores, data.truth(names))
 
         assert [] == Page(render_page(build_report(facts_of(), evaluation, data, scores))).problems
 
