@@ -79,6 +79,10 @@ Needs = Callable[[str, str], Needed | Refusal]
 """(method, path) -> what it takes, or why nobody may."""
 
 
+RefusalBody = Callable[[Refusal, AsgiScope], tuple[bytes, dict[str, str]]]
+"""A refusal as the protocol tells it: JSON, and headers beside those of all refusals."""
+
+
 class GuardedHttp:
     """*app*, with a key asked for.
 
@@ -86,10 +90,10 @@ class GuardedHttp:
         app: the application.
         guard: who may.
         needs: `RouteTable.needed`, or a rule like it.
-        body_of: a refusal as the protocol's body, JSON.
+        body_of: how refusals are told.
     """
 
-    def __init__(self, app: AsgiApp, guard: Guard, needs: Needs, body_of: Callable[[Refusal, AsgiScope], bytes]) -> None:
+    def __init__(self, app: AsgiApp, guard: Guard, needs: Needs, body_of: RefusalBody) -> None:
         self._app = app
         self._guard = guard
         self._needs = needs
@@ -120,9 +124,9 @@ class GuardedHttp:
         await self._refuse(self._guard.failed(refusal, _address(scope)), scope, send)
 
     async def _refuse(self, refusal: Refusal, scope: AsgiScope, send: Send) -> None:
-        body = self._body_of(refusal, scope)
+        body, more = self._body_of(refusal, scope)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        headers += [(name.encode(), value.encode()) for name, value in refusal_headers(refusal).items()]
+        headers += [(name.encode(), value.encode()) for name, value in {**refusal_headers(refusal), **more}.items()]
         await send({"type": "http.response.start", "status": STATUS[refusal.code], "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})
 
