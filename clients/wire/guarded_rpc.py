@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import grpc
 import grpc.aio
@@ -25,7 +25,7 @@ NOT_LISTED: Final = Refusal("permission_denied", "this RPC is open to nobody her
 
 _NOTHING: Final[tuple[bytes, ...]] = ()
 
-Handler = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"
 NumTexts = Callable[[Any], int]
 """How many texts a request message counts for."""
 
