@@ -67,6 +67,8 @@ async def http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
     """
     try:
         listener = socket.create_server((settings.host, settings.http_port))
+        # uvloop does so by itself; asyncio does not for sockets that do not name their protocol.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:
         raise ListenError(_taken(settings.http_port, "--http-port")) from None
     tls = {
