@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from clients._channel import (
     ChannelOptions,
@@ -137,7 +137,7 @@ class AsyncEmbeddingClient:
             max_open: how many inputs may be under way at once.
         """
         options = EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint, prompt_name)
-        method = self._channel.stream_stream(f"/{EMBEDDING_SERVICE}/EmbedStream")
+        method: Callable[..., Any] = self._channel.stream_stream(f"/{EMBEDDING_SERVICE}/EmbedStream")
         return AsyncEmbeddingStream(partial(method, metadata=self._key), options, max_open=max_open)
 
     async def trunk(self, name: str = "", *, with_tokenizer: bool = False, timeout: float | None = None) -> Trunk:

@@ -6,6 +6,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -71,7 +72,7 @@ async def http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     except OSError:
         raise ListenError(_taken(settings.http_port, "--http-port")) from None
-    tls = {
+    tls: dict[str, Any] = {
         "ssl_certfile": settings.tls_certificate_file,
         "ssl_keyfile": settings.tls_key_file,
         "ssl_ca_certs": None if settings.tls_client_ca_file is None else str(settings.tls_client_ca_file),

@@ -15,6 +15,7 @@ from clients.wire.http_server import AnnouncingServer, HttpBounds, http_config
 from clients.wire.keys import KeysError
 from gateway.admin import ADMIN_HOST
 from gateway.app import OPEN_ENDED, create_app
+from gateway.credentials import CredentialsError
 from gateway.settings import Settings
 
 _log = logging.getLogger("gateway")
@@ -34,7 +35,7 @@ def main() -> int:
         listener = _listen(settings.host, settings.port, "--port", backlog=2_048)
         admin = None if settings.admin_port is None else _listen(ADMIN_HOST, settings.admin_port, "--admin-port")
         app = create_app(settings, admin)
-    except (OSError, KeysError) as error:
+    except (OSError, KeysError, CredentialsError) as error:
         _log.error("%s", error)
         return 1
     if admin is not None:

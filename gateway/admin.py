@@ -11,6 +11,7 @@ from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clients.wire.guard import is_loopback
+from clients.wire.http_server import http_config
 
 ADMIN_HOST: Final = "127.0.0.1"
 ADMIN_PATHS: Final = frozenset({"/metrics", "/info", "/healthz", "/readyz", "/docs", "/redoc", "/openapi.json"})
@@ -39,16 +40,7 @@ async def on_admin_port(api: ASGIApp, state: Mapping[str, object], listener: soc
     if listener is None:
         yield
         return
-    config = uvicorn.Config(
-        Admin(api, state),
-        log_config=None,
-        access_log=False,
-        lifespan="off",
-        server_header=False,
-        proxy_headers=False,
-        timeout_graceful_shutdown=1,
-    )
-    server = uvicorn.Server(config)
+    server = uvicorn.Server(http_config(Admin(api, state), drain_seconds=1, lifespan="off"))
     # Signals are the other port's business.
     serving = asyncio.create_task(server._serve([listener]))  # noqa: SLF001
     try:

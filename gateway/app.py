@@ -20,6 +20,7 @@ from gateway.admin import on_admin_port
 from gateway.admission import Admission
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
+from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
 from gateway.errors import error_response, fault_response
 from gateway.fanout import FanOut
 from gateway.guarding import layers
@@ -51,13 +52,15 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
 
     Raises:
         KeysError: the file of keys cannot be used.
+        CredentialsError: a file of a backend's key or certificate cannot be used.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Lifespan]:
-        async with started(settings) as state, on_admin_port(api, {"gateway": state}, admin_listener):
+        async with started(settings, to_embedding, to_heads) as state, on_admin_port(api, {"gateway": state}, admin_listener):
             yield Lifespan(gateway=state)
 
+    to_embedding, to_heads = embedding_credentials(settings), head_credentials(settings)
     api = create_api(docs=settings.docs)
     return Starlette(
         routes=[Route("/v1/classify", Classify(), methods=["POST"]), Mount("/", api)],
@@ -94,11 +97,17 @@ class Classify:
 
 
 @contextlib.asynccontextmanager
-async def started(settings: Settings) -> AsyncIterator[State]:
+async def started(
+    settings: Settings, to_embedding: Credentials = NO_CREDENTIALS, to_heads: Credentials = NO_CREDENTIALS
+) -> AsyncIterator[State]:
     """Connections, pollers and pools, closed in the reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        embedding = await stack.enter_async_context(AsyncEmbeddingClient(settings.embedding_address))
-        head_client = await stack.enter_async_context(AsyncHeadClient(settings.heads_address))
+        embedding = await stack.enter_async_context(
+            AsyncEmbeddingClient(settings.embedding_address, api_key=to_embedding.api_key, tls=to_embedding.tls)
+        )
+        head_client = await stack.enter_async_context(
+            AsyncHeadClient(settings.heads_address, api_key=to_heads.api_key, tls=to_heads.tls)
+        )
         trunks = ClientTrunks(embedding)
         embedder = ClientEmbedder(embedding, max_open=2 * settings.max_concurrent_texts)
         predictor = ClientPredictor(head_client, _limits(settings))

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Final, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clients.wire.guard import why_not_listen
@@ -28,6 +28,20 @@ class Settings(BaseSettings):
     port: int = Field(8080, ge=0, le=65_535, description="0: any free port.")
     embedding_address: str = Field("127.0.0.1:8101", description="HOST:PORT of the embedding service's gRPC.")
     heads_address: str = Field("127.0.0.1:8500", description="HOST:PORT of the head server's gRPC.")
+    embedding_key: SecretStr | None = Field(
+        None, exclude=True, description="The key for the embedding service; others see flags, so set it in the environment."
+    )
+    embedding_key_file: Path | None = Field(None, exclude=True, description="In its place: a file with nothing but the key.")
+    embedding_ca_file: Path | None = Field(
+        None, exclude=True, description="PEM: who signed the embedding service's certificate. Turns TLS on."
+    )
+    heads_key: SecretStr | None = Field(None, exclude=True, description="Like --embedding-key, for the head server.")
+    heads_key_file: Path | None = Field(None, exclude=True, description="In its place: a file with nothing but the key.")
+    heads_ca_file: Path | None = Field(None, exclude=True, description="Like --embedding-ca-file, for the head server.")
+    tls_certificate_file: Path | None = Field(
+        None, exclude=True, description="PEM: the gateway's own, for backends that ask for one (mutual TLS)."
+    )
+    tls_key_file: Path | None = Field(None, exclude=True, description="PEM, that certificate's private key.")
     catalogue: str = Field("catalogue.json", description="Path or http(s) URL of the catalogue.")
     catalogue_poll_seconds: float = Field(0.5, gt=0, description="How soon a new version is noticed.")
 
@@ -82,6 +96,16 @@ class Settings(BaseSettings):
     def _keep_the_door(self) -> Self:
         if reason := why_not_listen(self.host, self.keys_file, "--keys-file", insecure=self.insecure):
             raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _credentials_fit(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("the gateway's certificate takes both tls_certificate_file and tls_key_file, or neither")
+        if self.tls_certificate_file and not (self.embedding_ca_file or self.heads_ca_file):
+            raise ValueError("tls_certificate_file is for backends with TLS; give embedding_ca_file or heads_ca_file too")
+        if (self.embedding_key and self.embedding_key_file) or (self.heads_key and self.heads_key_file):
+            raise ValueError("a backend's key is given by itself or by a file, not both")
         return self
 
     @model_validator(mode="after")
