@@ -96,8 +96,8 @@ async def _classify(request: Request, state: State) -> Answer:
     body = await read_body(request, state.settings.max_body_bytes)
     work, timeout = parse_classify(body, state.settings.max_texts)
     deadline = Deadline.after(_patience(request, timeout, state.settings))
-    charge(request, len(work.texts))
     with state.admission.admit(len(work.texts), is_bulk=work.priority == "bulk"):
+        charge(request, len(work.texts))
         async with while_connected(request.receive):
             return await state.pipeline.classify(work, deadline)
 

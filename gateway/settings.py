@@ -17,6 +17,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="TRUNKLINE_GATEWAY_",
+        env_ignore_empty=True,
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_prog_name="python -m gateway",

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import os
 import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -179,7 +178,7 @@ def classify(
 
 
 def _classify_one(gateway: str, text: str, names: list[str] | None) -> None:
-    with Client(gateway, api_key=_key()) as client:
+    with Client(gateway, api_key=keys.key_from_environment()) as client:
         [result] = client.classify(text, heads=names)
     for name, head in result.heads.items():
         said = f"error: {head.message}" if isinstance(head, HeadError) else f"{head.label}  {head.score:.4f}"
@@ -195,7 +194,7 @@ def _classify_file(gateway: str, file: Path, out_file: Path, names: list[str] | 
         task = progress.add_task("classifying", total=len(texts))
 
         async def run() -> bulk.Progress:
-            async with AsyncClient(gateway, timeout=60.0, api_key=_key()) as client:
+            async with AsyncClient(gateway, timeout=60.0, api_key=keys.key_from_environment()) as client:
                 return await bulk.classify_file(
                     client, texts, out_file, heads=names, on_progress=lambda now: progress.update(task, completed=now.done)
                 )
@@ -210,15 +209,10 @@ def embed(
     address: Annotated[str | None, typer.Option(help="HOST:PORT of the embedding service's gRPC.")] = None,
 ) -> None:
     """Print one JSON line a text with its embedding by the shared trunk."""
-    with EmbeddingClient(address or _running().embedding_grpc, api_key=_key()) as client:
+    with EmbeddingClient(address or _running().embedding_grpc, api_key=keys.key_from_environment()) as client:
         answer = client.embed_all(texts)
     for vector, count in zip(answer.vectors, answer.num_tokens, strict=True):
         sys.stdout.write(json.dumps({"embedding": [round(float(x), 7) for x in vector], "num_tokens": count}) + "\n")
-
-
-def _key() -> str | None:
-    """From the environment alone: others see a command's arguments."""
-    return os.environ.get("TRUNKLINE_API_KEY") or None
 
 
 def _gateway(url: str | None) -> str:

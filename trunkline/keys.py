@@ -1,5 +1,6 @@
 """`trunkline keys`: the file of keys that services read with --keys-file. A key is shown once, when it is made."""
 
+import os
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, get_args
@@ -19,6 +20,11 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 KeysPath = Annotated[
     Path, typer.Option("--file", envvar="TRUNKLINE_KEYS_FILE", help="The file of keys; made when it is not there.")
 ]
+
+
+def key_from_environment() -> str | None:
+    """The key that the client commands send; from the environment alone, since others see a command's arguments."""
+    return os.environ.get("TRUNKLINE_API_KEY") or None
 
 
 @app.command()
