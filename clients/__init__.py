@@ -4,6 +4,7 @@
 twin. Everything they raise is a `TrunklineError`.
 """
 
+from clients._config import Tls
 from clients._deadline import Deadline
 from clients._embedding import AsyncEmbeddingClient, EmbeddingClient
 from clients._embedding_stream import AsyncEmbeddingStream
@@ -61,6 +62,7 @@ __all__ = [
     "ServerFault",
     "TableKey",
     "TextPair",
+    "Tls",
     "Trunk",
     "TrunklineError",
     "Unauthenticated",

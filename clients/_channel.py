@@ -7,10 +7,12 @@ from typing import Final
 import grpc
 import grpc.aio
 
+from clients._config import Tls
 from clients._deadline import retry_after_seconds
 from clients._errors import GRPC_ERRORS, Cancelled, InvalidRequest, ServerFault, TrunklineError
-from clients.wire.metadata import MAX_MESSAGE_BYTES, REQUEST_ID, RETRY_AFTER_MS
+from clients.wire.metadata import AUTHORIZATION, MAX_MESSAGE_BYTES, REQUEST_ID, RETRY_AFTER_MS
 
+Metadata = tuple[tuple[str, str], ...]
 ChannelOptions = Sequence[tuple[str, str | int]]
 Method = Callable[[bytes, float, str], bytes]
 """(serialised request, timeout in seconds, request id or "") -> serialised response."""
@@ -48,6 +50,32 @@ def channel_options(address: str, options: ChannelOptions = ()) -> list[tuple[st
     return [*CHANNEL_OPTIONS, *loopback, *options]
 
 
+def open_channel(address: str, options: ChannelOptions, tls: Tls | None) -> grpc.Channel:
+    """A channel to *address*; by *tls*, or in the clear where there is none."""
+    prepared = channel_options(address, [*_name_option(tls), *options])
+    if tls is None:
+        return grpc.insecure_channel(address, options=prepared)
+    return grpc.secure_channel(address, _credentials(tls), options=prepared)
+
+
+def open_async_channel(address: str, options: ChannelOptions, tls: Tls | None) -> grpc.aio.Channel:
+    """`open_channel`'s twin."""
+    prepared = channel_options(address, [*_name_option(tls), *options])
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=prepared)
+    return grpc.aio.secure_channel(address, _credentials(tls), options=prepared)
+
+
+def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    if (tls.certificate is None) != (tls.private_key is None):
+        raise InvalidRequest("a client's certificate and its private key go together; give both or neither")
+    return grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate)
+
+
+def _name_option(tls: Tls | None) -> ChannelOptions:
+    return (("grpc.ssl_target_name_override", tls.server_name),) if tls is not None and tls.server_name else ()
+
+
 def error_for_status(
     code: grpc.StatusCode, message: str, *, retry_after: float | None = None, request_id: str = ""
 ) -> TrunklineError:
@@ -70,25 +98,48 @@ def error_for_rpc(error: grpc.RpcError, request_id: str = "") -> TrunklineError:
     )
 
 
-def call_metadata(request_id: str) -> tuple[tuple[str, str], ...] | None:
-    """What a call carries beside its request.
+def key_metadata(api_key: str | None) -> Metadata:
+    """What every call of a client with *api_key* carries.
+
+    Raises:
+        InvalidRequest: it cannot travel in a header.
+    """
+    return () if api_key is None else ((AUTHORIZATION, bearer(api_key)),)
+
+
+def bearer(api_key: str) -> str:
+    """*api_key* as the value of an Authorization header.
+
+    Raises:
+        InvalidRequest: it cannot be one; the message does not show it.
+    """
+    if not (api_key.isascii() and api_key.isprintable() and api_key and " " not in api_key):
+        raise InvalidRequest("an api_key is printable ASCII without spaces")
+    return f"Bearer {api_key}"
+
+
+def call_metadata(request_id: str, always: Metadata = ()) -> Metadata | None:
+    """What a call carries beside its request: *always*, and the id.
 
     Raises:
         InvalidRequest: *request_id* has characters that cannot travel in a header.
     """
     if not request_id:
-        return None
+        return always or None
     if not (request_id.isascii() and request_id.isprintable()):
         raise InvalidRequest("a request id is printable ASCII")
-    return ((REQUEST_ID, request_id),)
+    return (*always, (REQUEST_ID, request_id))
 
 
-def async_method(channel: grpc.aio.Channel, service: str, name: str) -> AsyncMethod:
-    """One RPC of *channel*, prepared once: making it anew for each call would cost more than the call's own Python."""
+def async_method(channel: grpc.aio.Channel, service: str, name: str, always: Metadata = ()) -> AsyncMethod:
+    """One RPC of *channel*, prepared once: making it anew for each call would cost more than the call's own Python.
+
+    *always*: what each call carries; see `key_metadata`.
+    """
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{service}/{name}")
 
     async def invoke(request: bytes, timeout: float, request_id: str) -> bytes:
-        metadata = call_metadata(request_id)
+        metadata = call_metadata(request_id, always)
         try:
             response: bytes = await call(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
@@ -104,12 +155,12 @@ def async_method(channel: grpc.aio.Channel, service: str, name: str) -> AsyncMet
     return invoke
 
 
-def sync_method(channel: grpc.Channel, service: str, name: str) -> Method:
+def sync_method(channel: grpc.Channel, service: str, name: str, always: Metadata = ()) -> Method:
     """`async_method`'s twin over a blocking channel."""
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{service}/{name}")
 
     def invoke(request: bytes, timeout: float, request_id: str) -> bytes:
-        metadata = call_metadata(request_id)
+        metadata = call_metadata(request_id, always)
         try:
             response: bytes = call(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:

@@ -1,7 +1,8 @@
 """How the clients behave where the caller does not say otherwise."""
 
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Self
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +20,41 @@ class Retry:
         if retry_after is not None:
             return retry_after
         return min(self.max_backoff, self.backoff * 2.0 ** min(attempt, 32))
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """TLS towards a gRPC service, all of it PEM.
+
+    *root_certificates*: who must have signed the service's certificate; None: whom the system trusts. *certificate* and
+    *private_key*: the client's own, for a service that asks for them (mutual TLS). *server_name*: what the service's certificate
+    names, where that is not the host in its address.
+    """
+
+    root_certificates: bytes | None = None
+    certificate: bytes | None = None
+    private_key: bytes | None = field(default=None, repr=False)
+    server_name: str = ""
+
+    @classmethod
+    def from_files(
+        cls,
+        root_certificates: Path | str | None = None,
+        certificate: Path | str | None = None,
+        private_key: Path | str | None = None,
+        *,
+        server_name: str = "",
+    ) -> Self:
+        """The same, from files.
+
+        Raises:
+            OSError: one cannot be read.
+        """
+        return cls(_read(root_certificates), _read(certificate), _read(private_key), server_name)
+
+
+def _read(path: Path | str | None) -> bytes | None:
+    return None if path is None else Path(path).read_bytes()
 
 
 GATEWAY_TIMEOUT: Final = 10.0

@@ -2,14 +2,19 @@
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
-import grpc
-import grpc.aio
-
-from clients._channel import ChannelOptions, async_method, channel_options, sync_method
-from clients._config import EMBED_ALL_RETRY, EMBEDDING_TIMEOUT
+from clients._channel import (
+    ChannelOptions,
+    async_method,
+    key_metadata,
+    open_async_channel,
+    open_channel,
+    sync_method,
+)
+from clients._config import EMBED_ALL_RETRY, EMBEDDING_TIMEOUT, Tls
 from clients._deadline import Deadline
 from clients._embedding_stream import AsyncEmbeddingStream
 from clients._embedding_wire import (
@@ -49,13 +54,24 @@ class AsyncEmbeddingClient:
         address: host:port, or unix:path.
         timeout: seconds a call may take that is given no other.
         options: gRPC channel options that win over ours.
+        api_key: sent with every call, for a service that has keys; None sends none.
+        tls: certificates, for a service that takes TLS; None calls in the clear.
     """
 
-    def __init__(self, address: str, *, timeout: float = EMBEDDING_TIMEOUT, options: ChannelOptions = ()) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = EMBEDDING_TIMEOUT,
+        options: ChannelOptions = (),
+        api_key: str | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address, options))
-        self._embed = async_method(self._channel, EMBEDDING_SERVICE, "Embed")
-        self._trunk = async_method(self._channel, EMBEDDING_SERVICE, "GetTrunk")
+        key = self._key = key_metadata(api_key)
+        self._channel = open_async_channel(address, options, tls)
+        self._embed = async_method(self._channel, EMBEDDING_SERVICE, "Embed", key)
+        self._trunk = async_method(self._channel, EMBEDDING_SERVICE, "GetTrunk", key)
 
     async def embed(
         self,
@@ -121,7 +137,8 @@ class AsyncEmbeddingClient:
             max_open: how many inputs may be under way at once.
         """
         options = EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint, prompt_name)
-        return AsyncEmbeddingStream(self._channel.stream_stream(f"/{EMBEDDING_SERVICE}/EmbedStream"), options, max_open=max_open)
+        method: Callable[..., Any] = self._channel.stream_stream(f"/{EMBEDDING_SERVICE}/EmbedStream")
+        return AsyncEmbeddingStream(partial(method, metadata=self._key), options, max_open=max_open)
 
     async def trunk(self, name: str = "", *, with_tokenizer: bool = False, timeout: float | None = None) -> Trunk:
         """Describe trunk *name* ("": the default); *with_tokenizer* brings its tokenizer.json along."""
@@ -142,11 +159,20 @@ class AsyncEmbeddingClient:
 class EmbeddingClient:
     """The embedding service, from threads: `AsyncEmbeddingClient`'s twin, with `embed_all` for lists of any length."""
 
-    def __init__(self, address: str, *, timeout: float = EMBEDDING_TIMEOUT, options: ChannelOptions = ()) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = EMBEDDING_TIMEOUT,
+        options: ChannelOptions = (),
+        api_key: str | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(address, options=channel_options(address, options))
-        self._embed = sync_method(self._channel, EMBEDDING_SERVICE, "Embed")
-        self._trunk = sync_method(self._channel, EMBEDDING_SERVICE, "GetTrunk")
+        key = key_metadata(api_key)
+        self._channel = open_channel(address, options, tls)
+        self._embed = sync_method(self._channel, EMBEDDING_SERVICE, "Embed", key)
+        self._trunk = sync_method(self._channel, EMBEDDING_SERVICE, "GetTrunk", key)
 
     def embed(
         self,

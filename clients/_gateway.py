@@ -8,7 +8,7 @@ from typing import Any, Final, Self
 
 import httpx
 
-from clients._channel import is_loopback
+from clients._channel import bearer, is_loopback
 from clients._config import GATEWAY_TIMEOUT
 from clients._errors import DeadlineExceeded, Unavailable
 from clients._gateway_wire import (
@@ -22,6 +22,7 @@ from clients._gateway_wire import (
     parse_ready,
     request_headers,
 )
+from clients.wire.metadata import AUTHORIZATION
 
 __all__ = ["AsyncClient", "Client", "HeadError", "HeadResult", "Result"]
 
@@ -53,6 +54,7 @@ class Client:
         base_url: where the gateway is.
         timeout: seconds for a call that is given no other. The gateway is told, and ends in time; should it not,
             each step of the exchange (connect, write, read) ends after as long.
+        api_key: sent with every request, for a gateway that has keys; None sends none.
         transport: another way to send requests than over the network, for tests.
     """
 
@@ -61,12 +63,17 @@ class Client:
         base_url: str = DEFAULT_URL,
         *,
         timeout: float = GATEWAY_TIMEOUT,
+        api_key: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
         self._timeout = timeout
         with _our_errors():
             self._http = httpx.Client(
-                base_url=base_url, timeout=timeout, transport=transport, trust_env=_trusts_environment(base_url)
+                base_url=base_url,
+                timeout=timeout,
+                headers={} if api_key is None else {AUTHORIZATION: bearer(api_key)},
+                transport=transport,
+                trust_env=_trusts_environment(base_url),
             )
 
     def classify(
@@ -124,12 +131,17 @@ class AsyncClient:
         base_url: str = DEFAULT_URL,
         *,
         timeout: float = GATEWAY_TIMEOUT,
+        api_key: str | None = None,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._timeout = timeout
         with _our_errors():
             self._http = httpx.AsyncClient(
-                base_url=base_url, timeout=timeout, transport=transport, trust_env=_trusts_environment(base_url)
+                base_url=base_url,
+                timeout=timeout,
+                headers={} if api_key is None else {AUTHORIZATION: bearer(api_key)},
+                transport=transport,
+                trust_env=_trusts_environment(base_url),
             )
 
     async def classify(

@@ -4,11 +4,15 @@ from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
-import grpc
-import grpc.aio
-
-from clients._channel import ChannelOptions, async_method, channel_options, sync_method
-from clients._config import HEAD_TIMEOUT
+from clients._channel import (
+    ChannelOptions,
+    async_method,
+    key_metadata,
+    open_async_channel,
+    open_channel,
+    sync_method,
+)
+from clients._config import HEAD_TIMEOUT, Tls
 from clients._heads_wire import (
     Array,
     Prediction,
@@ -37,15 +41,26 @@ class AsyncHeadClient:
         address: host:port, or unix:path.
         timeout: seconds a call may take that is given no other.
         options: gRPC channel options that win over ours.
+        api_key: sent with every call, for a service that has keys; None sends none.
+        tls: certificates, for a service that takes TLS; None calls in the clear.
     """
 
-    def __init__(self, address: str, *, timeout: float = HEAD_TIMEOUT, options: ChannelOptions = ()) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = HEAD_TIMEOUT,
+        options: ChannelOptions = (),
+        api_key: str | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.aio.insecure_channel(address, options=channel_options(address, options))
-        self._predict = async_method(self._channel, PREDICTION_SERVICE, "Predict")
-        self._metadata = async_method(self._channel, PREDICTION_SERVICE, "GetModelMetadata")
-        self._status = async_method(self._channel, MODEL_SERVICE, "GetModelStatus")
-        self._reload = async_method(self._channel, MODEL_SERVICE, "HandleReloadConfigRequest")
+        key = key_metadata(api_key)
+        self._channel = open_async_channel(address, options, tls)
+        self._predict = async_method(self._channel, PREDICTION_SERVICE, "Predict", key)
+        self._metadata = async_method(self._channel, PREDICTION_SERVICE, "GetModelMetadata", key)
+        self._status = async_method(self._channel, MODEL_SERVICE, "GetModelStatus", key)
+        self._reload = async_method(self._channel, MODEL_SERVICE, "HandleReloadConfigRequest", key)
 
     async def predict(
         self,
@@ -116,13 +131,22 @@ class AsyncHeadClient:
 class HeadClient:
     """A head server, from threads: `AsyncHeadClient`'s twin."""
 
-    def __init__(self, address: str, *, timeout: float = HEAD_TIMEOUT, options: ChannelOptions = ()) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        timeout: float = HEAD_TIMEOUT,
+        options: ChannelOptions = (),
+        api_key: str | None = None,
+        tls: Tls | None = None,
+    ) -> None:
         self._timeout = timeout
-        self._channel = grpc.insecure_channel(address, options=channel_options(address, options))
-        self._predict = sync_method(self._channel, PREDICTION_SERVICE, "Predict")
-        self._metadata = sync_method(self._channel, PREDICTION_SERVICE, "GetModelMetadata")
-        self._status = sync_method(self._channel, MODEL_SERVICE, "GetModelStatus")
-        self._reload = sync_method(self._channel, MODEL_SERVICE, "HandleReloadConfigRequest")
+        key = key_metadata(api_key)
+        self._channel = open_channel(address, options, tls)
+        self._predict = sync_method(self._channel, PREDICTION_SERVICE, "Predict", key)
+        self._metadata = sync_method(self._channel, PREDICTION_SERVICE, "GetModelMetadata", key)
+        self._status = sync_method(self._channel, MODEL_SERVICE, "GetModelStatus", key)
+        self._reload = sync_method(self._channel, MODEL_SERVICE, "HandleReloadConfigRequest", key)
 
     def predict(
         self,

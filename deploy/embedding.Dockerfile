@@ -18,5 +18,6 @@ VOLUME /models
 EXPOSE 8100 8101
 HEALTHCHECK --interval=5s --timeout=3s --start-period=300s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8100/readyz', timeout=2)"]
+# It listens beyond loopback, so it takes TRUNKLINE_EMBEDDING_KEYS_FILE, or TRUNKLINE_EMBEDDING_INSECURE=true.
 ENTRYPOINT ["python", "-m", "embedding_service"]
 CMD ["--host", "0.0.0.0", "--grpc-port", "8101", "--http-port", "8100", "--cache-dir", "/models"]

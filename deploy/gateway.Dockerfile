@@ -15,5 +15,6 @@ USER 10001
 EXPOSE 8080
 HEALTHCHECK --interval=5s --timeout=3s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/readyz', timeout=2)"]
+# It listens beyond loopback, so it takes TRUNKLINE_GATEWAY_KEYS_FILE, or TRUNKLINE_GATEWAY_INSECURE=true.
 ENTRYPOINT ["python", "-m", "gateway"]
 CMD ["--host", "0.0.0.0", "--port", "8080", "--embedding-address", "embedding:8101", "--heads-address", "heads:8500", "--catalogue", "/repository/catalogue.json"]

@@ -18,6 +18,7 @@ USER 10001
 EXPOSE 8500 8501
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s \
     CMD ["python", "-c", "import socket; socket.create_connection(('127.0.0.1', 8500), 2)"]
+# It listens beyond loopback, so it takes TRUNKLINE_HEADS_KEYS_FILE, or TRUNKLINE_HEADS_INSECURE=true.
 ENTRYPOINT ["python", "-m", "head_service.serving"]
 CMD ["--host=0.0.0.0", "--model_config_file=/repository/models.container.config", "--model_config_file_poll_wait_seconds=1", \
      "--allow_version_labels_for_unavailable_models=true", "--allow_foreign_models=false"]

@@ -12,10 +12,13 @@ import uvloop
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from clients.wire.guard import is_loopback
+from clients.wire.keys import KeysError
 from embedding_service import logs
 from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
 from embedding_service.backend.tables import Table
+from embedding_service.guarding import guard_of
 from embedding_service.listening import ListenError
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
@@ -42,6 +45,10 @@ def main() -> int:
         return 2
     logs.configure(settings.log_format)
     try:
+        # What is wrong with it is told before the trunk is loaded.
+        guard_of(settings)
+        if settings.keys_file is None and not is_loopback(settings.host):
+            _log.warning("whoever reaches %s may ask: there are no keys", settings.host)
         backends = [_backend(source, settings) for source in settings.model or (None,)]
         tables = [_table(given, settings) for given in settings.table]
         _check_names([*(backend.trunk.name for backend in backends), *(table.spec.name for table in tables)])
@@ -51,7 +58,7 @@ def main() -> int:
         # and nothing is answered or refused meanwhile; looking at fewer young ones at a time keeps each pause to milliseconds.
         gc.set_threshold(*GC_THRESHOLDS)
         uvloop.run(serve(backends, settings, _announce, tables))
-    except (PreparationError, ListenError, MissingExtra) as error:
+    except (PreparationError, ListenError, MissingExtra, KeysError) as error:
         _log.error("%s", error)
         return 1
     except (KeyboardInterrupt, asyncio.CancelledError):

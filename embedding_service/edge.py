@@ -11,8 +11,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clients.wire.asgi import CallerLeftError, while_connected
+from clients.wire.guarded_http import charge
 from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
-from embedding_service.errors import EmbedError
+from embedding_service.errors import EmbedError, Overloaded
 from embedding_service.exchange import Exchange, Exchanges, clean_id
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
 
@@ -53,6 +54,9 @@ async def embed_while_connected(request: Request, infer: Infer, call: EmbedCall)
     exchange: Exchange = request.scope.get(_EXCHANGE) or _UNHEARD.begin("http", "", tuple)
     exchange.asked(len(call.inputs))
     try:
+        refusal = charge(request.scope, len(call.inputs))
+        if refusal is not None:
+            raise Overloaded(refusal.message, retry_after=refusal.retry_after or 1.0)
         infer.check_room(call)
         async with while_connected(request.receive):
             answer = await infer.embed(call)
@@ -128,7 +132,7 @@ def _route(scope: Scope) -> str:
 
 
 def _outcome(status: int) -> str:
-    named = {404: "not_found", 499: "cancelled"}
+    named = {401: "unauthenticated", 403: "permission_denied", 404: "not_found", 499: "cancelled"}
     return named.get(status, "invalid_argument" if status < 500 else "internal")
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from grpc_health.v1.health import aio as health_aio
 from prometheus_client import CollectorRegistry
 
+from clients.wire.guarded_http import GuardedHttp, RouteTable
 from embedding_service import logs
 from embedding_service.backend import Backend, Batch
 from embedding_service.backend.tables import Table
@@ -23,6 +24,7 @@ from embedding_service.bert_as_service import BertAsService, Embed
 from embedding_service.bert_http import BertAsServiceEdge
 from embedding_service.edge import WithExchanges
 from embedding_service.exchange import Exchanges, Observer, heard
+from embedding_service.guarding import ROUTES, guard_of, refusal_body
 from embedding_service.hosted_table import HostedTable
 from embedding_service.http import HttpEdge
 from embedding_service.infer import HostedTrunk, Infer
@@ -102,7 +104,10 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         default_timeout=settings.default_timeout_seconds,
         more_routes=[*tei.routes(), *bert_edge.routes()],
     )
+    guard = guard_of(settings)
     app = edge.app()
+    if guard is not None:
+        app = GuardedHttp(app, guard, RouteTable(ROUTES).needed, refusal_body)
     embed: Embed = infer.embed
     if exchanges.is_on:
         app = WithExchanges(app, exchanges)
@@ -118,7 +123,7 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         if traces is not None:
             stack.push_async_callback(traces.aclose)
         servicer = EmbeddingServicer(infer, telemetry, default_timeout=settings.default_timeout_seconds, exchanges=exchanges)
-        grpc_server, grpc_port = await start_grpc(servicer, health, settings)
+        grpc_server, grpc_port = await start_grpc(servicer, health, settings, guard)
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
         stack.callback(servicer.drain)
         http_port = await stack.enter_async_context(http_server(app, settings))
@@ -127,9 +132,10 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         if shared is not None:
             # Again here, before the batchers drain: what is being looked up may still have to be computed.
             stack.push_async_callback(shared.aclose)
+        scheme = "http" if settings.tls_certificate_file is None else "https"
         await serving.turn(on=True)
         stack.push_async_callback(serving.turn, on=False)
-        yield Addresses(f"{settings.host}:{grpc_port}", f"http://{settings.host}:{http_port}", *ports)
+        yield Addresses(f"{settings.host}:{grpc_port}", f"{scheme}://{settings.host}:{http_port}", *ports)
 
 
 def _hosted(

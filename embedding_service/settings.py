@@ -9,6 +9,7 @@ from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from clients.wire.guard import why_not_listen
 from embedding_service.bert_as_service import PoolingStrategy
 from embedding_service.logs import LogFormat
 from embedding_service.queue import QueueLimits
@@ -29,9 +30,24 @@ class Settings(BaseSettings):
         extra="forbid",
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback, anyone who reaches it may use it.")
+    host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback it takes --keys-file.")
     grpc_port: int = Field(8101, ge=0, le=65_535, description="0: any free port.")
     http_port: int = Field(8100, ge=0, le=65_535, description="0: any free port.")
+
+    keys_file: Path | None = Field(
+        None, exclude=True, description="File of keys; see `trunkline keys`. None: whoever reaches the ports may ask."
+    )
+    insecure: bool = Field(
+        False, description="Listen beyond loopback without keys, and for bert-as-service with keys, all the same."
+    )
+    auth_failures_per_minute: float = Field(30.0, gt=0, description="Of one address; beyond it 429 in place of 401.")
+    tls_certificate_file: Path | None = Field(
+        None, exclude=True, description="PEM, the chain too: gRPC and HTTP by TLS alone. Needs --tls-key-file."
+    )
+    tls_key_file: Path | None = Field(None, exclude=True, description="PEM, the certificate's private key.")
+    tls_client_ca_file: Path | None = Field(
+        None, exclude=True, description="PEM: only callers with a certificate signed by it are heard (mutual TLS)."
+    )
 
     bert_port: int | None = Field(
         None,
@@ -123,6 +139,16 @@ class Settings(BaseSettings):
         return url
 
     @model_validator(mode="after")
+    def _keep_the_door(self) -> Self:
+        if reason := why_not_listen(self.host, self.keys_file, "--keys-file", insecure=self.insecure):
+            raise ValueError(reason)
+        if self.bert_port is not None and self.keys_file is not None and not self.insecure:
+            raise ValueError(
+                "bert-as-service's protocol has no room for a key; leave bert_port out, or give --insecure to let its callers in"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
         for table in self.table:
             if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*=.+", table):
@@ -131,6 +157,10 @@ class Settings(BaseSettings):
             raise ValueError(
                 "max_queued_tokens is below max_batch_tokens: no full batch could ever gather; raise the one or lower the other"
             )
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("TLS takes both tls_certificate_file and tls_key_file, or neither")
+        if self.tls_client_ca_file is not None and self.tls_certificate_file is None:
+            raise ValueError("tls_client_ca_file needs tls_certificate_file and tls_key_file beside it")
         if (self.bert_port is None) != (self.bert_port_out is None):
             raise ValueError("bert-as-service has two ports; set both bert_port and bert_port_out, or neither")
         return self

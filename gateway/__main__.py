@@ -10,8 +10,12 @@ import sys
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from clients.wire.guard import is_loopback
 from clients.wire.http_server import AnnouncingServer, HttpBounds, http_config
+from clients.wire.keys import KeysError
+from gateway.admin import ADMIN_HOST
 from gateway.app import OPEN_ENDED, create_app
+from gateway.credentials import CredentialsError
 from gateway.settings import Settings
 
 _log = logging.getLogger("gateway")
@@ -28,13 +32,19 @@ def main() -> int:
             _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
         return 2
     try:
-        listener = socket.create_server((settings.host, settings.port), backlog=2_048)
-    except OSError as error:
-        _log.error("port %d is taken or not ours (%s); choose another with --port", settings.port, error.strerror)
+        listener = _listen(settings.host, settings.port, "--port", backlog=2_048)
+        admin = None if settings.admin_port is None else _listen(ADMIN_HOST, settings.admin_port, "--admin-port")
+        app = create_app(settings, admin)
+    except (OSError, KeysError, CredentialsError) as error:
+        _log.error("%s", error)
         return 1
+    if admin is not None:
+        _log.warning("admin http://%s:%d", ADMIN_HOST, admin.getsockname()[1])
+    if settings.keys_file is None and not is_loopback(settings.host):
+        _log.warning("whoever reaches %s may ask: there are no keys", settings.host)
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
     bounds = HttpBounds(receive_seconds=settings.receive_timeout_seconds, open_ended=OPEN_ENDED)
-    config = http_config(create_app(settings), drain_seconds=settings.drain_seconds, bounds=bounds)
+    config = http_config(app, drain_seconds=settings.drain_seconds, bounds=bounds)
     try:
         # What was imported lives as long as the process: the collector need not look at it again and again.
         gc.freeze()
@@ -42,6 +52,18 @@ def main() -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0
+
+
+def _listen(host: str, port: int, flag: str, *, backlog: int = 64) -> socket.socket:
+    """A listener.
+
+    Raises:
+        OSError: there is none to be had; its text says what to do.
+    """
+    try:
+        return socket.create_server((host, port), backlog=backlog)
+    except OSError as error:
+        raise OSError(f"port {port} is taken or not ours ({error.strerror}); choose another with {flag}") from None
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-import logging
+import socket
 from collections.abc import AsyncIterator
 from typing import Any, Final, TypedDict
 
@@ -16,11 +16,14 @@ from starlette.types import Receive, Scope, Send
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
 from gateway.adapters import ClientEmbedder, ClientPredictor, ClientTrunks
+from gateway.admin import on_admin_port
 from gateway.admission import Admission
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
-from gateway.errors import error_response
+from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
+from gateway.errors import error_response, fault_response
 from gateway.fanout import FanOut
+from gateway.guarding import layers
 from gateway.outputs import NoOutputs
 from gateway.pipeline import Pipeline
 from gateway.plan import Planner
@@ -28,8 +31,6 @@ from gateway.routes import State, classify, request_id_of, router
 from gateway.schemas import openapi_parts
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
-
-_log = logging.getLogger(__name__)
 
 OPEN_ENDED: Final = frozenset({"/v1/classify/stream"})
 """Paths whose bodies may go on for as long as the caller likes."""
@@ -41,25 +42,37 @@ class Lifespan(TypedDict):
     gateway: State
 
 
-def create_app(settings: Settings) -> Starlette:
+def create_app(settings: Settings, admin_listener: socket.socket | None = None) -> Starlette:
     """The gateway's ASGI application: the hot route by itself, and FastAPI for everything people read.
+
+    On *admin_listener*, where there is one, what operators read is served without a key for as long as the application lives.
 
     FastAPI's handling of a request that declares nothing, with its layers of middleware, would cost more than the gateway's own
     work; its route of the same path stays for the documentation.
+
+    Raises:
+        KeysError: the file of keys cannot be used.
+        CredentialsError: a file of a backend's key or certificate cannot be used.
     """
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Lifespan]:
-        async with started(settings) as state:
+        async with started(settings, to_embedding, to_heads) as state, on_admin_port(api, {"gateway": state}, admin_listener):
             yield Lifespan(gateway=state)
 
-    routes = [Route("/v1/classify", Classify(), methods=["POST"]), Mount("/", create_api())]
-    return Starlette(routes=routes, lifespan=lifespan, exception_handlers={Exception: _on_fault})
+    to_embedding, to_heads = embedding_credentials(settings), head_credentials(settings)
+    api = create_api(docs=settings.docs)
+    return Starlette(
+        routes=[Route("/v1/classify", Classify(), methods=["POST"]), Mount("/", api)],
+        middleware=layers(settings, request_id_of),
+        lifespan=lifespan,
+    )
 
 
-def create_api() -> FastAPI:
+def create_api(*, docs: bool = True) -> FastAPI:
     """All routes, documented. They find their `State` in `request.state.gateway`."""
-    api: FastAPI = FastAPIOffline(title="Trunkline gateway", version="1")
+    title = "Trunkline gateway"
+    api: FastAPI = FastAPIOffline(title=title, version="1") if docs else FastAPI(title=title, openapi_url=None)
     api.include_router(router)
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(Exception, _on_fault)
@@ -84,11 +97,17 @@ class Classify:
 
 
 @contextlib.asynccontextmanager
-async def started(settings: Settings) -> AsyncIterator[State]:
+async def started(
+    settings: Settings, to_embedding: Credentials = NO_CREDENTIALS, to_heads: Credentials = NO_CREDENTIALS
+) -> AsyncIterator[State]:
     """Connections, pollers and pools, closed in the reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        embedding = await stack.enter_async_context(AsyncEmbeddingClient(settings.embedding_address))
-        head_client = await stack.enter_async_context(AsyncHeadClient(settings.heads_address))
+        embedding = await stack.enter_async_context(
+            AsyncEmbeddingClient(settings.embedding_address, api_key=to_embedding.api_key, tls=to_embedding.tls)
+        )
+        head_client = await stack.enter_async_context(
+            AsyncHeadClient(settings.heads_address, api_key=to_heads.api_key, tls=to_heads.tls)
+        )
         trunks = ClientTrunks(embedding)
         embedder = ClientEmbedder(embedding, max_open=2 * settings.max_concurrent_texts)
         predictor = ClientPredictor(head_client, _limits(settings))
@@ -127,6 +146,6 @@ async def _on_http_error(request: Request, error: Exception) -> Response:
     )
 
 
-async def _on_fault(request: Request, error: Exception) -> Response:
-    _log.error("request %s failed unexpectedly", request_id_of(request), exc_info=error)
-    return error_response(500, "internal", "the gateway failed in a way it should not", request_id_of(request))
+async def _on_fault(request: Request, _: Exception) -> Response:
+    """Answered here and raised again by Starlette: `Outermost` logs it."""
+    return fault_response(request_id_of(request))

@@ -1,5 +1,6 @@
 """From what went wrong to what the caller is told: one table, one shape."""
 
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -76,8 +77,25 @@ def response_of(error: TrunklineError, request_id: str) -> Response:
 
 def error_response(status: int, code: str, message: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
     """An error in the one shape."""
-    body = {"error": {"code": code, "message": _clipped(message), "request_id": request_id}}
-    return Response(msgspec.json.encode(body), status, headers, media_type="application/json")
+    return Response(error_body(code, message, request_id), status, headers, media_type="application/json")
+
+
+def fault_response(request_id: str) -> Response:
+    """For what failed in a way it should not."""
+    return error_response(500, "internal", "the gateway failed in a way it should not", request_id, {REQUEST_ID: request_id})
+
+
+def place_of(error: BaseException) -> str:
+    """Where *error* was raised, as " (FILE:LINE)"; its words may quote a text, its place does not."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return "" if trace is None else f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
+
+
+def error_body(code: str, message: str, request_id: str) -> bytes:
+    """The one shape."""
+    return msgspec.json.encode({"error": {"code": code, "message": _clipped(message), "request_id": request_id}})
 
 
 def _clipped(message: str) -> str:

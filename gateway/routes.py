@@ -25,6 +25,7 @@ from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
 from gateway.pipeline import Pipeline
 from gateway.plan import refusal
 from gateway.ports import LiveTrunk
+from gateway.quota import charge
 from gateway.schemas import classify_answer, parse_classify
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -96,6 +97,7 @@ async def _classify(request: Request, state: State) -> Answer:
     work, timeout = parse_classify(body, state.settings.max_texts)
     deadline = Deadline.after(_patience(request, timeout, state.settings))
     with state.admission.admit(len(work.texts), is_bulk=work.priority == "bulk"):
+        charge(request, len(work.texts))
         async with while_connected(request.receive):
             return await state.pipeline.classify(work, deadline)
 

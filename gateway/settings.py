@@ -1,9 +1,15 @@
 """The gateway's settings: flags, or environment variables with the prefix TRUNKLINE_GATEWAY_. What each one costs is said."""
 
-from typing import Self
+import re
+from pathlib import Path
+from typing import Annotated, Final, Self
 
-from pydantic import Field, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from clients.wire.guard import why_not_listen
+
+_ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
 
 class Settings(BaseSettings):
@@ -11,6 +17,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix="TRUNKLINE_GATEWAY_",
+        env_ignore_empty=True,
         cli_kebab_case=True,
         cli_implicit_flags=True,
         cli_prog_name="python -m gateway",
@@ -18,12 +25,39 @@ class Settings(BaseSettings):
         extra="forbid",
     )
 
-    host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback, anyone who reaches it may use it.")
+    host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback it takes --keys-file.")
     port: int = Field(8080, ge=0, le=65_535, description="0: any free port.")
     embedding_address: str = Field("127.0.0.1:8101", description="HOST:PORT of the embedding service's gRPC.")
     heads_address: str = Field("127.0.0.1:8500", description="HOST:PORT of the head server's gRPC.")
+    embedding_key: SecretStr | None = Field(
+        None, exclude=True, description="The key for the embedding service; others see flags, so set it in the environment."
+    )
+    embedding_key_file: Path | None = Field(None, exclude=True, description="In its place: a file with nothing but the key.")
+    embedding_ca_file: Path | None = Field(
+        None, exclude=True, description="PEM: who signed the embedding service's certificate. Turns TLS on."
+    )
+    heads_key: SecretStr | None = Field(None, exclude=True, description="Like --embedding-key, for the head server.")
+    heads_key_file: Path | None = Field(None, exclude=True, description="In its place: a file with nothing but the key.")
+    heads_ca_file: Path | None = Field(None, exclude=True, description="Like --embedding-ca-file, for the head server.")
+    tls_certificate_file: Path | None = Field(
+        None, exclude=True, description="PEM: the gateway's own, for backends that ask for one (mutual TLS)."
+    )
+    tls_key_file: Path | None = Field(None, exclude=True, description="PEM, that certificate's private key.")
     catalogue: str = Field("catalogue.json", description="Path or http(s) URL of the catalogue.")
     catalogue_poll_seconds: float = Field(0.5, gt=0, description="How soon a new version is noticed.")
+
+    keys_file: Path | None = Field(
+        None, exclude=True, description="File of keys; see `trunkline keys`. None: whoever reaches the port may ask."
+    )
+    insecure: bool = Field(False, description="Listen beyond loopback without keys all the same.")
+    auth_failures_per_minute: float = Field(30.0, gt=0, description="Of one address; beyond it 429 in place of 401.")
+    admin_port: int | None = Field(
+        None, ge=0, le=65_535, description="Also /metrics, /info and /docs on 127.0.0.1, without a key. 0: any free one."
+    )
+    docs: bool = Field(True, description="Serve /docs, /redoc and /openapi.json.")
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="Sites whose scripts may ask, such as https://example.org, with commas between. None by default."
+    )
 
     default_timeout_seconds: float = Field(10.0, gt=0, description="For a request that names none.")
     max_timeout_seconds: float = Field(60.0, gt=0, description="No request waits longer, whatever it names.")
@@ -42,6 +76,38 @@ class Settings(BaseSettings):
     max_predict_calls: int = Field(1, ge=1, description="To one head at once; more, smaller calls cost CPU.")
     max_call_rows: int = Field(256, ge=1, description="Texts of one call to a head.")
     drain_seconds: float = Field(5.0, ge=0, description="Given to requests in flight when told to stop.")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _several(cls, value: object) -> object:
+        """The environment gives one string, the command line a list of them."""
+        parts = [value] if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            return value
+        return tuple(one.strip() for part in parts for one in str(part).split(",") if one.strip())
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _are_origins(cls, origins: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+            raise ValueError("an origin is http://HOST or https://HOST, with a port where it has one, and nothing after it")
+        return origins
+
+    @model_validator(mode="after")
+    def _keep_the_door(self) -> Self:
+        if reason := why_not_listen(self.host, self.keys_file, "--keys-file", insecure=self.insecure):
+            raise ValueError(reason)
+        return self
+
+    @model_validator(mode="after")
+    def _credentials_fit(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("the gateway's certificate takes both tls_certificate_file and tls_key_file, or neither")
+        if self.tls_certificate_file and not (self.embedding_ca_file or self.heads_ca_file):
+            raise ValueError("tls_certificate_file is for backends with TLS; give embedding_ca_file or heads_ca_file too")
+        if (self.embedding_key and self.embedding_key_file) or (self.heads_key and self.heads_key_file):
+            raise ValueError("a backend's key is given by itself or by a file, not both")
+        return self
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:

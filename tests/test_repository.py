@@ -1,6 +1,7 @@
 """The habits of the whole repository, held by tests."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +119,21 @@ def test_nothing_is_left_for_later() -> None:
     marks = ("TO" + "DO", "FIX" + "ME", "XX" + "X")
     for path in SOURCES:
         assert not any(mark in path.read_text() for mark in marks), path
+
+
+def test_compose_publishes_to_this_host_alone_and_never_what_has_no_keys() -> None:
+    text = (ROOT / "docker-compose.yml").read_text()
+    published = re.findall(r'ports: \["([^"]+)"', text)
+
+    assert published
+    assert all(port.startswith("127.0.0.1:") for port in published)
+    assert "ports" not in text.partition("tensorflow/serving")[2].partition("\n\n")[0]
+
+
+@pytest.mark.parametrize("image", ["embedding", "gateway", "heads"])
+def test_images_listen_for_others_only_when_told_how(image: str) -> None:
+    text = (ROOT / "deploy" / f"{image}.Dockerfile").read_text()
+
+    assert "0.0.0.0" in text
+    assert f"_{'KEYS_FILE'}" in text
+    assert "--insecure" not in text

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
 from clients.wire.catalogue import Task
-from trunkline import bulk, control, heads, models, paths
+from trunkline import bulk, control, heads, keys, models, paths
 
 app = typer.Typer(
     help="One BERT forward pass, any number of classifiers.",
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(heads.app, name="heads")
+app.add_typer(keys.app, name="keys")
 app.add_typer(models.app, name="models")
 app.add_typer(control.runs_app, name="runs")
 app.add_typer(control.feedback_app, name="feedback")
@@ -180,7 +181,7 @@ def classify(
 
 
 def _classify_one(gateway: str, text: str, names: list[str] | None) -> None:
-    with Client(gateway) as client:
+    with Client(gateway, api_key=keys.key_from_environment()) as client:
         [result] = client.classify(text, heads=names)
     for name, head in result.heads.items():
         said = f"error: {head.message}" if isinstance(head, HeadError) else f"{head.label}  {head.score:.4f}"
@@ -196,7 +197,7 @@ def _classify_file(gateway: str, file: Path, out_file: Path, names: list[str] | 
         task = progress.add_task("classifying", total=len(texts))
 
         async def run() -> bulk.Progress:
-            async with AsyncClient(gateway, timeout=60.0) as client:
+            async with AsyncClient(gateway, timeout=60.0, api_key=keys.key_from_environment()) as client:
                 return await bulk.classify_file(
                     client, texts, out_file, heads=names, on_progress=lambda now: progress.update(task, completed=now.done)
                 )
@@ -211,7 +212,7 @@ def embed(
     address: Annotated[str | None, typer.Option(help="HOST:PORT of the embedding service's gRPC.")] = None,
 ) -> None:
     """Print one JSON line a text with its embedding by the shared trunk."""
-    with EmbeddingClient(address or _running().embedding_grpc) as client:
+    with EmbeddingClient(address or _running().embedding_grpc, api_key=keys.key_from_environment()) as client:
         answer = client.embed_all(texts)
     for vector, count in zip(answer.vectors, answer.num_tokens, strict=True):
         sys.stdout.write(json.dumps({"embedding": [round(float(x), 7) for x in vector], "num_tokens": count}) + "\n")

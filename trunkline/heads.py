@@ -16,6 +16,7 @@ from rich.table import Table
 
 from clients import Client
 from trunkline import paths
+from trunkline.keys import key_from_environment
 
 if TYPE_CHECKING:
     from clients.wire.catalogue import CatalogueHead, Manifest
@@ -50,7 +51,7 @@ def heads(
 
 
 def _list_offered(gateway: str | None) -> None:
-    with Client(gateway or _running().gateway) as client:
+    with Client(gateway or _running().gateway, api_key=key_from_environment()) as client:
         rows = client.heads()
     table = Table("head", "version", "task", "labels", "accuracy", "trunk", "state")
     for row in rows:

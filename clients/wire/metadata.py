@@ -17,6 +17,12 @@ RETRY_AFTER: Final = "retry-after"
 RETRY_AFTER_MS: Final = "retry-after-ms"
 """HTTP header and gRPC trailing metadata: milliseconds."""
 
+AUTHORIZATION: Final = "authorization"
+"""HTTP header and gRPC metadata: `Bearer tlk_…`, the caller's key."""
+
+API_KEY: Final = "x-api-key"
+"""HTTP header: the key alone, for callers that cannot set Authorization."""
+
 EMBEDDING_SERVICE: Final = "trunkline.embedding.v1.EmbeddingService"
 PREDICTION_SERVICE: Final = "tensorflow.serving.PredictionService"
 MODEL_SERVICE: Final = "tensorflow.serving.ModelService"

@@ -13,11 +13,12 @@ from typing import Final, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from clients.wire.guard import is_loopback
 from head_service.control.errors import ControlError
 from head_service.control.keep import Kept, open_kept, open_store
 from head_service.control.keys import Scope, add_key
 from head_service.control.retraining import Schedule
-from head_service.control.settings import ServeSettings, Settings, WorkerSettings, is_loopback
+from head_service.control.settings import ServeSettings, Settings, WorkerSettings
 
 _log = logging.getLogger("head_service.control")
 _Settings = TypeVar("_Settings", bound=Settings)

@@ -14,12 +14,12 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response, StreamingResponse
 
 from clients import DeadlineExceeded, InvalidRequest, Overloaded, Unauthenticated
+from clients.wire.rates import Rates
 from head_service.control import schemas
 from head_service.control.errors import TooLarge, WrongMediaType
 from head_service.control.feedback import FeedbackRow, FeedbackWriter, Form, checked, render
 from head_service.control.keep import Kept
 from head_service.control.keys import Authenticator, Caller, Scope
-from head_service.control.rates import Rates
 from head_service.control.runs import RunFacts
 from head_service.control.settings import ServeSettings
 from head_service.control.states import FINAL, STATES

@@ -1,12 +1,12 @@
 """The control plane's settings: flags, or environment variables that begin with TRUNKLINE_CONTROL_; each says what it costs."""
 
-import ipaddress
 from pathlib import Path
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from clients.wire.guard import why_not_listen
 from head_service.control.words import Publish
 
 Location = Annotated[str, BeforeValidator(str)]
@@ -83,8 +83,8 @@ class ServeSettings(Settings):
 
     @model_validator(mode="after")
     def _keep_the_door(self) -> Self:
-        if self.keys is None and not self.insecure and not is_loopback(self.host):
-            raise ValueError("host is beyond loopback and there are no keys; give --keys FILE, or --insecure to let all in")
+        if reason := why_not_listen(self.host, self.keys, "--keys", insecure=self.insecure):
+            raise ValueError(reason)
         return self
 
 
@@ -115,11 +115,3 @@ class WorkerSettings(Settings):
         if self.poll_seconds > self.lease_seconds / 2:
             raise ValueError("poll_seconds is above half of lease_seconds: leases would run out between two looks")
         return self
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach *host*."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

@@ -4,6 +4,7 @@ Those that say how the reference spends threads and memory are taken and have no
 """
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +70,8 @@ class Flags:
     tensorflow_intra_op_parallelism: int
     tensorflow_inter_op_parallelism: int
     allow_foreign_models: bool
+    keys_file: str
+    insecure: bool
     drain_delay_seconds: float
     drain_grace_seconds: float
 
@@ -89,7 +92,11 @@ def parse_flags(arguments: Sequence[str]) -> Flags:
     for name in WITHOUT_EFFECT:
         parser.add_argument(f"--{name}", nargs="?", help="without effect here", default=argparse.SUPPRESS)
     ours = parser.add_argument_group("not the reference's")
-    ours.add_argument("--host", default="127.0.0.1", help="address to listen on")
+    ours.add_argument("--host", default="127.0.0.1", help="address to listen on; beyond loopback it takes --keys_file")
+    keys = os.environ.get("TRUNKLINE_HEADS_KEYS_FILE", "")
+    ours.add_argument("--keys_file", default=keys, help="file of keys, see `trunkline keys`; also TRUNKLINE_HEADS_KEYS_FILE")
+    insecure = os.environ.get("TRUNKLINE_HEADS_INSECURE", "").lower() in {"true", "1"}
+    _switch(ours, "insecure", insecure, "listen beyond loopback without keys; also TRUNKLINE_HEADS_INSECURE=true")
     _switch(ours, "allow_foreign_models", True, "load SavedModels without a manifest, unchecked; heads are always checked")
     ours.add_argument(
         "--drain_delay_seconds", type=_not_negative, default=0.5, help="between telling health checks and refusing calls"

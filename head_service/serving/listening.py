@@ -32,8 +32,12 @@ def taken(port: int, flag: str) -> ListenError:
 
 def _bound(host: str, port: int, flag: str) -> socket.socket:
     try:
-        return socket.create_server((host, port))
+        listener = socket.create_server((host, port))
     except socket.gaierror:
         raise ListenError("--host is no address of this machine") from None
     except OSError:
         raise taken(port, flag) from None
+    # asyncio sets it only for sockets that name their protocol, and without it the body of an answer waits 40 ms for the
+    # caller to confirm the head.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listener

@@ -13,13 +13,17 @@ import grpc.aio
 import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
+from starlette.types import ASGIApp
 
 from clients.wire.catalogue import MANIFEST_PATH
+from clients.wire.guarded_http import GuardedHttp
+from clients.wire.guarded_rpc import GuardedRpc
 from clients.wire.http_server import http_config
 from clients.wire.metadata import MAX_MESSAGE_BYTES
 from head_service.serving.batching import Batcher
 from head_service.serving.errors import ServingError
 from head_service.serving.flags import FlagError, Flags, read_config
+from head_service.serving.guarding import RPCS, refusal_body, rest_needs
 from head_service.serving.listening import ListenError, taken
 from head_service.serving.monitoring import Monitoring, RestMonitor, RpcMonitor
 from head_service.serving.predict import Predictor
@@ -146,7 +150,10 @@ def _manager(flags: Flags, options: ServableOptions) -> VersionManager:
 async def _grpc_server(edge: RpcEdge, settings: Settings, monitoring: Monitoring | None) -> AsyncIterator[int]:
     flags = settings.flags
     server = grpc.aio.server(
-        interceptors=[RpcMonitor(monitoring)] if monitoring else [],
+        interceptors=[
+            *([GuardedRpc(settings.guard, RPCS)] if settings.guard else []),
+            *([RpcMonitor(monitoring)] if monitoring else []),
+        ],
         options=[
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -198,7 +205,9 @@ async def _http_server(
     edge: RestEdge, settings: Settings, listener: socket.socket, monitoring: Monitoring | None
 ) -> AsyncIterator[None]:
     flags = settings.flags
-    app = RestMonitor(edge.app(), monitoring, settings.metrics_path) if monitoring else edge.app()
+    app: ASGIApp = RestMonitor(edge.app(), monitoring, settings.metrics_path) if monitoring else edge.app()
+    if settings.guard:
+        app = GuardedHttp(app, settings.guard, rest_needs(settings.metrics_path, cors=flags.enable_cors_support), refusal_body)
     server = uvicorn.Server(http_config(app, drain_seconds=flags.drain_grace_seconds, lifespan="off"))
     # Signals are this module's business, not uvicorn's.
     task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001

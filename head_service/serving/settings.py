@@ -4,9 +4,11 @@ from dataclasses import dataclass
 
 import grpc
 
+from clients.wire.guard import Guard
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.serving.batching import Parameters, read_parameters
 from head_service.serving.flags import Flags, channel_arguments, read_config, read_monitoring
+from head_service.serving.guarding import read_guard
 from head_service.serving.tls import read_credentials
 
 
@@ -14,7 +16,7 @@ from head_service.serving.tls import read_credentials
 class Settings:
     """The flags with the files they name, all read before anything is loaded.
 
-    *metrics_path* is "" and *batching* and *credentials* are None where they were not asked for.
+    *metrics_path* is "" and *batching*, *credentials* and *guard* are None where they were not asked for.
     """
 
     flags: Flags
@@ -23,6 +25,7 @@ class Settings:
     metrics_path: str
     credentials: grpc.ServerCredentials | None
     channel_arguments: list[tuple[str, int | str]]
+    guard: Guard | None
 
 
 def read_settings(flags: Flags) -> Settings:
@@ -38,4 +41,5 @@ def read_settings(flags: Flags) -> Settings:
         read_monitoring(flags),
         read_credentials(flags),
         channel_arguments(flags),
+        read_guard(flags),
     )

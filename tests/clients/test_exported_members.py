@@ -30,6 +30,7 @@ EXPORTED = [
     "ServerFault",
     "TableKey",
     "TextPair",
+    "Tls",
     "Trunk",
     "TrunklineError",
     "Unauthenticated",

@@ -1,0 +1,23 @@
+"""Who a request is from, and what it takes from their quota. Where no keys are set everybody may take all."""
+
+from starlette.requests import Request
+
+from clients import Overloaded
+from clients.wire import guarded_http
+
+
+def charge(request: Request, num_texts: int) -> None:
+    """Take *num_texts* from the quota of the key that *request* came with, all or none.
+
+    Raises:
+        Overloaded: there is not enough left; it says when there will be.
+    """
+    refusal = guarded_http.charge(request.scope, num_texts)
+    if refusal is not None:
+        raise Overloaded(refusal.message, retry_after=refusal.retry_after)
+
+
+def caller_name(request: Request) -> str:
+    """Whose key *request* came with; "" where none was asked for."""
+    entry: guarded_http.Entry | None = request.scope.get(guarded_http.ENTRY)
+    return "" if entry is None else entry.caller.name
