@@ -167,14 +167,13 @@ class DriftMonitor(Collector):
         key = manifest.name, manifest.version
         if key not in self._windows:
             return
-        is_several = manifest.task == "multi_label"
-        said, confidences = (_of_several if is_several else _of_one)(manifest, scores)
+        said = _of_several(manifest, scores) if manifest.task == "multi_label" else _of_one(scores)
         with self._lock:
             window = self._windows.get(key)
             if window is None or len(window.names) != scores.shape[1]:
                 return
             names = window.names
-            for places, confidence in zip(said, confidences, strict=True):
+            for places, confidence in said:
                 if math.isfinite(confidence):
                     window.add(tuple([name for place in places if (name := names[place])]) or _NOTHING, confidence)
 
@@ -209,17 +208,16 @@ class DriftMonitor(Collector):
         return _Window(validation, names, deque(maxlen=self._window_texts))
 
 
-def _of_one(manifest: Manifest, scores: FloatArray) -> tuple[list[tuple[int]], list[float]]:
+def _of_one(scores: FloatArray) -> list[tuple[Sequence[int], float]]:
     """The place of each text's best label, and how sure of it the head is."""
-    del manifest
-    return [(place,) for place in scores.argmax(axis=1).tolist()], scores.max(axis=1).tolist()
+    return [((place,), scores.item(text, place)) for text, place in enumerate(scores.argmax(axis=1).tolist())]
 
 
-def _of_several(manifest: Manifest, scores: FloatArray) -> tuple[list[list[int]], list[float]]:
+def _of_several(manifest: Manifest, scores: FloatArray) -> list[tuple[Sequence[int], float]]:
     """The places of each text's labels, and the mean over labels of the score or one minus it, whichever is more."""
     least = np.asarray(manifest.thresholds or (0.5,) * len(manifest.labels), np.float32)
     said = [np.flatnonzero(row).tolist() for row in scores >= least]
-    return said, np.maximum(scores, 1.0 - scores).mean(axis=1).tolist()
+    return list(zip(said, np.maximum(scores, 1.0 - scores).mean(axis=1).tolist(), strict=True))
 
 
 class _Gauges:

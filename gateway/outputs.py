@@ -23,7 +23,7 @@ from gateway.preprocess import reading_of
 
 KEY_BYTES: Final = 16
 
-ENTRY_OVERHEAD: Final = 450
+ENTRY_OVERHEAD: Final = 400
 """Bytes an entry costs beside its scores: its key and the objects around it, as measured by tracemalloc."""
 
 CALIBRATION_TOLERANCE: Final = 0.1
