@@ -90,7 +90,7 @@ def choose(
             raise NotFound(f"a head, or the version of one, that was asked for is unknown; known heads: {known}")
         # A version that is asked for by itself is being looked at: what runs beside the stable one is no business of that.
         shadow = head.versions[head.shadow] if head.shadow is not None and "@" not in word else None
-        shadow = shadow if shadow is not None and not refusal(shadow, trunk) else None
+        shadow = shadow if shadow is not None and shadow is not manifest and not refusal(shadow, trunk) else None
         is_exact = manifest.version != head.stable or word.partition("@")[2] not in {"", "stable"}
         chosen[word] = ChosenHead(manifest, shadow, refusal(manifest, trunk), is_exact)
     return chosen

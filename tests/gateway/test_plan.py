@@ -86,6 +86,24 @@ def test_a_shadow_runs_beside_the_head_but_not_beside_a_version_asked_for_by_its
     assert [3, 2] == [version.version for version in plan.versions]
 
 
+def test_a_version_is_no_shadow_of_itself() -> None:
+    catalogue = Catalogue({"topic": rolled_out(share=1, shadow=4)})
+
+    assert () == Planner().plan(catalogue, trunk(), Classification(["a"])).shadows
+
+
+@pytest.mark.parametrize(
+    ("word", "is_exact"), [("topic", False), ("topic@stable", False), ("topic@3", True), ("topic@canary", True)]
+)
+def test_a_canary_and_a_version_asked_for_by_itself_must_answer_themselves(word: str, is_exact: bool) -> None:
+    plan = Planner(draw=lambda: 0.99).plan(Catalogue({"topic": rolled_out()}), trunk(), Classification(["a"], heads=[word]))
+
+    assert is_exact is plan.heads[word].is_exact is bool(plan.exact)
+    assert Planner(draw=lambda: 0.0).plan(Catalogue({"topic": rolled_out()}), trunk(), Classification(["a"])).exact == {
+        ("topic", 4)
+    }
+
+
 def test_a_plan_is_kept_until_catalogue_or_trunk_change_but_not_where_it_is_drawn() -> None:
     planner = Planner()
     fixed, drawn = Catalogue({"one": live(manifest("one"))}), Catalogue({"topic": rolled_out()})
