@@ -93,15 +93,21 @@ def test_a_version_is_no_shadow_of_itself() -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "is_exact"), [("topic", False), ("topic@stable", False), ("topic@3", True), ("topic@canary", True)]
+    ("word", "draw", "exact"),
+    [
+        ("topic", 0.99, set()),
+        ("topic", 0.0, {("topic", 4)}),
+        ("topic@stable", 0.99, set()),
+        ("topic@3", 0.99, {("topic", 3)}),
+        ("topic@canary", 0.99, {("topic", 4)}),
+    ],
 )
-def test_a_canary_and_a_version_asked_for_by_itself_must_answer_themselves(word: str, is_exact: bool) -> None:
-    plan = Planner(draw=lambda: 0.99).plan(Catalogue({"topic": rolled_out()}), trunk(), Classification(["a"], heads=[word]))
+def test_a_canary_and_a_version_asked_for_by_itself_must_answer_themselves(
+    word: str, draw: float, exact: set[tuple[str, int]]
+) -> None:
+    catalogue = Catalogue({"topic": rolled_out()})
 
-    assert is_exact is plan.heads[word].is_exact is bool(plan.exact)
-    assert Planner(draw=lambda: 0.0).plan(Catalogue({"topic": rolled_out()}), trunk(), Classification(["a"])).exact == {
-        ("topic", 4)
-    }
+    assert exact == Planner(draw=lambda: draw).plan(catalogue, trunk(), Classification(["a"], heads=[word])).exact
 
 
 def test_a_plan_is_kept_until_catalogue_or_trunk_change_but_not_where_it_is_drawn() -> None:
