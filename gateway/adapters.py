@@ -122,11 +122,16 @@ class ClientPredictor:
     def __init__(self, client: AsyncHeadClient, limits: CallLimits) -> None:
         self._client = client
         self._limits = limits
-        self._coalescers: dict[str, tuple[Manifest, Coalescer[FloatArray, FloatArray]]] = {}
+        self._coalescers: dict[tuple[str, int], tuple[Manifest, Coalescer[FloatArray, FloatArray]]] = {}
 
     async def predict(self, manifest: Manifest, rows: Rows, deadline: Deadline) -> FloatArray:
         """See `gateway.ports.Predictor`."""
         return np.asarray(await self._coalescer(manifest).run(rows, deadline))
+
+    def follow(self, catalogue: catalogue.Catalogue) -> None:
+        """See `gateway.ports.CatalogueFollower`. Calls still out on versions that are gone end by themselves."""
+        live = {(name, version) for name, head in catalogue.heads.items() for version in head.versions}
+        self._coalescers = {version: known for version, known in self._coalescers.items() if version in live}
 
     async def close(self) -> None:
         """Cancel what is out."""
@@ -134,11 +139,11 @@ class ClientPredictor:
             await coalescer.close()
 
     def _coalescer(self, manifest: Manifest) -> Coalescer[FloatArray, FloatArray]:
-        """That of the version; calls still out on another version of the head end by themselves."""
-        known, coalescer = self._coalescers.get(manifest.name, (None, None))
+        """That of the version; a canary, a shadow and the stable one are called side by side."""
+        known, coalescer = self._coalescers.get((manifest.name, manifest.version), (None, None))
         if known is not manifest or coalescer is None:
             coalescer = Coalescer(self._sender(manifest), self._limits)
-            self._coalescers[manifest.name] = (manifest, coalescer)
+            self._coalescers[manifest.name, manifest.version] = (manifest, coalescer)
         return coalescer
 
     def _sender(self, manifest: Manifest) -> Callable[[Sequence[FloatArray], Deadline], Awaitable[Sequence[FloatArray]]]:

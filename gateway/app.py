@@ -21,16 +21,19 @@ from gateway.admission import Admission
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
 from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
+from gateway.drift import DriftMonitor
 from gateway.errors import error_response, fault_response
 from gateway.fanout import FanOut
 from gateway.guarding import layers
-from gateway.outputs import NoOutputs
+from gateway.outputs import NoOutputs, OutputCache, OutputRules
 from gateway.pipeline import Pipeline
 from gateway.plan import Planner
 from gateway.routes import State, classify, request_id_of, router
 from gateway.schemas import openapi_parts
 from gateway.settings import Settings
+from gateway.shadow import Shadows
 from gateway.telemetry import Telemetry
+from gateway.versions import VersionCounts
 
 OPEN_ENDED: Final = frozenset({"/v1/classify/stream"})
 """Paths whose bodies may go on for as long as the caller likes."""
@@ -113,17 +116,43 @@ async def started(
         predictor = ClientPredictor(head_client, _limits(settings))
         stack.push_async_callback(embedder.close)
         stack.push_async_callback(predictor.close)
-        catalogue = CataloguePoller(source_of(settings.catalogue), poll_seconds=settings.catalogue_poll_seconds)
+        telemetry = Telemetry()
+        drift, versions = DriftMonitor(telemetry.registry), VersionCounts(telemetry.registry)
+        outputs = _outputs(settings, telemetry)
+        timeout = settings.head_timeout_seconds
+        shadows = Shadows(embedder, predictor, versions, max_texts=settings.max_shadow_texts, timeout=timeout)
+        stack.push_async_callback(shadows.close)
+        catalogue = CataloguePoller(
+            source_of(settings.catalogue),
+            poll_seconds=settings.catalogue_poll_seconds,
+            followers=[outputs, drift, versions, predictor],
+        )
         await catalogue.refresh()
         polling = asyncio.create_task(catalogue.run())
         stack.push_async_callback(_cancel, polling)
         fan_out = FanOut(predictor, head_timeout=settings.head_timeout_seconds)
-        pipeline = Pipeline(trunks, embedder, fan_out, catalogue, NoOutputs(), Planner())
-        yield State(settings, pipeline, trunks, catalogue, _admission(settings), Telemetry())
+        pipeline = Pipeline(
+            trunks,
+            embedder,
+            fan_out,
+            catalogue,
+            outputs if settings.output_cache_bytes else NoOutputs(),
+            Planner(),
+            shadows if settings.max_shadow_texts else None,
+            [drift, versions],
+        )
+        yield State(settings, pipeline, trunks, catalogue, _admission(settings), telemetry)
 
 
 def _admission(settings: Settings) -> Admission:
     return Admission(settings.max_concurrent_texts, max_wait_seconds=settings.max_wait_seconds)
+
+
+def _outputs(settings: Settings, telemetry: Telemetry) -> OutputCache:
+    rules = OutputRules(settings.output_cache_min_accuracy, settings.output_cache_accuracy_gain)
+    outputs = OutputCache(settings.output_cache_bytes, rules, telemetry)
+    telemetry.watch_cache(entries=lambda: outputs.num_entries, num_bytes=lambda: outputs.num_bytes)
+    return outputs
 
 
 def _limits(settings: Settings) -> CallLimits:

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -10,6 +11,7 @@ import httpx
 import msgspec
 
 from clients.wire.catalogue import Catalogue, decode_catalogue
+from gateway.ports import CatalogueFollower
 
 _log = logging.getLogger(__name__)
 _EMPTY: Final = Catalogue()
@@ -71,11 +73,12 @@ class UrlFetch:
 
 
 class CataloguePoller:
-    """Owner of the live catalogue; everybody else reads snapshots."""
+    """Owner of the live catalogue; everybody else reads snapshots. *followers* hear of each new one before anybody reads it."""
 
-    def __init__(self, source: CatalogueFetch, *, poll_seconds: float) -> None:
+    def __init__(self, source: CatalogueFetch, *, poll_seconds: float, followers: Sequence[CatalogueFollower] = ()) -> None:
         self._source = source
         self._poll_seconds = poll_seconds
+        self._followers = followers
         self._catalogue: Catalogue | None = None
         self._checked = time.monotonic()
         self._is_in_order = False
@@ -101,12 +104,17 @@ class CataloguePoller:
             content = await self._source.fetch()
             if content is not None:
                 self._is_in_order = False
-                self._catalogue = decode_catalogue(content)
+                self._take(decode_catalogue(content))
                 self._is_in_order = True
             if self._is_in_order:
                 self._checked = time.monotonic()
         except (OSError, httpx.HTTPError, msgspec.ValidationError, msgspec.DecodeError) as error:
             _log.warning("the catalogue cannot be read (%s); the last good one stays in force", error)
+
+    def _take(self, catalogue: Catalogue) -> None:
+        self._catalogue = catalogue
+        for follower in self._followers:
+            follower.follow(catalogue)
 
     async def run(self) -> None:
         """Refresh until cancelled, then close the source."""

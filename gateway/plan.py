@@ -23,11 +23,15 @@ MAX_KEPT: Final = 256
 
 @dataclass(frozen=True, slots=True)
 class ChosenHead:
-    """The version that answers for a head, the one that runs in its shadow, or why the head cannot answer on this trunk."""
+    """The version that answers for a head, the one that runs in its shadow, or why the head cannot answer on this trunk.
+
+    *is_exact*: it is a canary, or was asked for by itself, so nothing that another version said before may answer in its place.
+    """
 
     manifest: Manifest
     shadow: Manifest | None = None
     refused: str = ""
+    is_exact: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,10 @@ class Plan:
     versions: tuple[Manifest, ...]
     """Those that answer, each once: a head may be asked for in two words."""
     readings: tuple[Reading, ...]
+    exact: frozenset[tuple[str, int]] = frozenset()
+    """Name and version of those that must answer themselves, see `ChosenHead`."""
+    shadows: tuple[tuple[Manifest, Manifest], ...] = ()
+    """Each version that has a shadow, and that."""
 
 
 class Planner:
@@ -82,8 +90,9 @@ def choose(
             raise NotFound(f"a head, or the version of one, that was asked for is unknown; known heads: {known}")
         # A version that is asked for by itself is being looked at: what runs beside the stable one is no business of that.
         shadow = head.versions[head.shadow] if head.shadow is not None and "@" not in word else None
-        shadow = shadow if shadow is not None and not refusal(shadow, trunk) else None
-        chosen[word] = ChosenHead(manifest, shadow, refusal(manifest, trunk))
+        shadow = shadow if shadow is not None and shadow is not manifest and not refusal(shadow, trunk) else None
+        is_exact = manifest.version != head.stable or word.partition("@")[2] not in {"", "stable"}
+        chosen[word] = ChosenHead(manifest, shadow, refusal(manifest, trunk), is_exact)
     return chosen
 
 
@@ -149,8 +158,16 @@ def _drawn(name: str, head: CatalogueHead, sticky_key: str, draw: Callable[[], f
 
 
 def _plan_of(chosen: dict[str, ChosenHead]) -> Plan:
-    versions = {(head.manifest.name, head.manifest.version): head.manifest for head in chosen.values() if not head.refused}
-    return Plan(chosen, tuple(versions.values()), tuple(dict.fromkeys(map(reading_of, versions.values()))))
+    answering = [head for head in chosen.values() if not head.refused]
+    versions = {_version_of(head): head.manifest for head in answering}
+    readings = tuple(dict.fromkeys(map(reading_of, versions.values())))
+    exact = frozenset(_version_of(head) for head in answering if head.is_exact)
+    shadows = {_version_of(head): (head.manifest, head.shadow) for head in answering if head.shadow is not None}
+    return Plan(chosen, tuple(versions.values()), readings, exact, tuple(shadows.values()))
+
+
+def _version_of(head: ChosenHead) -> tuple[str, int]:
+    return head.manifest.name, head.manifest.version
 
 
 def _words(words: Sequence[str] | None) -> tuple[str, ...] | None:

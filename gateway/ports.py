@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +62,46 @@ class Predictor(Protocol):
         ...
 
 
-class Outputs(Protocol):
-    """What versions said of inputs seen before. Neither method waits, and neither raises."""
+class Known(NamedTuple):
+    """What *maker*'s version said of a text before: *scores* are float32 [labels], for reading only."""
 
-    def find(self, manifest: Manifest, inputs: Sequence[Encoded]) -> list[FloatArray | None]:
-        """The scores, float32 [labels], of each input, None where they are not known."""
+    maker: Manifest
+    scores: FloatArray
+
+
+class VersionOutputs(Protocol):
+    """What may answer for one version, by the keys of texts (`gateway.outputs.key_of`). Neither waits nor raises."""
+
+    def find(self, keys: Sequence[bytes]) -> dict[int, Known]:
+        """What is known, by the place of its key. *maker* has the same labels, and may be an older version than the one asked."""
         ...
 
-    def keep(self, manifest: Manifest, inputs: Sequence[Encoded], scores: FloatArray) -> None:
-        """Remember *scores*, float32 [inputs, labels], that were checked."""
+    def keep(self, keys: Sequence[bytes], scores: FloatArray) -> None:
+        """Remember *scores*, float32 [texts, labels], that were checked and that the version itself made."""
+        ...
+
+
+class Outputs(Protocol):
+    """What versions said of texts seen before."""
+
+    def of(self, manifest: Manifest, *, exact: bool) -> VersionOutputs | None:
+        """What may answer for *manifest*'s version, with *exact* nothing that another one made; None: nothing ever may."""
+        ...
+
+
+class AnswerWatcher(Protocol):
+    """Told of every live answer, on its way: must be quick and never raise."""
+
+    def answered(self, manifest: Manifest, scores: FloatArray) -> None:
+        """*manifest*'s version said *scores*, float32 [texts, labels], now or, where that still holds, before."""
+        ...
+
+
+class CatalogueFollower(Protocol):
+    """Told of each new catalogue before any request is answered by it; must be quick and never raise."""
+
+    def follow(self, catalogue: Catalogue) -> None:
+        """*catalogue* is the live one from now on."""
         ...
 
 

@@ -75,6 +75,24 @@ class Settings(BaseSettings):
     )
     max_predict_calls: int = Field(1, ge=1, description="To one head at once; more, smaller calls cost CPU.")
     max_call_rows: int = Field(256, ge=1, description="Texts of one call to a head.")
+    output_cache_bytes: int = Field(
+        64 * 1024 * 1024, ge=0, description="Of outputs of heads, kept for texts that come again. 0: none are."
+    )
+    output_cache_min_accuracy: float = Field(
+        0.8,
+        ge=0,
+        le=1,
+        description="Outputs are kept of heads whose recorded accuracy, or R², is at least this.",
+    )
+    output_cache_accuracy_gain: float = Field(
+        0.01,
+        gt=0,
+        le=1,
+        description="Kept outputs end when the head's accuracy has grown by this much since.",
+    )
+    max_shadow_texts: int = Field(
+        256, ge=0, description="Under way in shadow versions at once; more are left out. 0: no shadow runs."
+    )
     drain_seconds: float = Field(5.0, ge=0, description="Given to requests in flight when told to stop.")
 
     @field_validator("cors_origins", mode="before")

@@ -1,5 +1,7 @@
 """What is counted, in Prometheus' terms; metric names stand here alone."""
 
+from collections.abc import Callable
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from gateway.classification import Answer
@@ -30,9 +32,38 @@ class Telemetry:
         self._age = Gauge(
             "trunkline_gateway_catalogue_age_seconds", "Since the catalogue was last seen in order.", registry=self._registry
         )
+        self._lookups = Counter(
+            "trunkline_gateway_cache_lookups_total", "Texts looked up by head.", ["head", "result"], registry=self._registry
+        )
+        self._dropped = Counter(
+            "trunkline_gateway_cache_dropped_total", "Cached outputs that left, by reason.", ["reason"], registry=self._registry
+        )
+        self._entries = Gauge("trunkline_gateway_cache_entries", "Outputs kept.", registry=self._registry)
+        self._bytes = Gauge("trunkline_gateway_cache_bytes", "Memory of the outputs kept.", registry=self._registry)
         stages = ("preprocess", "embed", "heads", "total")
         self._observe = {stage: self._stages.labels(stage).observe for stage in stages}
         self._ok = self._requests.labels("200").inc
+
+    @property
+    def registry(self) -> CollectorRegistry:
+        """What `render` renders; for those who count by themselves."""
+        return self._registry
+
+    def cache_looked_up(self, head: str, *, hits: int, misses: int) -> None:
+        """See `gateway.outputs.OutputTelemetry`."""
+        if hits:
+            self._lookups.labels(head, "hit").inc(hits)
+        if misses:
+            self._lookups.labels(head, "miss").inc(misses)
+
+    def cache_dropped(self, reason: str, count: int) -> None:
+        """See `gateway.outputs.OutputTelemetry`."""
+        self._dropped.labels(reason).inc(count)
+
+    def watch_cache(self, *, entries: Callable[[], float], num_bytes: Callable[[], float]) -> None:
+        """Both are asked whenever metrics are read."""
+        self._entries.set_function(entries)
+        self._bytes.set_function(num_bytes)
 
     def answered(self, answer: Answer) -> None:
         """A request was answered."""

@@ -45,6 +45,19 @@ def test_raw_text_goes_in_and_labels_come_out(stack: RunningStack) -> None:
     assert not result.truncated
 
 
+def test_a_text_seen_before_is_answered_from_what_was_kept_and_the_metrics_say_so(stack: RunningStack) -> None:
+    asked = {"text": "opec ministers agreed to raise crude output again", "heads": ["topic"]}
+    first, again = (httpx.post(f"{stack.addresses['ready']}/v1/classify", json=asked).json()["results"][0] for _ in range(2))
+    metrics = httpx.get(f"{stack.addresses['ready']}/metrics").text
+
+    assert again["cached"]
+    assert first["heads"] == again["heads"]
+    version = first["heads"]["topic"]["version"]
+    assert 'trunkline_gateway_cache_lookups_total{head="topic",result="hit"}' in metrics
+    for name in ("trunkline_gateway_answered_texts_total", "trunkline_head_window_texts"):
+        assert f'{name}{{head="topic",version="{version}"}}' in metrics
+
+
 def test_accuracy_on_the_official_reuters_split_measured_through_the_gateway(stack: RunningStack) -> None:
     with (paths.cache_dir() / "demo-1" / "topic-test.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

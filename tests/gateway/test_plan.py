@@ -86,6 +86,30 @@ def test_a_shadow_runs_beside_the_head_but_not_beside_a_version_asked_for_by_its
     assert [3, 2] == [version.version for version in plan.versions]
 
 
+def test_a_version_is_no_shadow_of_itself() -> None:
+    catalogue = Catalogue({"topic": rolled_out(share=1, shadow=4)})
+
+    assert () == Planner().plan(catalogue, trunk(), Classification(["a"])).shadows
+
+
+@pytest.mark.parametrize(
+    ("word", "draw", "exact"),
+    [
+        ("topic", 0.99, set()),
+        ("topic", 0.0, {("topic", 4)}),
+        ("topic@stable", 0.99, set()),
+        ("topic@3", 0.99, {("topic", 3)}),
+        ("topic@canary", 0.99, {("topic", 4)}),
+    ],
+)
+def test_a_canary_and_a_version_asked_for_by_itself_must_answer_themselves(
+    word: str, draw: float, exact: set[tuple[str, int]]
+) -> None:
+    catalogue = Catalogue({"topic": rolled_out()})
+
+    assert exact == Planner(draw=lambda: draw).plan(catalogue, trunk(), Classification(["a"], heads=[word])).exact
+
+
 def test_a_plan_is_kept_until_catalogue_or_trunk_change_but_not_where_it_is_drawn() -> None:
     planner = Planner()
     fixed, drawn = Catalogue({"one": live(manifest("one"))}), Catalogue({"topic": rolled_out()})

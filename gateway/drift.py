@@ -11,11 +11,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
+import numpy as np
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
-from clients.wire.catalogue import Catalogue, ValidationSummary
+from clients.wire.catalogue import Catalogue, Manifest, ValidationSummary
+from gateway.ports import FloatArray
 
 MIN_SHARE: Final = 1e-4
 """A share of nothing counts as this much: the index below has no value for none at all."""
@@ -110,20 +112,31 @@ def measure_drift(counts: Mapping[str, int], confidences: Sequence[float], valid
     )
 
 
+_NOTHING: Final = (NO_LABEL,)
+
+
 @dataclass(slots=True)
 class _Window:
-    """The last answers of one version: for each text its labels and its confidence, and how often each label is among them."""
+    """The last answers of one version: for each text its labels and its confidence, and how often each label is among them.
+
+    *names* are the manifest's labels, by their place; one that validation does not know is `NO_LABEL`, so that nobody can make up
+    series.
+    """
 
     validation: ValidationSummary
+    names: tuple[str, ...]
     answers: deque[tuple[tuple[str, ...], float]]
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, labels: tuple[str, ...], confidence: float) -> None:
-        if len(self.answers) == self.answers.maxlen:
-            gone, _ = self.answers.popleft()
-            self.counts.subtract(gone)
-        self.answers.append((labels, confidence))
-        self.counts.update(labels)
+        answers, counts = self.answers, self.counts
+        if len(answers) == answers.maxlen:
+            gone, _ = answers.popleft()
+            for label in gone:
+                counts[label] -= 1
+        answers.append((labels, confidence))
+        for label in labels:
+            counts[label] += 1
 
 
 class DriftMonitor(Collector):
@@ -141,26 +154,28 @@ class DriftMonitor(Collector):
     def follow(self, catalogue: Catalogue) -> None:
         """Count for exactly the versions of *catalogue* that say what validation was like; those known keep their answers."""
         wanted = {
-            (name, version): manifest.validation
+            (name, version): (manifest, manifest.validation)
             for name, head in catalogue.heads.items()
             for version, manifest in head.versions.items()
             if manifest.validation is not None
         }
         with self._lock:
-            self._windows = {key: self._kept_or_new(key, validation) for key, validation in wanted.items()}
+            self._windows = {key: self._kept_or_new(key, manifest, known) for key, (manifest, known) in wanted.items()}
 
-    def answered(self, head: str, version: int, labels: Iterable[str], confidence: float) -> None:
-        """A text was answered with *labels*, none or several of multi_label, each of them one of the manifest's.
-
-        A label that validation does not know counts as none, so that nobody can make up series; a text whose confidence is no
-        number is left out.
-        """
+    def answered(self, manifest: Manifest, scores: FloatArray) -> None:
+        """See `gateway.ports.AnswerWatcher`. A text whose scores are no numbers is left out."""
+        key = manifest.name, manifest.version
+        if key not in self._windows:
+            return
+        said = _of_several(manifest, scores) if manifest.task == "multi_label" else _of_one(scores)
         with self._lock:
-            window = self._windows.get((head, version))
-            if window is None or not math.isfinite(confidence):
+            window = self._windows.get(key)
+            if window is None or len(window.names) != scores.shape[1]:
                 return
-            known = tuple(label for label in labels if label in window.validation.label_shares)
-            window.add(known or (NO_LABEL,), confidence)
+            names = window.names
+            for places, confidence in said:
+                if math.isfinite(confidence):
+                    window.add(tuple([name for place in places if (name := names[place])]) or _NOTHING, confidence)
 
     def drift(self, head: str, version: int) -> Drift | None:
         """The drift of one version; None when it is not followed or has not answered."""
@@ -185,11 +200,24 @@ class DriftMonitor(Collector):
         """The gauges without values: registering asks for them."""
         return _Gauges().families
 
-    def _kept_or_new(self, key: tuple[str, int], validation: ValidationSummary) -> _Window:
+    def _kept_or_new(self, key: tuple[str, int], manifest: Manifest, validation: ValidationSummary) -> _Window:
+        names = tuple(label if label in validation.label_shares else NO_LABEL for label in manifest.labels)
         known = self._windows.get(key)
-        if known is not None and known.validation == validation:
+        if known is not None and known.validation == validation and known.names == names:
             return known
-        return _Window(validation, deque(maxlen=self._window_texts))
+        return _Window(validation, names, deque(maxlen=self._window_texts))
+
+
+def _of_one(scores: FloatArray) -> list[tuple[Sequence[int], float]]:
+    """The place of each text's best label, and how sure of it the head is."""
+    return [((place,), scores.item(text, place)) for text, place in enumerate(scores.argmax(axis=1).tolist())]
+
+
+def _of_several(manifest: Manifest, scores: FloatArray) -> list[tuple[Sequence[int], float]]:
+    """The places of each text's labels, and the mean over labels of the score or one minus it, whichever is more."""
+    least = np.asarray(manifest.thresholds or (0.5,) * len(manifest.labels), np.float32)
+    said = [np.flatnonzero(row).tolist() for row in scores >= least]
+    return list(zip(said, np.maximum(scores, 1.0 - scores).mean(axis=1).tolist(), strict=True))
 
 
 class _Gauges:

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 from prometheus_client import CollectorRegistry, generate_latest
 
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, ValidationSummary
-from head_service.drift import (
+from gateway.drift import (
     DriftMonitor,
     confidence_shift,
     jensen_shannon_distance,
@@ -20,6 +21,7 @@ from head_service.drift import (
 )
 
 ALERTS = Path(__file__).resolve().parents[2] / "deploy" / "alerts" / "head_drift.yml"
+LABELS = ("ham", "spam", "made up")
 VALIDATION = ValidationSummary({"ham": 0.75, "spam": 0.25}, 0.9, 400)
 
 weights = st.lists(st.integers(0, 100), min_size=4, max_size=4).filter(any)
@@ -29,13 +31,12 @@ def shares(counts: list[int]) -> list[float]:
     return [count / sum(counts) for count in counts]
 
 
+def manifest(version: int, *, head: str = "spam", validation: ValidationSummary | None = VALIDATION) -> Manifest:
+    return Manifest(name=head, version=version, labels=LABELS, width=2, trunk=TrunkRef("t", "f"), validation=validation)
+
+
 def catalogue(*versions: int, validation: ValidationSummary | None = VALIDATION) -> Catalogue:
-    manifests = {
-        number: Manifest(
-            name="spam", version=number, labels=("ham", "spam"), width=2, trunk=TrunkRef("t", "f"), validation=validation
-        )
-        for number in versions
-    }
+    manifests = {number: manifest(number, validation=validation) for number in versions}
     return Catalogue({"spam": CatalogueHead(stable=versions[0], versions=manifests)})
 
 
@@ -98,18 +99,25 @@ def test_an_empty_window_has_no_drift() -> None:
     assert measure_drift({}, [], VALIDATION) is None
 
 
+def say(watching: DriftMonitor, label: str, confidence: float, *, head: str = "spam", version: int = 1) -> None:
+    """One live answer of a head of *LABELS*."""
+    rest = (1.0 - confidence) / 2
+    scores = [confidence if one == label else rest for one in LABELS]
+    watching.answered(manifest(version, head=head), np.array([scores], np.float32))
+
+
 def test_answers_like_those_of_validation_are_no_drift_and_others_are() -> None:
     same, other = monitor(), monitor()
     for number in range(400):
-        same.answered("spam", 1, ["spam" if number % 4 == 0 else "ham"], 0.9)
-        other.answered("spam", 1, ["ham" if number % 4 == 0 else "spam"], 0.6)
+        say(same, "spam" if number % 4 == 0 else "ham", 0.9)
+        say(other, "ham" if number % 4 == 0 else "spam", 0.6)
 
     calm, moved = same.drift("spam", 1), other.drift("spam", 1)
 
     assert calm is not None
     assert moved is not None
     assert calm.stability_index == pytest.approx(0.0)
-    assert calm.confidence.shift == pytest.approx(0.0)
+    assert calm.confidence.shift == pytest.approx(0.0, abs=1e-6)
     assert moved.stability_index > 1.0
     assert moved.confidence.shift == pytest.approx(-0.3)
     assert {"ham": 0.25, "spam": 0.75} == moved.label_shares
@@ -118,7 +126,7 @@ def test_answers_like_those_of_validation_are_no_drift_and_others_are() -> None:
 def test_the_window_slides() -> None:
     watching = monitor(window_texts=10)
     for label in ["spam"] * 30 + ["ham"] * 10:
-        watching.answered("spam", 1, [label], 0.5)
+        say(watching, label, 0.5)
 
     drift = watching.drift("spam", 1)
 
@@ -129,9 +137,9 @@ def test_the_window_slides() -> None:
 
 def test_what_is_not_followed_is_not_counted() -> None:
     watching = monitor()
-    watching.answered("spam", 2, ["ham"], 0.5)
-    watching.answered("other", 1, ["ham"], 0.5)
-    watching.answered("spam", 1, ["ham"], math.nan)
+    say(watching, "ham", 0.5, version=2)
+    say(watching, "ham", 0.5, head="other")
+    say(watching, "ham", math.nan)
 
     assert watching.drift("spam", 2) is watching.drift("other", 1) is watching.drift("spam", 1) is None
 
@@ -139,14 +147,14 @@ def test_what_is_not_followed_is_not_counted() -> None:
 def test_a_version_without_a_summary_is_not_followed() -> None:
     watching = monitor()
     watching.follow(catalogue(1, validation=None))
-    watching.answered("spam", 1, ["ham"], 0.5)
+    say(watching, "ham", 0.5)
 
     assert watching.drift("spam", 1) is None
 
 
 def test_a_version_that_stays_keeps_its_answers_and_one_that_goes_is_forgotten() -> None:
     watching = monitor()
-    watching.answered("spam", 1, ["ham"], 0.5)
+    say(watching, "ham", 0.5)
 
     watching.follow(catalogue(1, 2))
     kept = watching.drift("spam", 1)
@@ -157,15 +165,29 @@ def test_a_version_that_stays_keeps_its_answers_and_one_that_goes_is_forgotten()
     assert watching.drift("spam", 1) is None
 
 
-def test_labels_nobody_knows_make_no_new_series() -> None:
+def test_a_label_that_validation_does_not_know_makes_no_new_series() -> None:
     watching = monitor()
-    for number in range(50):
-        watching.answered("spam", 1, [f"made up {number}"], 0.5)
+    say(watching, "made up", 0.9)
 
     drift = watching.drift("spam", 1)
 
     assert drift is not None
-    assert {"", "ham", "spam"} == drift.label_shares.keys()
+    assert {"": 1.0, "ham": 0.0, "spam": 0.0} == drift.label_shares
+
+
+def test_of_several_labels_each_counts_and_none_is_one_too() -> None:
+    several = replace(manifest(1), task="multi_label", thresholds=(0.5, 0.3, 0.9))
+    watching = DriftMonitor(CollectorRegistry())
+    watching.follow(Catalogue({"spam": CatalogueHead(stable=1, versions={1: several})}))
+
+    watching.answered(several, np.array([[0.6, 0.4, 0.0], [0.2, 0.1, 0.3]], np.float32))
+
+    drift = watching.drift("spam", 1)
+    assert drift is not None
+    assert 2 == drift.num_texts
+    assert {"ham": pytest.approx(1 / 3), "spam": pytest.approx(1 / 3), "": pytest.approx(1 / 3)} == drift.label_shares
+    # The means of 0.6, 0.6, 1.0 and of 0.8, 0.9, 0.7.
+    assert drift.mean_confidence == pytest.approx((2.2 / 3 + 0.8) / 2)
 
 
 def exported() -> str:
@@ -173,7 +195,7 @@ def exported() -> str:
     watching = DriftMonitor(registry)
     watching.follow(catalogue(1))
     for label in ("ham", "spam", "spam", "spam"):
-        watching.answered("spam", 1, [label], 0.7)
+        say(watching, label, 0.7)
     return generate_latest(registry).decode()
 
 
