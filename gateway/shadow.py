@@ -6,8 +6,8 @@ A run starts once the answer is on its way. Under load runs are left out, not qu
 import asyncio
 import contextvars
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 import numpy as np
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 from clients import Deadline, TrunklineError
 from clients.wire.catalogue import Manifest, views_of
 from gateway.answers import of_texts
-from gateway.classification import Truncation
-from gateway.fanout import check_scores
+from gateway.classification import Classification, Truncation
+from gateway.fanout import HeadScores, check_scores
+from gateway.plan import Plan
 from gateway.ports import Embedder, FloatArray, LiveTrunk, Predictor, Rows
 from gateway.preprocess import prepare, reading_of
 from gateway.vectors import Vectors
+from gateway.work import Work
 
 _log = logging.getLogger(__name__)
 
@@ -142,6 +144,30 @@ class Shadows:
         everything = range(len(prepared.inputs))
         vectors = Vectors(dict(zip(views, arrays, strict=True)), {place: place for place in everything})
         return vectors.rows(run.shadow, everything), prepared.places[reading]
+
+
+def runs_of(
+    plan: Plan,
+    trunk: LiveTrunk,
+    request: Classification,
+    work: Sequence[Work],
+    vectors: Vectors,
+    said: Mapping[tuple[str, int], HeadScores],
+) -> list[ShadowRun]:
+    """What shadows are to be asked: the texts that the version beside which they run was asked for, and answered."""
+    by_version = {one.version: one for one in work}
+    runs = []
+    for live, shadow in plan.shadows:
+        one = by_version[live.name, live.version]
+        scores = said[one.version]
+        if isinstance(scores, TrunklineError) or not one.missing:
+            continue
+        texts = [request.texts[index] for index in one.asked]
+        run = ShadowRun(live, shadow, trunk, texts, request.truncation, scores[one.asked])
+        if reading_of(live) == reading_of(shadow) and vectors.has(shadow, one.missing):
+            run = replace(run, rows=vectors.rows(shadow, one.missing), pieces=one.rows)
+        runs.append(run)
+    return runs
 
 
 def compare(live: Manifest, answered: FloatArray, shadow: Manifest, scores: FloatArray) -> Comparison:
