@@ -79,7 +79,7 @@ def up(
     engine: Annotated[str, typer.Option(help="auto, or one by name; see `trunkline models compare`.")] = "auto",
     layers: Annotated[str | None, typer.Option(help="Layers of the encoder that heads may read, such as -1,-2,-3,-4.")] = None,
     with_control: Annotated[
-        bool, typer.Option("--control", help="Run the control plane too: runs, feedback, retraining; 350 MB more.")
+        bool, typer.Option("--control", help="Run the control plane too: runs, feedback, retraining; 280 MB more.")
     ] = False,
 ) -> None:
     """Run the local stack until Ctrl-C; the last line printed says `ready` and where."""

@@ -63,10 +63,10 @@ def serve(arguments: list[str]) -> int:
 def work(arguments: list[str]) -> int:
     """A worker, until SIGTERM or SIGINT."""
     from head_service.catalogue import ensure_layout  # noqa: PLC0415 (only workers publish)
-    from head_service.control.child import load_trainer  # noqa: PLC0415
+    from head_service.control.child import check_trainer  # noqa: PLC0415
 
     settings = _settings(WorkerSettings, arguments)
-    load_trainer(settings.trainer)
+    check_trainer(settings.trainer)
     ensure_layout(settings.location)
     kept = open_kept(settings)
     try:

@@ -6,6 +6,7 @@ It dies with its worker: its stdin ends then. What libraries print goes nowhere 
 import contextlib
 import ctypes
 import importlib
+import importlib.util
 import os
 import queue
 import resource
@@ -161,6 +162,21 @@ def outcome_of(error: BaseException) -> Outcome:
             return Outcome(kind="failed", message=why + place_of(error))
 
 
+def check_trainer(name: str) -> None:
+    """See that there is a module for *name*, without the second and the 60 MB that importing it costs a worker.
+
+    Raises:
+        ControlError: there is none.
+    """
+    module, _, function = name.partition(":")
+    try:
+        is_there = importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):
+        is_there = False
+    if not (is_there and function):
+        raise _no_trainer(name)
+
+
 def load_trainer(name: str) -> Trainer:
     """The function that *name*, MODULE:FUNCTION, names.
 
@@ -171,8 +187,12 @@ def load_trainer(name: str) -> Trainer:
     try:
         found: Callable[..., Outcome] = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError):
-        raise ControlError(f"there is no trainer {name!r}; --trainer is MODULE:FUNCTION") from None
+        raise _no_trainer(name) from None
     return cast("Trainer", found)
+
+
+def _no_trainer(name: str) -> ControlError:
+    return ControlError(f"there is no trainer {name!r}; --trainer is MODULE:FUNCTION")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +13,7 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import tensorflow as tf
 
 from clients import EmbeddingClient, HeadResult
 from clients.wire.catalogue import decode_catalogue
@@ -79,21 +78,10 @@ def test_an_export_loads_with_plain_tensorflow_and_gives_the_gateways_scores(sta
     version = stack.home / "repository" / "topic" / str(said["version"])
     with EmbeddingClient(stack.addresses["embedding-grpc"]) as client:
         vector = client.embed([text]).vectors[0]
-    code = (
-        "import json, sys, tensorflow as tf\n"
-        "model = tf.saved_model.load(sys.argv[1])\n"
-        "vector = tf.constant([json.loads(sys.argv[2])], tf.float32)\n"
-        "print(json.dumps(model.signatures['serving_default'](embedding=vector)['scores'][0].numpy().tolist()))\n"
-    )
-    ended = subprocess.run(
-        [sys.executable, "-c", code, str(version), json.dumps([float(x) for x in vector])],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
+    model = tf.saved_model.load(str(version))
+    scores = model.signatures["serving_default"](embedding=tf.constant([vector]))["scores"][0]
     labels = (version / "assets" / "labels.txt").read_text().split()
-    plain = dict(zip(labels, json.loads(ended.stdout), strict=True))
+    plain = dict(zip(labels, scores.numpy().tolist(), strict=True))
 
     assert plain.keys() == said["scores"].keys()
     for label, score in said["scores"].items():
@@ -259,19 +247,17 @@ def test_the_services_tell_that_they_are_ready(stack: RunningStack) -> None:
     assert heads["model_version_status"][0]["state"] == "AVAILABLE"
 
 
-def test_ctrl_c_drains_and_leaves_nothing_running(tmp_path: Path) -> None:
-    from tests.e2e.conftest import start_stack
+def test_ctrl_c_drains_and_leaves_nothing_running(stack: RunningStack) -> None:
+    """Run last, see conftest."""
+    children = psutil.Process(stack.process.pid).children(recursive=True)
+    stack.process.send_signal(signal.SIGINT)
+    said, _ = stack.process.communicate(timeout=30)
 
-    running = start_stack(tmp_path)
-    children = psutil.Process(running.process.pid).children(recursive=True)
-    running.process.send_signal(signal.SIGINT)
-    said, _ = running.process.communicate(timeout=30)
-
-    assert running.process.returncode == 0
+    assert stack.process.returncode == 0
     assert "Traceback" not in said
     assert re.search("stopping the services", said)
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE]
-    assert not (tmp_path / "stack.json").exists()
+    assert not (stack.home / "stack.json").exists()
 
 
 def _heads_of(stack: RunningStack) -> dict[str, dict[str, object]]:

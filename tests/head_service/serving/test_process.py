@@ -1,5 +1,6 @@
 """`python -m head_service.serving` as a process: how it starts, how it ends, and what it says when it cannot."""
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -40,15 +41,29 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture
-def process(base: Path) -> "Iterator[tuple[subprocess.Popen[str], str]]":
+@pytest.fixture(scope="module")
+def processes(base: Path) -> "Iterator[list[tuple[subprocess.Popen[str], str]]]":
+    """One for each test that ends one; they load TensorFlow side by side."""
     ports = ["--port=0", "--rest_api_port=0", "--drain_grace_seconds=30"]
     command = [*COMMAND, *ports, "--model_name=m", f"--model_base_path={base}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
-        assert running.stdout is not None
-        ready = running.stdout.readline()
-        yield running, "http://" + ready.split("rest=")[1].strip()
-        running.kill()
+    with contextlib.ExitStack() as stack:
+        started = [
+            stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+            for _ in range(2)
+        ]
+        for running in started:
+            stack.callback(running.kill)
+        yield [(running, _url(running)) for running in started]
+
+
+def _url(running: "subprocess.Popen[str]") -> str:
+    assert running.stdout is not None
+    return "http://" + running.stdout.readline().split("rest=")[1].strip()
+
+
+@pytest.fixture
+def process(processes: "list[tuple[subprocess.Popen[str], str]]") -> "tuple[subprocess.Popen[str], str]":
+    return processes.pop()
 
 
 def ended(*arguments: str) -> "subprocess.CompletedProcess[str]":
