@@ -133,9 +133,10 @@ class Pipeline:
         """The scores of each text, float32 [texts, labels]: what was known, and *computed*, which is known from now on."""
         if isinstance(computed, TrunklineError):
             return computed
-        rows = {place: row for row, place in enumerate(one.missing)}
-        asked = one.asked
-        scores = of_texts(computed, [[rows[place] for place in one.pieces[index]] for index in asked]) if asked else computed
+        asked, scores = one.asked, computed
+        if asked and not one.is_plain:
+            rows = {place: row for row, place in enumerate(one.missing)}
+            scores = of_texts(computed, [[rows[place] for place in one.pieces[index]] for index in asked])
         if asked:
             for watcher in self._watchers:
                 watcher.answered(one.manifest, scores)
@@ -166,6 +167,11 @@ class _Work:
     def version(self) -> tuple[str, int]:
         """Name and number."""
         return self.manifest.name, self.manifest.version
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether what is computed are the scores of the texts as they are: one text, of one piece."""
+        return len(self.pieces) == 1 == len(self.missing) and len(self.pieces[0]) == 1
 
     @property
     def asked(self) -> Sequence[int]:
