@@ -17,7 +17,7 @@ from clients import (
     View,
 )
 from clients.wire import catalogue
-from clients.wire.catalogue import Manifest
+from clients.wire.catalogue import Manifest, bundles_of
 from clients.wire.text import NORMALIZER, Encoded, TextEncoder
 from gateway.coalesce import CallLimits, Coalescer
 from gateway.ports import FloatArray, LiveTrunk, PriorityName, Rows
@@ -131,6 +131,7 @@ class ClientPredictor:
     def follow(self, catalogue: catalogue.Catalogue) -> None:
         """See `gateway.ports.CatalogueFollower`. Calls still out on versions that are gone end by themselves."""
         live = {(name, version) for name, head in catalogue.heads.items() for version in head.versions}
+        live |= {(bundle.name, bundle.version) for bundle in bundles_of(catalogue).values()}
         self._coalescers = {version: known for version, known in self._coalescers.items() if version in live}
 
     async def close(self) -> None:

@@ -18,6 +18,7 @@ from clients import AsyncEmbeddingClient, AsyncHeadClient
 from gateway.adapters import ClientEmbedder, ClientPredictor, ClientTrunks
 from gateway.admin import on_admin_port
 from gateway.admission import Admission
+from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
 from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
@@ -130,7 +131,8 @@ async def started(
         await catalogue.refresh()
         polling = asyncio.create_task(catalogue.run())
         stack.push_async_callback(_cancel, polling)
-        fan_out = FanOut(predictor, head_timeout=settings.head_timeout_seconds)
+        bundles = Bundles(catalogue) if settings.bundles else None
+        fan_out = FanOut(predictor, head_timeout=settings.head_timeout_seconds, bundles=bundles)
         pipeline = Pipeline(
             trunks,
             embedder,

@@ -3,12 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 
-from clients import Deadline, InvalidResponse, ServerFault, TrunklineError
+from clients import Deadline, DeadlineExceeded, InvalidResponse, Overloaded, ServerFault, TrunklineError
 from clients.wire.catalogue import Manifest
+from gateway.bundles import MIN_CALLS, Bundles, Place
 from gateway.ports import FloatArray, Predictor, Rows
 
 _log = logging.getLogger(__name__)
@@ -27,11 +29,16 @@ HeadScores = FloatArray | TrunklineError
 
 
 class FanOut:
-    """Asks versions; holds nothing of any request. *head_timeout*: seconds that a version may take."""
+    """Asks versions; holds nothing of any request. *head_timeout*: seconds that a version may take.
 
-    def __init__(self, predictor: Predictor, *, head_timeout: float) -> None:
+    Where *bundles* has a current one, heads that read the same are asked together. What does not come of it in half the time is
+    asked of the heads themselves in the other half.
+    """
+
+    def __init__(self, predictor: Predictor, *, head_timeout: float, bundles: Bundles | None = None) -> None:
         self._predictor = predictor
         self._head_timeout = head_timeout
+        self._bundles = bundles
 
     async def ask(self, calls: Sequence[HeadCall], deadline: Deadline) -> list[HeadScores]:
         """What each of *calls* came to, in order; never raises for one of them."""
@@ -39,7 +46,66 @@ class FanOut:
         # A single call needs no task of its own.
         if len(calls) == 1:
             return [await self._one(calls[0], own)]
-        return await asyncio.gather(*(self._one(call, own) for call in calls))
+        alone, together = self._sorted_out(calls)
+        if not together:
+            return await asyncio.gather(*(self._one(call, own) for call in calls))
+        scores: dict[int, HeadScores] = {}
+        waits = [self._together(shared, calls, own, scores) for shared in together]
+        waits += [self._into(scores, index, calls[index], own) for index in alone]
+        if len(waits) == 1:
+            await waits[0]
+        else:
+            await asyncio.gather(*waits)
+        return [scores[index] for index in range(len(calls))]
+
+    def _sorted_out(self, calls: Sequence[HeadCall]) -> tuple[list[int], list["_Shared"]]:
+        """The calls that are asked each by itself, and those that are asked together."""
+        if self._bundles is None:
+            return list(range(len(calls))), []
+        alone: list[int] = []
+        shared: dict[tuple[int, int], _Shared] = {}
+        for index, (call, place) in enumerate(zip(calls, self._bundles.places([call.manifest for call in calls]), strict=True)):
+            if place is None:
+                alone.append(index)
+            else:
+                # Calls of heads that read the same rows have the same rows.
+                key = id(place.bundle), id(call.rows)
+                shared.setdefault(key, _Shared(place.bundle, call.rows)).places.append((index, place))
+        few = [one for one in shared.values() if len(one.places) < MIN_CALLS]
+        alone += [index for one in few for index, _ in one.places]
+        return alone, [one for one in shared.values() if len(one.places) >= MIN_CALLS]
+
+    async def _together(
+        self, shared: "_Shared", calls: Sequence[HeadCall], deadline: Deadline, scores: dict[int, HeadScores]
+    ) -> None:
+        """Put into *scores*, by the number of the call, what *shared* came to, or else what each of its heads did."""
+        assert self._bundles is not None
+        patience = deadline.remaining() / 2
+        try:
+            found = await self._predictor.predict(shared.bundle, shared.rows, Deadline.after(patience))
+            check_shape(found, shared.bundle, len(shared.rows))
+        except Overloaded as error:
+            # Many calls in the place of one would be no relief.
+            scores |= {index: named(error, calls[index].manifest.name) for index, _ in shared.places}
+            return
+        except Exception as error:  # whatever it was, the heads answer
+            # A caller who had hardly any time left says nothing about the bundle.
+            if not isinstance(error, DeadlineExceeded) or patience >= self._head_timeout / 4:
+                self._bundles.failed(shared.bundle)
+                _log.warning("%s version %d: %s; its heads are asked", shared.bundle.name, shared.bundle.version, error)
+            await asyncio.gather(*(self._into(scores, index, calls[index], deadline) for index, _ in shared.places))
+            return
+        self._bundles.answered(shared.bundle)
+        all_finite = bool(np.isfinite(found).all())
+        for index, place in shared.places:
+            part = found[:, place.start : place.end]
+            if not all_finite and not np.isfinite(part).all():
+                scores[index] = named(InvalidResponse(_NOT_FINITE), calls[index].manifest.name)
+            else:
+                scores[index] = part
+
+    async def _into(self, scores: dict[int, HeadScores], index: int, call: HeadCall, deadline: Deadline) -> None:
+        scores[index] = await self._one(call, deadline)
 
     async def _one(self, call: HeadCall, deadline: Deadline) -> HeadScores:
         try:
@@ -52,10 +118,29 @@ class FanOut:
             return named(ServerFault(type(error).__name__), call.manifest.name)
 
 
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """A call of *bundle* on *rows*; *places* are the calls that it answers, by their number."""
+
+    bundle: Manifest
+    rows: Rows
+    places: list[tuple[int, Place]] = field(default_factory=list)
+
+
+_NOT_FINITE: Final = "the scores are not finite float32 numbers, one for each text and label"
+
+
+def check_shape(scores: FloatArray, manifest: Manifest, num_inputs: int) -> None:
+    """Raise InvalidResponse unless *scores* are float32 [inputs, labels]."""
+    if scores.shape != (num_inputs, len(manifest.labels)) or scores.dtype != np.float32:
+        raise InvalidResponse(_NOT_FINITE)
+
+
 def check_scores(scores: FloatArray, manifest: Manifest, num_inputs: int) -> FloatArray:
     """*scores*, when they are float32 [inputs, labels] and finite; InvalidResponse otherwise."""
-    if scores.shape != (num_inputs, len(manifest.labels)) or scores.dtype != np.float32 or not np.isfinite(scores).all():
-        raise InvalidResponse("the scores are not finite float32 numbers, one for each text and label")
+    check_shape(scores, manifest, num_inputs)
+    if not np.isfinite(scores).all():
+        raise InvalidResponse(_NOT_FINITE)
     return scores
 
 

@@ -62,6 +62,7 @@ class Settings(BaseSettings):
     default_timeout_seconds: float = Field(10.0, gt=0, description="For a request that names none.")
     max_timeout_seconds: float = Field(60.0, gt=0, description="No request waits longer, whatever it names.")
     head_timeout_seconds: float = Field(2.0, gt=0, description="A head that takes longer is that head's error.")
+    bundles: bool = Field(True, description="Ask several heads of one view in one call where the catalogue has a bundle of them.")
     max_texts: int = Field(1_024, ge=1, description="Of one request.")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, description="Longer bodies are refused while they are read.")
     receive_timeout_seconds: float = Field(

@@ -36,6 +36,11 @@ class Work:
         return self.manifest.name, self.manifest.version
 
     @property
+    def is_plain(self) -> bool:
+        """Whether what is computed are the scores of the texts as they are: one text, of one piece."""
+        return len(self.pieces) == 1 == len(self.missing) and len(self.pieces[0]) == 1
+
+    @property
     def asked(self) -> Sequence[int]:
         """The texts that the version is asked for."""
         everything = range(len(self.pieces))
@@ -59,7 +64,7 @@ class Work:
         """The scores of all texts, float32 [texts, labels]: *computed*, of *missing*, kept from now on, and what was known."""
         fresh = computed
         if self.missing:
-            fresh = of_texts(computed, self.rows)
+            fresh = computed if self.is_plain else of_texts(computed, self.rows)
             if self.outputs is not None:
                 self.outputs.keep([self.keys[index] for index in self.asked], fresh)
         if not self.known:

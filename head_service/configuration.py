@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from google.protobuf import text_format
 
-from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, decode_catalogue, encode
+from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, bundles_of, decode_catalogue, encode, members_of
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.errors import RepositoryError
 from head_service.store import Store, Stored
@@ -67,6 +67,33 @@ def write_catalogue(store: Store, catalogue: Catalogue, before: Stored | None) -
 def summary(manifest: Manifest) -> Manifest:
     """What the catalogue says of a version: its manifest without *files* and *golden*."""
     return msgspec.structs.replace(manifest, files={}, golden=())
+
+
+def entry_of(catalogue: Catalogue, name: str) -> CatalogueHead | None:
+    """The entry of the head or the bundle *name*; a bundle's is as that of a head with one version."""
+    bundle = bundles_of(catalogue).get(name)
+    return catalogue.heads.get(name) if bundle is None else bundle_entry(bundle)
+
+
+def bundle_entry(bundle: Manifest) -> CatalogueHead:
+    """A bundle as a head with one version."""
+    return CatalogueHead(stable=bundle.version, versions={bundle.version: bundle}, default=False)
+
+
+def entries_of(catalogue: Catalogue) -> dict[str, CatalogueHead]:
+    """All heads and bundles by name; see `entry_of`."""
+    return catalogue.heads | {name: bundle_entry(bundle) for name, bundle in bundles_of(catalogue).items()}
+
+
+def made_of(entries: Mapping[str, CatalogueHead]) -> Catalogue:
+    """The catalogue whose `entries_of` are *entries*."""
+    heads = {name: entry for name, entry in entries.items() if not _is_of_bundle(entry)}
+    bundles = {name: entry.versions[entry.stable] for name, entry in entries.items() if _is_of_bundle(entry)}
+    return Catalogue(heads, bundles=bundles or msgspec.UNSET)
+
+
+def _is_of_bundle(entry: CatalogueHead) -> bool:
+    return bool(members_of(entry.versions[entry.stable]))
 
 
 def labels_of(head: CatalogueHead | None) -> dict[str, int]:
@@ -131,7 +158,7 @@ def consistent(catalogue: Catalogue, served: Mapping[str, ServedHead], refused: 
     """What is wrong between the catalogue and what the head server is told; nothing in a repository that is in order."""
     problems = []
     barred = set(refused)
-    for name, head in catalogue.heads.items():
+    for name, head in entries_of(catalogue).items():
         told = served.get(name, ServedHead(frozenset(), {}))
         missing = sorted(head.versions.keys() - told.versions)
         problems += [f"{name}: version {version} is in the catalogue and not in {MODELS_CONFIG}" for version in missing]

@@ -80,7 +80,7 @@ def export_head(head: Head, manifest: Manifest, features: Features, texts: list[
         module = _HeadModule(head, manifest.temperature, str(labels))
         signature = tf.function(module.__call__, input_signature=_input_specs(manifest)).get_concrete_function()
         tf.saved_model.save(module, str(directory), signatures={"serving_default": signature})
-    _write_warmup(directory / WARMUP_PATH, manifest, features)
+    write_warmup(directory / WARMUP_PATH, manifest, features)
     created = datetime.now(UTC).isoformat(timespec="seconds")
     whole = msgspec.structs.replace(manifest, golden=golden, created=created, files=hash_files(directory))
     (directory / MANIFEST_PATH).write_bytes(encode(whole))
@@ -121,7 +121,8 @@ def _golden(head: Head, manifest: Manifest, features: Features, texts: list[str]
     )
 
 
-def _write_warmup(path: Path, manifest: Manifest, features: Features) -> None:
+def write_warmup(path: Path, manifest: Manifest, features: Features) -> None:
+    """The requests that a server replays before the version answers anybody: the first of *features*, in several numbers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for num_rows, num_tokens in zip(WARMUP_ROWS, WARMUP_TOKENS, strict=True):

@@ -16,19 +16,22 @@ import msgspec
 
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest
 from head_service import configuration, history, roles
-from head_service.configuration import MODELS_CONFIG, ServedHead
+from head_service.configuration import MODELS_CONFIG, ServedHead, bundle_entry, entry_of
 from head_service.errors import ConflictError, RefusedError, RepositoryError
 from head_service.gate import Comparison
 from head_service.history import Event
 from head_service.repository import Repository, check_name
 from head_service.states import Mark, describe, expendable, is_over, loaded
 from head_service.states import roles as roles_of
-from head_service.store import Clock, Stored
+from head_service.store import Clock, Stored, is_bundle
 
 GRACE_SECONDS: Final = 3.0
 """Several times the gateway's default poll; whoever makes gateways poll more slowly than once a second raises this."""
 
 KEEP_VERSIONS: Final = 10
+KEEP_BUNDLES: Final = 1
+"""A bundle is made again from its members at any time."""
+
 ANY_VERSION: Final = 0
 """No version's number."""
 
@@ -70,9 +73,9 @@ class Lifecycle:
     actor: str = field(default_factory=history.actor)
 
     def states(self) -> list[HeadState]:
-        """Every head that has a version, or had one; reads alone."""
+        """Every head that has a version, or had one, and no bundle; reads alone."""
         catalogue, _ = self._catalogue()
-        return [self._state(name, catalogue) for name in self.repository.heads()]
+        return [self._state(name, catalogue) for name in self.repository.heads() if not is_bundle(name)]
 
     def state(self, name: str) -> HeadState:
         """One head.
@@ -83,7 +86,8 @@ class Lifecycle:
         catalogue, _ = self._catalogue()
         state = self._state(check_name(name), catalogue)
         if not state.versions and state.entry is None:
-            raise RepositoryError(f"there is no head {name!r}; there are {', '.join(self.repository.heads()) or 'none'}")
+            known = ", ".join(head for head in self.repository.heads() if not is_bundle(head))
+            raise RepositoryError(f"there is no head {name!r}; there are {known or 'none'}")
         return state
 
     def promote(self, name: str, version: int, *, reason: str = "", expected_live: int | None = ANY_VERSION) -> CatalogueHead:
@@ -124,6 +128,10 @@ class Lifecycle:
     def start_shadow(self, name: str, version: int, *, reason: str = "") -> CatalogueHead:
         """Run *version* beside the stable one, compared and never answered. Raises like `promote`."""
         return self._bring_in("shadow", name, version, roles.with_shadow, reason)
+
+    def promote_bundle(self, name: str, version: int) -> None:
+        """Tell gateways of *version* of the bundle *name* in the place of the one before it. Raises like `promote`."""
+        self._bring_in("bundle", name, version, lambda _, manifest: bundle_entry(manifest), "")
 
     def end_canary(self, name: str, *, reason: str = "") -> CatalogueHead:
         """The stable version answers everybody again; nothing happens where there is no canary."""
@@ -273,11 +281,11 @@ class Lifecycle:
         self, what: str, name: str, version: int, change: Callable[[CatalogueHead | None, Manifest], CatalogueHead], reason: str
     ) -> CatalogueHead:
         # What cannot be is said before anything is loaded for it.
-        change(self._catalogue()[0].heads.get(check_name(name)), self.repository.manifest(name, version))
+        change(entry_of(self._catalogue()[0], check_name(name)), self.repository.manifest(name, version))
         manifest = self.load_candidate(name, version)
         with self.repository.locked():
             self._check_not_refused(name, version)
-            entry = self._catalogue()[0].heads.get(name)
+            entry = entry_of(self._catalogue()[0], name)
             after = change(entry, configuration.summary(manifest))
             self._move(name, entry, after)
             self.repository.set_mark(name, version, None)
@@ -304,10 +312,9 @@ class Lifecycle:
 
     def _put_entry(self, name: str, entry: CatalogueHead | None) -> None:
         catalogue, stored = self._catalogue()
-        heads = {known: one for known, one in catalogue.heads.items() if known != name}
-        configuration.write_catalogue(
-            self.repository.store, Catalogue(heads | ({name: entry} if entry is not None else {})), stored
-        )
+        entries = {known: one for known, one in configuration.entries_of(catalogue).items() if known != name}
+        after = configuration.made_of(entries | ({name: entry} if entry is not None else {}))
+        configuration.write_catalogue(self.repository.store, after, stored)
 
     def _clear_marks(self, state: HeadState) -> None:
         """Marks that say nothing any more; one that a role overrules is the trace of a change that was cut short."""
@@ -328,7 +335,8 @@ class Lifecycle:
             for version, mark in state.marks.items()
             if mark.state == "removing" and is_over(mark, now, self.grace_seconds) and version not in roles_of(state.entry)
         }
-        for version in sorted(due | expendable(state.entry, state.marks, state.versions, self.keep_versions)):
+        keep = KEEP_BUNDLES if is_bundle(state.name) else self.keep_versions
+        for version in sorted(due | expendable(state.entry, state.marks, state.versions, keep)):
             self.repository.remove(state.name, version)
 
     def _until_settled(self, name: str) -> float:
@@ -375,7 +383,7 @@ class Lifecycle:
         return configuration.read_catalogue_of(self.repository.store)
 
     def _state(self, name: str, catalogue: Catalogue) -> HeadState:
-        entry = catalogue.heads.get(name)
+        entry = entry_of(catalogue, name)
         return HeadState(name, entry, tuple(self.repository.versions(name)), self.repository.marks(name))
 
     def _loaded(self, state: HeadState) -> set[int]:

@@ -14,7 +14,7 @@ from typing import Final
 
 from clients.wire.catalogue import Catalogue, CatalogueHead
 from head_service import configuration
-from head_service.configuration import CATALOGUE, MODELS_CONFIG, ServedHead
+from head_service.configuration import CATALOGUE, MODELS_CONFIG, ServedHead, entries_of, entry_of, made_of
 from head_service.errors import HeadServiceError, ManifestError
 from head_service.lifecycle import GRACE_SECONDS, Lifecycle
 from head_service.repository import Repository
@@ -109,13 +109,13 @@ class Mirror:
 
     def _ready(self, catalogue: Catalogue, before: Catalogue) -> Catalogue:
         """What the gateway may be told: each head's new entry once all of it can answer, and until then the former one."""
-        heads: dict[str, CatalogueHead] = {}
-        for name, head in catalogue.heads.items():
-            former = before.heads.get(name)
-            chosen = head if self._can_answer(name, head, former) else former
+        entries: dict[str, CatalogueHead] = {}
+        for name, entry in entries_of(catalogue).items():
+            former = entry_of(before, name)
+            chosen = entry if self._can_answer(name, entry, former) else former
             if chosen is not None:
-                heads[name] = chosen
-        return Catalogue(heads)
+                entries[name] = chosen
+        return made_of(entries)
 
     def _can_answer(self, name: str, head: CatalogueHead, former: CatalogueHead | None) -> bool:
         here = set(self._local.versions(name))
@@ -134,9 +134,9 @@ class Mirror:
         served = {}
         for name in self._local.heads():
             here = set(self._local.versions(name))
-            kept = set(wanted.get(name, ())) | roles(catalogue.heads.get(name)).keys()
+            kept = set(wanted.get(name, ())) | roles(entry_of(catalogue, name)).keys()
             kept |= {version for head, version in staying if head == name}
-            wishes = configuration.labels_of(labels.heads.get(name)) if self.with_labels else {}
+            wishes = configuration.labels_of(entry_of(labels, name)) if self.with_labels else {}
             served[name] = ServedHead(frozenset(kept & here), {label: one for label, one in wishes.items() if one in here})
             for version in kept & here:
                 self._named.setdefault((name, version), now)
@@ -144,15 +144,15 @@ class Mirror:
         configuration.replace_if_other(self._local, MODELS_CONFIG, configuration.render_config(served, base_path))
 
     def _leave(self, before: Catalogue, after: Catalogue) -> None:
-        for name, head in before.heads.items():
-            for version in roles(head).keys() - roles(after.heads.get(name)).keys():
+        for name, head in entries_of(before).items():
+            for version in roles(head).keys() - roles(entry_of(after, name)).keys():
                 self._left[name, version] = self.clock()
 
     def _remove(self, wanted: Mapping[str, frozenset[int]], catalogue: Catalogue) -> tuple[tuple[str, int], ...]:
         """What nobody has wanted for a while, and the head server does not have."""
         removed = []
         for name in self._local.heads():
-            kept = set(wanted.get(name, ())) | roles(catalogue.heads.get(name)).keys()
+            kept = set(wanted.get(name, ())) | roles(entry_of(catalogue, name)).keys()
             for version in self._local.versions(name):
                 if version in kept:
                     self._left.pop((name, version), None)

@@ -19,10 +19,12 @@ from head_service.errors import ManifestError, RepositoryError
 from head_service.manifest import check_files, check_trunk, parse_manifest, verify
 from head_service.states import Mark, decode_mark, mark_name, marked_version
 from head_service.store import (
+    BUNDLE_PREFIX,
     NAME,
     STALE_SECONDS,
     LocalStore,
     Store,
+    is_bundle,
     is_version,
     open_store,
     replace_file,
@@ -129,6 +131,17 @@ class Repository:
             ManifestError, TrunkMismatchError: what it wrote is not in order, or for another trunk than *fingerprint*.
             RepositoryError: the name cannot be a head's, or the store takes no more.
         """
+        if is_bundle(name):
+            raise RepositoryError(f"{name!r} cannot name a head: {BUNDLE_PREFIX} begins the names of bundles; choose another")
+        return self._publish(name, export, fingerprint, guard)
+
+    def publish_bundle(self, name: str, export: Export, *, fingerprint: str, guard: Callable[[], None] = _nothing) -> int:
+        """`publish` for a bundle; see `head_service.bundling`."""
+        if not is_bundle(name):
+            raise RepositoryError(f"{name!r} cannot name a bundle: its name begins with {BUNDLE_PREFIX}")
+        return self._publish(name, export, fingerprint, guard)
+
+    def _publish(self, name: str, export: Export, fingerprint: str, guard: Callable[[], None]) -> int:
         self._sweep(check_name(name))
         version = self._reserve(name)
         try:

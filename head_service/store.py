@@ -24,6 +24,9 @@ from head_service.errors import BusyError, ConflictError, RepositoryError, Stora
 from head_service.manifest import hash_files
 
 NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+BUNDLE_PREFIX: Final = "bundle-"
+"""What names of bundles begin with, and names of heads do not."""
+
 STALE_SECONDS: Final = 3_600.0
 LOCK_SECONDS: Final = 15.0
 TEMPORARY: Final = ".tmp-"
@@ -333,6 +336,11 @@ def is_remote(location: str | Path) -> bool:
     """Whether a head server needs a mirror of the repository at *location*."""
     scheme, separator, _ = str(location).partition("://")
     return bool(separator) and scheme != "file"
+
+
+def is_bundle(name: str) -> bool:
+    """Whether a bundle bears that *name*, and no head."""
+    return name.startswith(BUNDLE_PREFIX)
 
 
 def is_version(name: str) -> bool:

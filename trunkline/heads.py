@@ -249,6 +249,16 @@ def config(
 
 
 @app.command()
+def bundle() -> None:
+    """Make the bundles that are out of date: heads of one view, answered in one call. `trunkline up` does so by itself."""
+    from head_service.bundling import bundle_once  # noqa: PLC0415
+
+    found = _recorded()
+    bundle_once(paths.repository(), found.heads_grpc if found else "", _say)
+    _say("the bundles are up to date")
+
+
+@app.command()
 def mirror(
     directory: Annotated[Path, typer.Argument(help="Where to; a head server and a gateway read it.")],
     base_path: Annotated[Path | None, typer.Option(help="Where the head server sees it; its own path when absent.")] = None,

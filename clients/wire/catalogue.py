@@ -68,6 +68,19 @@ class GoldenExample(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     scores: tuple[float, ...]
 
 
+class BundleMember(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A head version in a bundle: its scores are *count* columns of the bundle's, from *offset* on, in the order of its labels.
+
+    *manifest* is the SHA-256, as "sha256:<64 hex digits>", of the manifest file that the bundle was made from.
+    """
+
+    name: str
+    version: int
+    offset: int
+    count: int
+    manifest: str
+
+
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Everything a server or a reader needs to know of one head version.
 
@@ -76,8 +89,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     *mix_layers*, when given, take the place of the view's layer: the head reads the view at each of them, their vectors one
     behind the other, and *width* is that of all. *thresholds* has one number a label where the task is multi_label; a regression
     has the one label "value". *temperature* is already applied to the scores. *head_type* says how it was made; nothing depends
-    on it. *validation* is what drift is measured against. *files* maps each other file of the version directory, by its relative
-    POSIX path, to "sha256:<64 hex digits>".
+    on it. *validation* is what drift is measured against. *members* are given of a bundle, and of no head: what it answers for;
+    its labels are theirs, each behind its head's name and a dot. *files* maps each other file of the version directory, by its
+    relative POSIX path, to "sha256:<64 hex digits>".
     """
 
     schema: Literal["trunkline.head/1"] = "trunkline.head/1"
@@ -97,6 +111,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     output: str = "scores"
     metrics: Metrics | None = None
     validation: ValidationSummary | None = None
+    members: tuple[BundleMember, ...] | msgspec.UnsetType = msgspec.UNSET
     golden: tuple[GoldenExample, ...] = ()
     created: str = ""
     files: dict[str, str] = {}
@@ -109,7 +124,9 @@ def views_of(manifest: Manifest) -> tuple[View, ...]:
 
 def at_layers(view: View, layers: tuple[int, ...]) -> tuple[View, ...]:
     """*view* at each of *layers*; as it is where there are none."""
-    return tuple(View(view.pooling, layer, view.normalize, view.dims) for layer in layers) or (view,)
+    if not layers:
+        return (view,)
+    return tuple(View(view.pooling, layer, view.normalize, view.dims) for layer in layers)
 
 
 class CatalogueHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -138,10 +155,29 @@ class CatalogueHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """All heads by name. Manifests here come without *files* and *golden*."""
+    """All heads by name. Manifests here come without *files* and *golden*.
+
+    *bundles*, by name, each answer several head versions in one call; they are left out where there are none, as readers that do
+    not know them expect. A bundle may be out of date: it stands for the versions that it lists, whatever is live.
+    """
 
     heads: dict[str, CatalogueHead] = {}
     schema: Literal["trunkline.catalogue/1"] = "trunkline.catalogue/1"
+    bundles: dict[str, Manifest] | msgspec.UnsetType = msgspec.UNSET
+
+    def __post_init__(self) -> None:
+        if not all(members_of(bundle) for bundle in bundles_of(self).values()):
+            raise ValueError("a bundle has no members")
+
+
+def bundles_of(catalogue: Catalogue) -> dict[str, Manifest]:
+    """The bundles by name; none where the catalogue says nothing of them."""
+    return catalogue.bundles or {}
+
+
+def members_of(bundle: Manifest) -> tuple[BundleMember, ...]:
+    """What a bundle answers for; nothing of a head."""
+    return bundle.members or ()
 
 
 def decode_manifest(data: bytes) -> Manifest:

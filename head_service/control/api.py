@@ -26,6 +26,7 @@ from head_service.control.states import FINAL, STATES
 from head_service.control.telemetry import Telemetry
 from head_service.control.words import TrainingOrder
 from head_service.repository import NAME
+from head_service.store import BUNDLE_PREFIX, is_bundle
 
 IDEMPOTENCY_KEY: Final = "idempotency-key"
 MAX_PAGE: Final = 500
@@ -321,8 +322,10 @@ def _idempotency_key(request: Request) -> str | None:
 
 
 def _check_name(head: str) -> None:
-    if not NAME.fullmatch(head):
-        raise InvalidRequest("head is not a head's name: 1 to 64 of a-z, 0-9, _ and -, a letter or digit first")
+    if not NAME.fullmatch(head) or is_bundle(head):
+        raise InvalidRequest(
+            f"head is not a head's name: 1 to 64 of a-z, 0-9, _ and -, a letter or digit first, and not {BUNDLE_PREFIX} first"
+        )
 
 
 async def _submitted(state: State, submit_run: Callable[[], tuple[RunFacts, bool]]) -> Response:

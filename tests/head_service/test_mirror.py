@@ -2,8 +2,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from clients.wire.catalogue import BundleMember, bundles_of, members_of
 from head_service.catalogue import read_catalogue
 from head_service.configuration import MODELS_CONFIG, parse_config
 from head_service.errors import StorageError
@@ -12,7 +14,7 @@ from head_service.mirror import REMOVE_AFTER_SECONDS, RETRY_SECONDS, Mirror, fol
 from head_service.object_store import ObjectStore
 from head_service.repository import Repository
 from tests.head_service.lifecycles import Clock
-from tests.head_service.versions_on_disk import FINGERPRINT, exporter
+from tests.head_service.versions_on_disk import FINGERPRINT, exporter, manifest, write_version
 
 
 @dataclass
@@ -170,3 +172,26 @@ def test_a_mirror_starts_with_nothing_live(tmp_path: Path) -> None:
 
     assert {} == read_catalogue(tmp_path).heads
     assert {} == parse_config((tmp_path / MODELS_CONFIG).read_bytes())
+
+
+def test_a_bundle_is_told_of_once_the_head_server_has_it(mirrored: Mirrored) -> None:
+    members = (BundleMember("spam", 1, 0, 2, "sha256:3"), BundleMember("topic", 1, 2, 2, "sha256:4"))
+
+    def export(directory: Path, version: int) -> None:
+        write_version(directory, msgspec.structs.replace(manifest("bundle-1", version), members=members))
+
+    version = mirrored.source.publish_bundle("bundle-1", export, fingerprint=FINGERPRINT)
+    mirrored.lifecycle.promote_bundle("bundle-1", version)
+    mirrored.available = {("spam", 1)}
+    mirrored.mirror.follow()
+    assert {} == bundles_of(read_catalogue(mirrored.root))
+    assert ({1}, {}) == mirrored.served("bundle-1")
+
+    mirrored.available.add(("bundle-1", 1))
+    mirrored.mirror.follow()
+    assert members == members_of(bundles_of(read_catalogue(mirrored.root))["bundle-1"])
+    assert 1 == mirrored.stable()
+
+    mirrored.lifecycle.remove("bundle-1")
+    mirrored.mirror.follow()
+    assert {} == bundles_of(read_catalogue(mirrored.root))

@@ -4,15 +4,18 @@ import msgspec
 import pytest
 
 from clients.wire.catalogue import (
+    BundleMember,
     Catalogue,
     CatalogueHead,
     GoldenExample,
     Manifest,
     Metrics,
     TrunkRef,
+    bundles_of,
     decode_catalogue,
     decode_manifest,
     encode,
+    members_of,
 )
 
 MANIFEST = Manifest(
@@ -34,6 +37,27 @@ def test_a_manifest_comes_back_the_same():
 def test_a_catalogue_comes_back_the_same_with_versions_as_numbers():
     catalogue = Catalogue({"spam": CatalogueHead(stable=3, versions={3: MANIFEST}, default=False)})
     assert decode_catalogue(encode(catalogue)) == catalogue
+
+
+def test_bundles_come_back_the_same_and_are_not_spoken_of_where_there_are_none():
+    members = (BundleMember("spam", 3, 0, 2, "sha256:3"), BundleMember("topic", 1, 2, 1, "sha256:4"))
+    bundle = msgspec.structs.replace(MANIFEST, name="bundle-1", members=members)
+    heads = {"spam": CatalogueHead(stable=3, versions={3: MANIFEST})}
+    whole, without = Catalogue(heads, bundles={"bundle-1": bundle}), Catalogue(heads)
+
+    assert whole == decode_catalogue(encode(whole))
+    assert members == members_of(bundles_of(whole)["bundle-1"])
+    assert {} == bundles_of(decode_catalogue(encode(without)))
+    assert () == members_of(decode_manifest(encode(MANIFEST)))
+    # Readers of before know neither word, and refuse words that they do not know.
+    assert b"bundles" not in encode(without)
+    assert b"members" not in encode(without)
+
+
+def test_a_bundle_of_nothing_is_refused():
+    document = json.loads(encode(Catalogue())) | {"bundles": {"bundle-1": json.loads(encode(MANIFEST))}}
+    with pytest.raises(msgspec.ValidationError, match="no members"):
+        decode_catalogue(json.dumps(document).encode())
 
 
 def test_equal_values_are_equal_bytes():
