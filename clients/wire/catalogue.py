@@ -76,8 +76,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     *mix_layers*, when given, take the place of the view's layer: the head reads the view at each of them, their vectors one
     behind the other, and *width* is that of all. *thresholds* has one number a label where the task is multi_label; a regression
     has the one label "value". *temperature* is already applied to the scores. *head_type* says how it was made; nothing depends
-    on it. *validation* is what drift is measured against. *files* maps each other file of the version directory, by its relative
-    POSIX path, to "sha256:<64 hex digits>".
+    on it. *validation* is what drift is measured against. *label_separator*, where given, stands between the levels of a
+    hierarchical label: "/" in "sports/football". *files* maps each other file of the version directory, by its relative POSIX
+    path, to "sha256:<64 hex digits>".
     """
 
     schema: Literal["trunkline.head/1"] = "trunkline.head/1"
@@ -97,6 +98,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     output: str = "scores"
     metrics: Metrics | None = None
     validation: ValidationSummary | None = None
+    label_separator: str = ""
     golden: tuple[GoldenExample, ...] = ()
     created: str = ""
     files: dict[str, str] = {}

@@ -171,7 +171,7 @@ async def test_a_regression_answers_its_value(trunks: FakeTrunks) -> None:
 
     outcomes, _ = await classify(trunks, predictor, [live(price)], Classification(["a"]))
 
-    assert [HeadAnswer("value", -41.5, 7)] == outcomes["price"]
+    assert [HeadAnswer(None, -41.5, 7, value=-41.5)] == outcomes["price"]
 
 
 async def test_equal_texts_are_one_input_and_each_has_its_answer(trunks: FakeTrunks) -> None:
