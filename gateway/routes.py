@@ -24,6 +24,8 @@ from gateway.adapters import ClientTrunks
 from gateway.admission import Admission
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer
+from gateway.edges.open_streams import OpenStreams
+from gateway.embedding import TextEmbedder
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
 from gateway.pipeline import Pipeline
 from gateway.plan import refusal
@@ -53,6 +55,8 @@ class State:
     catalogue: CataloguePoller
     admission: Admission
     telemetry: Telemetry
+    text_embedder: TextEmbedder
+    streams: OpenStreams
     is_draining: bool = False
 
 
@@ -230,14 +234,19 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     Raises:
         TooLarge, WrongMediaType: it is not read.
     """
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise WrongMediaType("compressed bodies are not accepted")
+    refuse_compression(request)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise TooLarge(f"the body is longer than {max_bytes} bytes")
     return bytes(body)
+
+
+def refuse_compression(request: Request) -> None:
+    """WrongMediaType where the body is compressed."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise WrongMediaType("compressed bodies are not accepted")
 
 
 def request_id_of(request: Request) -> str:

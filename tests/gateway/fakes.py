@@ -15,6 +15,8 @@ from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef,
 from clients.wire.text import Encoded, TextEncoder
 from gateway.admission import Admission
 from gateway.app import create_app
+from gateway.edges.open_streams import OpenStreams
+from gateway.embedding import TextEmbedder
 from gateway.fanout import FanOut
 from gateway.outputs import NoOutputs
 from gateway.pipeline import Pipeline
@@ -142,8 +144,11 @@ def state_of(
     settings = settings or Settings(_cli_parse_args=[])
     catalogue = FakeCatalogue(*heads)
     fan_out = FanOut(predictor or FakePredictor(), head_timeout=settings.head_timeout_seconds)
-    pipeline = Pipeline(trunks, embedder or FakeEmbedder(trunks), fan_out, catalogue, NoOutputs(), Planner())
-    return State(settings, pipeline, trunks, catalogue, Admission(settings.max_concurrent_texts), Telemetry())
+    embedder = embedder or FakeEmbedder(trunks)
+    pipeline = Pipeline(trunks, embedder, fan_out, catalogue, NoOutputs(), Planner())
+    admission = Admission(settings.max_concurrent_texts, max_wait_seconds=settings.max_wait_seconds)
+    text_embedder = TextEmbedder(trunks, embedder)
+    return State(settings, pipeline, trunks, catalogue, admission, Telemetry(), text_embedder, OpenStreams(settings.max_streams))
 
 
 class FakeGateway:

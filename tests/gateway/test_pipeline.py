@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,7 +14,6 @@ from tests.gateway.fakes import (
     FakePredictor,
     FakeTrunks,
     Scores,
-    encoder,
     head,
     live,
     manifest,
@@ -23,11 +21,6 @@ from tests.gateway.fakes import (
     raises,
     second_wins,
 )
-
-
-@pytest.fixture
-def trunks(tmp_path: Path) -> FakeTrunks:
-    return FakeTrunks(encoder(tmp_path))
 
 
 async def classify(
