@@ -72,6 +72,7 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
         routes=[Route("/v1/classify", Classify(), methods=["POST"]), Mount("/", api)],
         middleware=layers(settings, request_id_of),
         lifespan=lifespan,
+        exception_handlers={HTTPException: _on_http_error},
     )
 
 
