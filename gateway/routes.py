@@ -200,8 +200,8 @@ async def respond(
     except (ClientDisconnect, CallerLeftError):
         state.telemetry.refused(499)
         return Response(status_code=499)
-    if REQUEST_ID not in response.headers:
-        response.headers[REQUEST_ID] = request_id
+    # Cheaper than by Starlette's headers, on the hot path.
+    response.raw_headers.append((REQUEST_ID.encode(), request_id.encode()))
     return response
 
 

@@ -12,9 +12,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clients import Deadline, FailedPrecondition
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, View
+from clients.wire.http_server import HttpBounds, http_config
 from clients.wire.text import Encoded, TextEncoder
 from gateway.admission import Admission
-from gateway.app import create_app
+from gateway.app import OPEN_ENDED, create_app
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.fanout import FanOut
@@ -169,7 +170,7 @@ class FakeGateway:
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:
         """The application behind a port, for what only a connection shows; yields the URL."""
-        config = uvicorn.Config(self, port=0, lifespan="off", log_config=None, access_log=False, timeout_graceful_shutdown=1)
+        config = http_config(self, drain_seconds=1, bounds=HttpBounds(open_ended=OPEN_ENDED), lifespan="off", port=0)
         server = uvicorn.Server(config)
         # The process's signals stay the test's.
         listener = config.bind_socket()
