@@ -138,6 +138,11 @@ SCHEMAS: Final = components_of(
     [InferBody, InferAnswer, ModelMetadata, ServerMetadata, ServerLive, ServerReady, ModelReady, InferError]
 )
 
+
+def _schema(name: str) -> dict[str, str]:
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
 _decoder: Final = msgspec.json.Decoder(InferBody)
 _VERSION: Final = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
 _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
@@ -154,7 +159,11 @@ _ERRORS: Final[dict[int | str, dict[str, Any]]] = {
         504: "The deadline passed.",
     }.items()
 }
-_ASKED: Final = {status: _ERRORS[status] for status in (400, 404, 503, 504)}
+_NOT_READY: Final = {
+    "description": "No; or the request can never be served as it is.",
+    "content": {"application/json": {"schema": {"anyOf": [_schema("ModelReady"), _schema("InferError")]}}},
+}
+_ASKED: Final = {status: _ERRORS[status] for status in (400, 404, 502, 503, 504)}
 
 
 @router.get("/v2", summary="The server (OIP)", responses={200: {"description": "Its name.", **ref("ServerMetadata")}})
@@ -212,7 +221,7 @@ async def model(request: Request) -> Response:
 @_both(
     "/ready",
     summary="Does a head answer? (OIP)",
-    responses={200: {"description": "Yes.", **ref("ModelReady")}, **_ASKED, 400: {"description": "No.", **ref("ModelReady")}},
+    responses={200: {"description": "Yes.", **ref("ModelReady")}, **_ASKED, 400: _NOT_READY},
 )
 async def model_ready(request: Request) -> Response:
     """200, or the 400 that this protocol has for no."""

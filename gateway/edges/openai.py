@@ -126,7 +126,11 @@ async def embeddings(request: Request) -> Response:
 @router.get(
     "/v1/models",
     summary="The trunk (OpenAI)",
-    responses={200: {"description": "The one trunk.", **ref("Models")}, 503: ERRORS[503], 504: ERRORS[504]},
+    openapi_extra={"parameters": REQUEST_HEADERS[:2]},
+    responses={
+        200: {"description": "The one trunk.", **ref("Models")},
+        **{status: ERRORS[status] for status in (400, 502, 503, 504)},
+    },
 )
 async def models(request: Request) -> Response:
     """OpenAI's list of models."""

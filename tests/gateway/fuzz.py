@@ -23,7 +23,7 @@ from msgspec.structs import replace
 from clients.wire.catalogue import CatalogueHead
 from gateway.app import create_api
 from gateway.settings import Settings
-from tests.gateway.fakes import FakeGateway, FakeTrunks, encoder, head, live, manifest, state_of
+from tests.gateway.fakes import FakeGateway, FakeTrunks, encoder, live, manifest, state_of
 
 MAX_ERROR_BYTES = 2_048
 MAX_ECHO_BYTES = 64
@@ -157,7 +157,7 @@ ANYTHING = st.recursive(
 )
 ODD_NAMES = ("..", "%2e%2e%2f", "%00", "a" * 4_096, "con", "a%0ab", "models%2Fx:predict", "%E2%88%95", "%FF", "@", "%20spam")
 NAMES = st.one_of(
-    st.sampled_from(["spam", "spam", "tags", "price", "old", "none", "spam@6", "spam@stable", "spam@", f"spam@{2**63}"]),
+    st.sampled_from(["spam", "spam", "tags", "price", "none", "spam@6", "spam@stable", "spam@", f"spam@{2**63}"]),
     st.sampled_from(ODD_NAMES),
     st.text(string.ascii_letters + string.digits + "@._-", min_size=1, max_size=12),
 )
@@ -266,7 +266,8 @@ async def exchange(app: Any, sent: Sent) -> Got:
 
 def check(page: Page, sent: Sent, got: Got) -> None:
     """AssertionError where *got* is no answer that may be given to *sent*."""
-    assert got.status < 500, (sent, got)
+    # Who has the patience of a millisecond may be told that it is over.
+    assert got.status < 500 or got.status == 504, (sent, got)
     responses = sent.operation.told["responses"]
     # A path that a head's name leads elsewhere has the one answer of paths that are not there.
     is_elsewhere = got.status in {404, 405, 307} and str(got.status) not in responses
@@ -314,20 +315,26 @@ def fuzzed_gateway(trunks: FakeTrunks) -> FakeGateway:
         tags=("news",),
     )
     price = live(replace(manifest("price"), task="regression", labels=("value", "unused")), default=False)
-    old = head("old", trunk="sha256:other", default=False)
-    return FakeGateway(state_of(trunks, spam, tags, price, old, settings=Settings(_cli_parse_args=[], max_texts=64)))
+    return FakeGateway(state_of(trunks, spam, tags, price, settings=Settings(_cli_parse_args=[], max_texts=64)))
 
 
-def fuzz(app: FakeGateway, max_examples: int) -> collections.Counter[str]:
-    """How many answers of which status *max_examples* requests got."""
+def fuzz(app: FakeGateway, max_examples: int, *, derandomize: bool = False) -> collections.Counter[str]:
+    """How many answers of which status *max_examples* requests got; the same requests each time where *derandomize*."""
     page = Page()
     operations = st.sampled_from(page.operations).flatmap(lambda operation: sent_to(page, operation))
     posts = st.sampled_from([one for one in page.operations if one.method == "POST"]).flatmap(lambda one: sent_to(page, one))
     seen: collections.Counter[str] = collections.Counter()
 
+    bounds = settings(
+        max_examples=max_examples,
+        derandomize=derandomize,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
     with asyncio.Runner() as runner:
 
-        @settings(max_examples=max_examples, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        @settings(bounds)
         @given(st.one_of(operations, posts, posts))
         def one(sent: Sent) -> None:
             got = runner.run(exchange(app, sent))

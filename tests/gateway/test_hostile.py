@@ -52,7 +52,7 @@ async def test_what_is_said_twice_is_taken_as_it_was_said_last(gateway: FakeGate
 
 def test_requests_made_of_the_openapi_get_answers_that_it_tells(trunks: FakeTrunks) -> None:
     app = fuzzed_gateway(trunks)
-    seen = fuzz(app, 1_000)
+    seen = fuzz(app, 1_000, derandomize=True)
 
     assert {name.rpartition(" ")[0] for name in seen} >= {f"POST {operation.path}" for operation in POSTS}
     assert any(name.startswith("POST /v1/classify 200") for name in seen)
