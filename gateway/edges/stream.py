@@ -20,6 +20,7 @@ from clients.wire.asgi import CallerLeftError
 from clients.wire.metadata import STICKY_KEY
 from gateway.classification import Answer
 from gateway.edges.lines import Line, LineSplitter, batches_of, classification_of, read_lines
+from gateway.quota import charge
 from gateway.routes import (
     ERRORS,
     REQUEST_HEADERS,
@@ -105,6 +106,7 @@ class StreamAnswer(Response):
     """One stream. Its reader, its writer and the requests in between are tasks of one group, and end together."""
 
     def __init__(self, request: Request, state: State, *, first: int, timeout: float) -> None:
+        self._request = request
         self._state = state
         self._next = first
         self._first = first
@@ -230,9 +232,13 @@ class StreamAnswer(Response):
         state = self._state
         work = classification_of(asked, sticky_key=self._sticky_key, may_reuse=self._may_reuse)
         until = Deadline.after(state.settings.max_timeout_seconds)
+        is_charged = False
         for attempt in count():
             try:
                 with state.admission.admit(len(asked), is_bulk=True):
+                    if not is_charged:
+                        charge(self._request, len(asked))
+                    is_charged = True
                     return await state.pipeline.classify(work, Deadline.after(self._timeout))
             except Overloaded:
                 if until.expired:
