@@ -32,7 +32,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Needed]]] = {
     "/v1/heads/{name}/classify": {"POST": "classify"},
     "/predict": {"POST": "classify"},
     "/heads/{name}/predict": {"POST": "classify"},
-    "/v2": {"GET": OPEN},
+    "/v2": {"GET": "classify"},
     "/v2/health/live": {"GET": OPEN},
     "/v2/health/ready": {"GET": OPEN},
     "/v2/models/{name}": {"GET": "classify"},
