@@ -203,7 +203,8 @@ def sent_to(page: Page, operation: Operation) -> st.SearchStrategy[Sent]:
     bodies: st.SearchStrategy[bytes] = st.just(b"")
     if "requestBody" in operation.told:
         [told] = operation.told["requestBody"]["content"].values()
-        as_told = page.values(told["schema"]).map(written)
+        values = page.values(told["schema"])
+        as_told = st.one_of(values, values.map(likelier)).map(written)
         several = st.lists(st.one_of(as_told, ANYTHING.map(written), st.binary(max_size=20)), max_size=4).map(b"\n".join)
         hostile = st.sampled_from(sorted(HOSTILE.values()))
         bodies = st.one_of(as_told, as_told, as_told, st.builds(_spoilt, as_told, st.integers(0, 10**6), st.binary(max_size=3)))
@@ -212,6 +213,21 @@ def sent_to(page: Page, operation: Operation) -> st.SearchStrategy[Sent]:
     queries = st.sampled_from(["", "", "", "start=3", "start=-1", "start=x", "start=1&start=2", "%FF", "a" * 5_000])
     paths = st.builds(lambda name, version: operation.path.replace("{name}", name).replace("{version}", version), NAMES, VERSIONS)
     return st.builds(Sent, st.just(operation), paths, queries, st.one_of(st.just({}), headers), bodies)
+
+
+def likelier(value: Any) -> Any:
+    """*value* with what no schema tells put right: one of text and texts, known heads, a tensor's shape."""
+    if not isinstance(value, dict):
+        return value
+    value = {name: one for name, one in value.items() if name not in {"texts", "heads", "tags", "outputs"}}
+    if "text" in value or ("inputs" not in value and "input" not in value):
+        value["text"] = "a b"
+    if isinstance(value.get("inputs"), list):
+        value["inputs"] = [
+            {**one, "data": ["a", "b c"], "shape": [2], "parameters": None} if isinstance(one, dict) else one
+            for one in value["inputs"]
+        ]
+    return value
 
 
 def written(value: Any) -> bytes:
