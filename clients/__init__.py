@@ -28,7 +28,7 @@ from clients._errors import (
     error_for_http,
 )
 from clients._gateway import AsyncClient, Client
-from clients._gateway_wire import HeadError, HeadResult, Result
+from clients._gateway_wire import ClassifyOptions, HeadError, HeadResult, Result, StreamOptions, TextError
 from clients._heads import AsyncHeadClient, HeadClient
 from clients._heads_wire import Prediction, VersionStatus
 from clients.wire.text import TextPair
@@ -41,6 +41,7 @@ __all__ = [
     "AsyncEmbeddingStream",
     "AsyncHeadClient",
     "Cancelled",
+    "ClassifyOptions",
     "Client",
     "Deadline",
     "DeadlineExceeded",
@@ -60,7 +61,9 @@ __all__ = [
     "Refused",
     "Result",
     "ServerFault",
+    "StreamOptions",
     "TableKey",
+    "TextError",
     "TextPair",
     "Tls",
     "Trunk",

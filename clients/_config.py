@@ -61,3 +61,4 @@ GATEWAY_TIMEOUT: Final = 10.0
 EMBEDDING_TIMEOUT: Final = 10.0
 HEAD_TIMEOUT: Final = 5.0
 EMBED_ALL_RETRY: Final = Retry()
+STREAM_RETRY: Final = Retry()

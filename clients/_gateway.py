@@ -1,22 +1,29 @@
 """Calling the gateway: raw text in, labels out. The twins differ in waiting only."""
 
 import asyncio
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
 import httpx
 
 from clients._channel import bearer, is_loopback
-from clients._config import GATEWAY_TIMEOUT
+from clients._config import GATEWAY_TIMEOUT, STREAM_RETRY
+from clients._deadline import Deadline
 from clients._errors import DeadlineExceeded, Unavailable
 from clients._gateway_wire import (
+    ClassifyOptions,
     HeadError,
     HeadResult,
     Result,
+    StreamOptions,
+    TextError,
+    Unanswered,
     build_classify,
     error_for_httpx,
+    error_for_response,
     parse_classify,
     parse_heads,
     parse_ready,
@@ -24,7 +31,7 @@ from clients._gateway_wire import (
 )
 from clients.wire.metadata import AUTHORIZATION
 
-__all__ = ["AsyncClient", "Client", "HeadError", "HeadResult", "Result"]
+__all__ = ["AsyncClient", "Client", "HeadError", "HeadResult", "Result", "TextError"]
 
 DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
@@ -35,6 +42,37 @@ def _our_errors() -> Iterator[None]:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise error_for_httpx(error) from error
+
+
+class Attempts:
+    """How long to go on without success: *patience* seconds, after which the last error is raised."""
+
+    def __init__(self, patience: float) -> None:
+        self._patience = patience
+        self._count = 0
+        self._until = Deadline.after(patience)
+
+    def succeeded(self) -> None:
+        """There was an answer."""
+        self._count = 0
+        self._until = Deadline.after(self._patience)
+
+    def failed(self, error: Unavailable) -> float:
+        """Seconds to wait before the next attempt; raises *error* where there is no time for one."""
+        delay = STREAM_RETRY.delay(self._count, error.retry_after)
+        if delay >= self._until.remaining():
+            raise error
+        self._count += 1
+        return delay
+
+
+async def _by_and_by(texts: Iterable[str] | AsyncIterable[str]) -> AsyncIterator[str]:
+    if isinstance(texts, AsyncIterable):
+        async for text in texts:
+            yield text
+    else:
+        for text in texts:
+            yield text
 
 
 def _trusts_environment(base_url: str) -> bool:
@@ -77,14 +115,14 @@ class Client:
             )
 
     def classify(
-        self, text: str | Sequence[str], *, heads: Sequence[str] | None = None, timeout: float | None = None
+        self, text: str | Sequence[str], *, timeout: float | None = None, **options: Unpack[ClassifyOptions]
     ) -> list[Result]:
         """Classify one text or several.
 
         Args:
             text: one text, or a list.
-            heads: which heads to ask; None is the gateway's default set.
             timeout: seconds; None is the client's.
+            options: which heads to ask, and what of them; see `ClassifyOptions`.
 
         Returns:
             One result a text, in order; a head that failed has a `HeadError` there, and the others their answers.
@@ -92,9 +130,56 @@ class Client:
         Raises:
             TrunklineError: nothing could be classified; see `clients` for the tree.
         """
-        body = build_classify(text, heads)
-        response = self._send("POST", "/v1/classify", timeout, body)
+        body = build_classify(text, options)
+        response = self._send("POST", "/v1/classify", timeout, body, reuse=options.get("reuse"))
         return parse_classify(response, 1 if isinstance(text, str) else len(text))
+
+    def classify_stream(
+        self, texts: Iterable[str], *, timeout: float | None = None, **options: Unpack[StreamOptions]
+    ) -> Iterator[Result | TextError]:
+        """Classify as many texts as there are, in order; a text that cannot be has an error of its own.
+
+        Texts are taken as answers are; some hundred are under way at a time. Where the connection breaks, or the gateway is full
+        or stops, what was not answered is sent again.
+
+        Args:
+            texts: taken one by one.
+            timeout: seconds without any answer after which to give up; None is the client's.
+            options: see `StreamOptions`.
+
+        Raises:
+            TrunklineError: there is no getting on; what was answered was given.
+        """
+        waiting = Unanswered(options)
+        for text in texts:
+            waiting.add(text)
+            if waiting.is_full:
+                yield from self._answered(waiting, timeout)
+        yield from self._answered(waiting, timeout)
+
+    def _answered(self, waiting: Unanswered, timeout: float | None) -> Iterator[Result | TextError]:
+        patience = self._timeout if timeout is None else timeout
+        attempts = Attempts(patience)
+        while waiting:
+            try:
+                for results in self._exchange(waiting, patience):
+                    attempts.succeeded()
+                    yield from results
+            except Unavailable as error:
+                time.sleep(attempts.failed(error))
+
+    def _exchange(self, waiting: Unanswered, patience: float) -> Iterator[list[Result | TextError]]:
+        """Send all that waits, and read what comes back; Unavailable where that is not all."""
+        with _our_errors():
+            content, headers = waiting.body(), request_headers(patience)
+            with self._http.stream("POST", waiting.path, content=content, headers=headers, timeout=patience) as response:
+                if response.status_code != httpx.codes.OK:
+                    response.read()
+                    raise error_for_response(response)
+                for part in response.iter_bytes():
+                    yield waiting.settle(part)
+        if waiting:
+            raise Unavailable("the gateway's answer ended early")
 
     def heads(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """The live heads, as the gateway describes them."""
@@ -107,10 +192,13 @@ class Client:
         except (Unavailable, DeadlineExceeded):
             return False
 
-    def _send(self, method: str, path: str, timeout: float | None, body: bytes | None = None) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, timeout: float | None, body: bytes | None = None, *, reuse: bool | None = None
+    ) -> httpx.Response:
         patience = self._timeout if timeout is None else timeout
+        headers = request_headers(patience, reuse=reuse)
         with _our_errors():
-            return self._http.request(method, path, content=body, headers=request_headers(patience), timeout=patience)
+            return self._http.request(method, path, content=body, headers=headers, timeout=patience)
 
     def close(self) -> None:
         """End the connections."""
@@ -145,12 +233,50 @@ class AsyncClient:
             )
 
     async def classify(
-        self, text: str | Sequence[str], *, heads: Sequence[str] | None = None, timeout: float | None = None
+        self, text: str | Sequence[str], *, timeout: float | None = None, **options: Unpack[ClassifyOptions]
     ) -> list[Result]:
         """See `Client.classify`."""
-        body = build_classify(text, heads)
-        response = await self._send("POST", "/v1/classify", timeout, body)
+        body = build_classify(text, options)
+        response = await self._send("POST", "/v1/classify", timeout, body, reuse=options.get("reuse"))
         return parse_classify(response, 1 if isinstance(text, str) else len(text))
+
+    async def classify_stream(
+        self, texts: Iterable[str] | AsyncIterable[str], *, timeout: float | None = None, **options: Unpack[StreamOptions]
+    ) -> AsyncIterator[Result | TextError]:
+        """See `Client.classify_stream`; *texts* may come by and by."""
+        waiting = Unanswered(options)
+        async for text in _by_and_by(texts):
+            waiting.add(text)
+            if waiting.is_full:
+                async for result in self._answered(waiting, timeout):
+                    yield result
+        async for result in self._answered(waiting, timeout):
+            yield result
+
+    async def _answered(self, waiting: Unanswered, timeout: float | None) -> AsyncIterator[Result | TextError]:
+        patience = self._timeout if timeout is None else timeout
+        attempts = Attempts(patience)
+        while waiting:
+            try:
+                async for results in self._exchange(waiting, patience):
+                    attempts.succeeded()
+                    for result in results:
+                        yield result
+            except Unavailable as error:
+                await asyncio.sleep(attempts.failed(error))
+
+    async def _exchange(self, waiting: Unanswered, patience: float) -> AsyncIterator[list[Result | TextError]]:
+        """See `Client._exchange`."""
+        with _our_errors():
+            content, headers = waiting.body(), request_headers(patience)
+            async with self._http.stream("POST", waiting.path, content=content, headers=headers, timeout=patience) as response:
+                if response.status_code != httpx.codes.OK:
+                    await response.aread()
+                    raise error_for_response(response)
+                async for part in response.aiter_bytes():
+                    yield waiting.settle(part)
+        if waiting:
+            raise Unavailable("the gateway's answer ended early")
 
     async def heads(self, *, timeout: float | None = None) -> list[dict[str, Any]]:
         """See `Client.heads`."""
@@ -163,14 +289,15 @@ class AsyncClient:
         except (Unavailable, DeadlineExceeded):
             return False
 
-    async def _send(self, method: str, path: str, timeout: float | None, body: bytes | None = None) -> httpx.Response:
+    async def _send(
+        self, method: str, path: str, timeout: float | None, body: bytes | None = None, *, reuse: bool | None = None
+    ) -> httpx.Response:
         patience = self._timeout if timeout is None else timeout
+        headers = request_headers(patience, reuse=reuse)
         try:
             with _our_errors():
                 async with asyncio.timeout(patience):
-                    return await self._http.request(
-                        method, path, content=body, headers=request_headers(patience), timeout=patience
-                    )
+                    return await self._http.request(method, path, content=body, headers=headers, timeout=patience)
         except TimeoutError:
             raise DeadlineExceeded(f"no answer within {patience:g} s") from None
 

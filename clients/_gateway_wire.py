@@ -1,8 +1,9 @@
 """The words of the gateway, to JSON and back. Pure: nothing here waits or remembers."""
 
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypedDict, TypeVar, get_type_hints
 
 import httpx
 import msgspec
@@ -50,12 +51,21 @@ HTTPX_ERRORS: Final[Mapping[type[Exception], type[TrunklineError]]] = {
 
 @dataclass(frozen=True, slots=True)
 class HeadResult:
-    """One head's answer for one text; *scores* by label where they were asked for."""
+    """One head's answer for one text; *scores* by label where they were asked for.
+
+    *label* is None where no label reaches its threshold. *labels* are all that do, of a head that gives several. A regression has
+    a *value* and neither label nor score. *path* is a hierarchical label from the top down; *ancestors* score what is above it.
+    """
 
     label: str | None
     score: float | None
     version: int | None
     scores: dict[str, float] | None = None
+    confidence: float | None = None
+    labels: list[str] | None = None
+    value: float | None = None
+    path: list[str] | None = None
+    ancestors: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +78,54 @@ class HeadError:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One text's answers by head; *num_tokens* as they went through the trunk, *truncated* where it had more."""
+    """One text's answers by head; *num_tokens* as they went through the trunk, *truncated* where it had more.
+
+    *cached*: nothing was computed for it. *notes* tell what normalising changed.
+    """
 
     heads: dict[str, HeadResult | HeadError]
     num_tokens: int
     truncated: bool
     cached: bool
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TextError:
+    """Why one text of a stream has no answer, while others do. *code* is a `TrunklineError.code`."""
+
+    code: str
+    message: str
+
+
+class StreamOptions(TypedDict, total=False):
+    """What is asked of each text. What is left out, or None, is the gateway's default.
+
+    heads: by NAME, NAME@VERSION, NAME@stable or NAME@canary. tags: all heads that have one of them.
+    scores: every label's score. top_k: the best labels' scores. threshold: labels that score less, 0 to 1, are not answered.
+    truncation: of a text that is too long the end (right) or the beginning (left) is dropped, or it is an error, or all of it is
+    read (window). sticky_key: callers with the same one get the same side of a canary.
+    """
+
+    heads: Sequence[str] | None
+    tags: Sequence[str] | None
+    scores: bool | None
+    top_k: int | None
+    threshold: float | None
+    truncation: Literal["right", "left", "error", "window"] | None
+    sticky_key: str | None
+
+
+class ClassifyOptions(StreamOptions, total=False):
+    """What is asked of a request, beside the options of a stream.
+
+    priority: bulk lets interactive requests go first. strict: a head that fails, fails the request. reuse: False for answers that
+    are computed anew.
+    """
+
+    priority: Literal["interactive", "bulk"] | None
+    strict: bool | None
+    reuse: bool | None
 
 
 class _Error(msgspec.Struct):
@@ -87,6 +139,11 @@ class _Head(msgspec.Struct):
     score: float | None = None
     version: int | None = None
     scores: dict[str, float] | None = None
+    confidence: float | None = None
+    labels: list[str] | None = None
+    value: float | None = None
+    path: list[str] | None = None
+    ancestors: dict[str, float] | None = None
     error: _Error | None = None
 
 
@@ -95,6 +152,18 @@ class _Result(msgspec.Struct):
     num_tokens: int
     truncated: bool
     cached: bool = False
+    notes: tuple[str, ...] = ()
+
+
+class _StreamLine(msgspec.Struct):
+    index: int = -1
+    heads: dict[str, _Head] | None = None
+    num_tokens: int = 0
+    truncated: bool = False
+    cached: bool = False
+    notes: tuple[str, ...] = ()
+    error: _Error | None = None
+    done: bool | None = None
 
 
 class _Results(msgspec.Struct):
@@ -109,11 +178,27 @@ class _Failure(msgspec.Struct):
     error: _Error
 
 
-def build_classify(text: str | Sequence[str], heads: Sequence[str] | None) -> bytes:
+_stream_line: Final = msgspec.json.Decoder(_StreamLine)
+
+
+def build_classify(text: str | Sequence[str], options: ClassifyOptions) -> bytes:
     """The JSON body that asks for *text* to be classified, or InvalidRequest where it cannot be written."""
-    body: dict[str, object] = {"texts": [text] if isinstance(text, str) else list(text)}
-    if heads is not None:
-        body["heads"] = list(heads)
+    given = {name: value for name, value in said(options, ClassifyOptions).items() if name != "reuse"}
+    return _encoded({"texts": [text] if isinstance(text, str) else list(text), **given})
+
+
+def said(options: Mapping[str, object], kind: type) -> dict[str, object]:
+    """Those of *options* that say something; TypeError where one is none of *kind*'s."""
+    unknown = options.keys() - get_type_hints(kind).keys()
+    if unknown:
+        raise TypeError(f"unexpected options: {', '.join(sorted(unknown))}")
+    lists = {
+        name: value if isinstance(value, str) else list(value) for name, value in options.items() if isinstance(value, Iterable)
+    }
+    return {name: value for name, value in {**options, **lists}.items() if value is not None}
+
+
+def _encoded(body: dict[str, object]) -> bytes:
     try:
         return msgspec.json.encode(body)
     except UnicodeEncodeError:
@@ -122,15 +207,86 @@ def build_classify(text: str | Sequence[str], heads: Sequence[str] | None) -> by
         raise InvalidRequest("texts and heads are lists of strings") from None
 
 
-def request_headers(timeout: float) -> dict[str, str]:
-    """The headers of a request whose caller waits *timeout* seconds and not longer.
+class Unanswered:
+    """The lines of a stream that were not answered yet, the first of them being line *first* of all. Owner of what waits.
+
+    The gateway reads a window of them before it needs its answers to be read, so that they can be sent first and read then.
+    """
+
+    MAX_LINES = 256
+    MAX_BYTES = 1024 * 1024
+
+    def __init__(self, options: StreamOptions) -> None:
+        self._options = said(options, StreamOptions)
+        self._lines: deque[bytes] = deque()
+        self._num_bytes = 0
+        self._begun = b""
+        self.first = 0
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is a window's worth."""
+        return len(self._lines) >= self.MAX_LINES or self._num_bytes >= self.MAX_BYTES
+
+    def add(self, text: str) -> None:
+        """One text more; InvalidRequest where it cannot be written."""
+        line = _encoded({"text": text, **self._options}) + b"\n"
+        self._lines.append(line)
+        self._num_bytes += len(line)
+
+    def body(self) -> bytes:
+        """What is to be sent, now or again, to `path`."""
+        self._begun = b""
+        return b"".join(self._lines)
+
+    @property
+    def path(self) -> str:
+        """Where to."""
+        return f"/v1/classify/stream?start={self.first}"
+
+    def settle(self, content: bytes) -> list[Result | TextError]:
+        """What the next bytes of the answer say, in order.
+
+        Raises:
+            InvalidResponse: they are not the contract.
+            Unavailable: the gateway ended the stream before its end.
+        """
+        *lines, self._begun = (self._begun + content).split(b"\n")
+        found = [self._settled(line) for line in lines]
+        return [one for one in found if one is not None]
+
+    def _settled(self, content: bytes) -> Result | TextError | None:
+        try:
+            line = _stream_line.decode(content)
+        except msgspec.DecodeError as error:
+            raise InvalidResponse(f"the gateway's answer is not what was asked for: {error}") from None
+        if line.done is not None:
+            if not line.done or self._lines:
+                raise Unavailable(line.error.message if line.error else "the gateway ended the stream early")
+            return None
+        if line.index != self.first or not self._lines or (line.heads is None) == (line.error is None):
+            raise InvalidResponse("the gateway answered another line than the next one")
+        self.first += 1
+        self._num_bytes -= len(self._lines.popleft())
+        if line.error is not None:
+            return TextError(line.error.code, line.error.message)
+        heads = {name: _head(head) for name, head in (line.heads or {}).items()}
+        return Result(heads, line.num_tokens, line.truncated, line.cached, line.notes)
+
+
+def request_headers(timeout: float, *, reuse: bool | None = None) -> dict[str, str]:
+    """The headers of a request whose caller waits *timeout* seconds and not longer, and takes what was answered before or not.
 
     Raises:
         DeadlineExceeded: that is no time at all.
     """
     if timeout <= 0:
         raise DeadlineExceeded("the timeout was spent before the call")
-    return {"content-type": "application/json", REQUEST_TIMEOUT_MS: str(max(1, round(timeout * 1000)))}
+    headers = {"content-type": "application/json", REQUEST_TIMEOUT_MS: str(max(1, round(timeout * 1000)))}
+    return headers if reuse in {None, True} else {**headers, "cache-control": "no-store"}
 
 
 def parse_classify(response: httpx.Response, num_texts: int) -> list[Result]:
@@ -148,13 +304,23 @@ def parse_classify(response: httpx.Response, num_texts: int) -> list[Result]:
 
 def _result(one: _Result) -> Result:
     heads = {name: _head(head) for name, head in one.heads.items()}
-    return Result(heads, one.num_tokens, one.truncated, one.cached)
+    return Result(heads, one.num_tokens, one.truncated, one.cached, one.notes)
 
 
 def _head(head: _Head) -> HeadResult | HeadError:
     if head.error is not None:
         return HeadError(head.error.code, head.error.message)
-    return HeadResult(head.label, head.score, head.version, head.scores)
+    return HeadResult(
+        head.label,
+        head.score,
+        head.version,
+        head.scores,
+        head.confidence,
+        head.labels,
+        head.value,
+        head.path,
+        head.ancestors,
+    )
 
 
 def parse_heads(response: httpx.Response) -> list[dict[str, Any]]:

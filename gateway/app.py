@@ -23,6 +23,9 @@ from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
 from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
 from gateway.drift import DriftMonitor
+from gateway.edges import open_inference, openai, stream, tei
+from gateway.edges.open_streams import OpenStreams
+from gateway.embedding import TextEmbedder
 from gateway.errors import error_response, fault_response
 from gateway.fanout import FanOut
 from gateway.guarding import layers
@@ -70,6 +73,7 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
         routes=[Route("/v1/classify", Classify(), methods=["POST"]), Mount("/", api)],
         middleware=layers(settings, request_id_of),
         lifespan=lifespan,
+        exception_handlers={HTTPException: _on_http_error},
     )
 
 
@@ -77,14 +81,17 @@ def create_api(*, docs: bool = True) -> FastAPI:
     """All routes, documented. They find their `State` in `request.state.gateway`."""
     title = "Trunkline gateway"
     api: FastAPI = FastAPIOffline(title=title, version="1") if docs else FastAPI(title=title, openapi_url=None)
-    api.include_router(router)
+    for routes in (router, stream.router, openai.router, tei.router, open_inference.router):
+        api.include_router(routes)
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(Exception, _on_fault)
     original = api.openapi
 
     def openapi() -> dict[str, Any]:
         schema = original()
-        schema.setdefault("components", {}).setdefault("schemas", {}).update(openapi_parts())
+        schema.setdefault("components", {}).setdefault("schemas", {}).update(
+            openapi_parts() | openai.SCHEMAS | tei.SCHEMAS | open_inference.SCHEMAS
+        )
         return schema
 
     api.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way of extending the schema
@@ -143,7 +150,9 @@ async def started(
             shadows if settings.max_shadow_texts else None,
             [drift, versions],
         )
-        yield State(settings, pipeline, trunks, catalogue, _admission(settings), telemetry)
+        text_embedder = TextEmbedder(trunks, embedder)
+        streams = OpenStreams(settings.max_streams)
+        yield State(settings, pipeline, trunks, catalogue, _admission(settings), telemetry, text_embedder, streams)
 
 
 def _admission(settings: Settings) -> Admission:

@@ -35,13 +35,22 @@ class Classification:
 
 @dataclass(frozen=True, slots=True)
 class HeadAnswer:
-    """One head on one text. *label* is None where no label reaches its threshold."""
+    """One head on one text. *label* is None where no label reaches its threshold, and of a regression, whose *value* it is.
+
+    Of multi_label *labels* are all that reach theirs, *label* the best of them, and *confidence* the mean over all labels of the
+    score or one minus it, whichever is more; of single_label the score is the confidence, and None stands here. *path* is a
+    hierarchical label from the top down; *ancestors* are the scores of what is above the labels, where scores were asked for.
+    """
 
     label: str | None
     score: float
     version: int
     labels: list[str] | None = None
     scores: dict[str, float] | None = None
+    confidence: float | None = None
+    value: float | None = None
+    path: list[str] | None = None
+    ancestors: dict[str, float] | None = None
 
 
 HeadOutcome = list[HeadAnswer] | TrunklineError

@@ -68,11 +68,16 @@ def status_of(error: TrunklineError) -> int:
 def response_of(error: TrunklineError, request_id: str) -> Response:
     """`{"error": {"code", "message", "request_id"}}`, below 2 KB, with Retry-After where trying again may help."""
     status = status_of(error)
+    return error_response(status, error.code, error.message, request_id, headers_of(error, request_id))
+
+
+def headers_of(error: TrunklineError, request_id: str) -> dict[str, str]:
+    """The request's id and, where trying again may help, when."""
     headers = {REQUEST_ID: request_id}
-    if status in {429, 503}:
+    if status_of(error) in {429, 503}:
         seconds = DEFAULT_RETRY_AFTER if error.retry_after is None else error.retry_after
         headers |= {RETRY_AFTER: str(max(1, round(seconds))), RETRY_AFTER_MS: str(round(seconds * 1000))}
-    return error_response(status, error.code, error.message, request_id, headers)
+    return headers
 
 
 def error_response(status: int, code: str, message: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
@@ -95,10 +100,11 @@ def place_of(error: BaseException) -> str:
 
 def error_body(code: str, message: str, request_id: str) -> bytes:
     """The one shape."""
-    return msgspec.json.encode({"error": {"code": code, "message": _clipped(message), "request_id": request_id}})
+    return msgspec.json.encode({"error": {"code": code, "message": clipped(message), "request_id": request_id}})
 
 
-def _clipped(message: str) -> str:
+def clipped(message: str) -> str:
+    """*message*, short enough that an error stays below 2 KB."""
     message = message[:MAX_MESSAGE_CHARACTERS]
     while len(msgspec.json.encode(message)) > MAX_MESSAGE_BYTES:
         message = message[: len(message) * 3 // 4]

@@ -1,8 +1,10 @@
 """The HTTP edge. The hot route reads and writes bytes by msgspec; FastAPI keeps the documentation."""
 
+import asyncio
 import logging
 import re
 import uuid
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -16,23 +18,29 @@ from starlette.responses import Response
 from clients import Deadline, InvalidRequest, TrunklineError
 from clients.wire.asgi import CallerLeftError, while_connected
 from clients.wire.catalogue import CatalogueHead
-from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS
+from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, STICKY_KEY
+from clients.wire.text import normalization_notes
 from gateway.adapters import ClientTrunks
 from gateway.admission import Admission
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer
+from gateway.edges.open_streams import OpenStreams
+from gateway.embedding import TextEmbedder
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
 from gateway.pipeline import Pipeline
 from gateway.plan import refusal
 from gateway.ports import LiveTrunk
+from gateway.preprocess import INLINE_CHARACTERS
 from gateway.quota import charge
-from gateway.schemas import classify_answer, parse_classify
+from gateway.schemas import Asked, classify_answer, parse_classify, parse_head_classify, server_timing
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _encoder: Final = msgspec.json.Encoder()
 _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
+
+SERVER_TIMING: Final = "server-timing"
 
 router = APIRouter()
 
@@ -47,20 +55,39 @@ class State:
     catalogue: CataloguePoller
     admission: Admission
     telemetry: Telemetry
+    text_embedder: TextEmbedder
+    streams: OpenStreams
     is_draining: bool = False
 
 
-def _ref(name: str) -> dict[str, Any]:
+def ref(name: str) -> dict[str, Any]:
+    """JSON of the schema *name*, for the API page."""
     return {"content": {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}}
 
 
+def header(name: str, description: str) -> dict[str, Any]:
+    """An optional header, for the API page."""
+    return {"name": name, "in": "header", "required": False, "description": description, "schema": {"type": "string"}}
+
+
+REQUEST_HEADERS: Final = [
+    header(REQUEST_TIMEOUT_MS, "The caller's patience, a whole number of milliseconds."),
+    header(REQUEST_ID, "Names the request in the answer and in logs; a new one where it is missing or not a plain word."),
+    header(STICKY_KEY, "Callers with the same one get the same side of a canary."),
+    header("cache-control", "no-store: what was answered for a text before is not used."),
+]
+HEAD_NAME: Final = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+
 ERRORS: Final[dict[int | str, dict[str, Any]]] = {
-    status: {"description": text, **_ref("ErrorAnswer")}
+    status: {"description": text, **ref("ErrorAnswer")}
     for status, text in {
         400: "The request can never be served as it is.",
         404: "A head that was asked for is unknown; the message names the known ones.",
         413: "The body is too long.",
+        415: "The body is compressed.",
         429: "The gateway is full; Retry-After says when to come back.",
+        500: "A head failed in a way it should not.",
+        502: "A head answered something that is not its contract.",
         503: "The embedding service is not available; Retry-After says when to come back.",
         504: "The deadline passed.",
     }.items()
@@ -70,39 +97,122 @@ ERRORS: Final[dict[int | str, dict[str, Any]]] = {
 @router.post(
     "/v1/classify",
     summary="Label texts",
-    openapi_extra={"requestBody": {"required": True, **_ref("ClassifyBody")}},
-    responses={200: {"description": "One result a text, in order.", **_ref("ClassifyAnswer")}, **ERRORS},
+    openapi_extra={"requestBody": {"required": True, **ref("ClassifyBody")}, "parameters": REQUEST_HEADERS},
+    responses={200: {"description": "One result a text, in order.", **ref("ClassifyAnswer")}, **ERRORS},
 )
 async def classify(request: Request) -> Response:
     """Raw texts in, labels of all asked heads out, one forward pass a text. A head that fails has an error of its own."""
+    return await respond(request, _classify)
+
+
+async def _classify(request: Request, state: State) -> Response:
+    body = await read_body(request, state.settings.max_body_bytes)
+    asked = parse_classify(
+        body, state.settings.max_texts, sticky_key=request.headers.get(STICKY_KEY, ""), may_reuse=may_reuse(request)
+    )
+    return await _answer(request, state, asked)
+
+
+@router.post(
+    "/v1/heads/{name}/classify",
+    summary="Label texts by one head",
+    openapi_extra={
+        "requestBody": {"required": True, **ref("HeadClassifyBody")},
+        "parameters": [HEAD_NAME, *REQUEST_HEADERS],
+    },
+    responses={200: {"description": "One result a text, in order.", **ref("ClassifyAnswer")}, **ERRORS},
+)
+async def classify_by_head(request: Request) -> Response:
+    """As `/v1/classify` with that head alone, by NAME, NAME@VERSION or NAME@ROLE. Its failure is the request's."""
+    return await respond(request, _classify_by_head)
+
+
+async def _classify_by_head(request: Request, state: State) -> Response:
+    body = await read_body(request, state.settings.max_body_bytes)
+    asked = parse_head_classify(
+        body,
+        request.path_params["name"],
+        state.settings.max_texts,
+        sticky_key=request.headers.get(STICKY_KEY, ""),
+        may_reuse=may_reuse(request),
+    )
+    return await _answer(request, state, asked)
+
+
+async def _answer(request: Request, state: State, asked: Asked) -> Response:
+    answer = await classified(request, state, asked)
+    body = classify_answer(answer, await notes_of(asked.work.texts))
+    headers = {SERVER_TIMING: server_timing(answer.timings)}
+    return Response(_encoder.encode(body), headers=headers, media_type="application/json")
+
+
+async def classified(request: Request, state: State, asked: Asked) -> Answer:
+    """The answer to *asked*, for a caller who stays to read it.
+
+    Raises:
+        TrunklineError: nothing can be answered.
+        HeadFailed: a head has no answer, where *asked* is strict.
+        CallerLeftError: nobody reads it.
+    """
+    deadline = Deadline.after(patience(request, asked.timeout, state.settings))
+    with state.admission.admit(len(asked.work.texts), is_bulk=asked.work.priority == "bulk"):
+        charge(request, len(asked.work.texts))
+        async with while_connected(request.receive):
+            answer = await state.pipeline.classify(asked.work, deadline)
+    failed = next((said for said in answer.outcomes.values() if isinstance(said, TrunklineError)), None)
+    if asked.is_strict and failed is not None:
+        raise HeadFailed(failed)
+    state.telemetry.answered(answer)
+    return answer
+
+
+async def notes_of(texts: Sequence[str]) -> list[tuple[str, ...]]:
+    """What normalising changed in each of *texts*."""
+    if sum(map(len, texts)) <= INLINE_CHARACTERS:
+        return [normalization_notes(text) for text in texts]
+    return await asyncio.to_thread(lambda: [normalization_notes(text) for text in texts])
+
+
+class HeadFailed(Exception):
+    """A head's *error*, in words for the caller, is the request's."""
+
+    def __init__(self, error: TrunklineError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+async def respond(
+    request: Request,
+    handle: Callable[[Request, State], Awaitable[Response]],
+    tell: Callable[[TrunklineError, str], Response] = response_of,
+) -> Response:
+    """What *handle* answers; where it raises, the error as *tell* shapes it. Either way counted, and with the request's id."""
     state: State = request.state.gateway
     request_id = request_id_of(request)
     try:
-        answer = await _classify(request, state)
-    except TrunklineError as error:
-        status = status_of(error)
-        state.telemetry.refused(status)
-        if status >= 500:
+        response = await handle(request, state)
+    except (TrunklineError, HeadFailed) as raised:
+        error = raised.error if isinstance(raised, HeadFailed) else public(raised)
+        response = tell(error, request_id)
+        state.telemetry.refused(response.status_code)
+        if response.status_code >= 500:
             _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
-        return response_of(public(error), request_id)
     except (ClientDisconnect, CallerLeftError):
         state.telemetry.refused(499)
         return Response(status_code=499)
-    state.telemetry.answered(answer)
-    return Response(_encoder.encode(classify_answer(answer)), headers={REQUEST_ID: request_id}, media_type="application/json")
+    # Cheaper than by Starlette's headers, on the hot path.
+    response.raw_headers.append((REQUEST_ID.encode(), request_id.encode()))
+    return response
 
 
-async def _classify(request: Request, state: State) -> Answer:
-    body = await read_body(request, state.settings.max_body_bytes)
-    work, timeout = parse_classify(body, state.settings.max_texts)
-    deadline = Deadline.after(_patience(request, timeout, state.settings))
-    with state.admission.admit(len(work.texts), is_bulk=work.priority == "bulk"):
-        charge(request, len(work.texts))
-        async with while_connected(request.receive):
-            return await state.pipeline.classify(work, deadline)
+def may_reuse(request: Request) -> bool:
+    """Whether the caller takes outputs of texts seen before: it does, but for `Cache-Control: no-store` or `no-cache`."""
+    asked = request.headers.get("cache-control")
+    return asked is None or not {"no-store", "no-cache"} & {word.strip() for word in asked.lower().split(",")}
 
 
-def _patience(request: Request, timeout: float | None, settings: Settings) -> float:
+def patience(request: Request, timeout: float | None, settings: Settings) -> float:
+    """Seconds that *request* may take: *timeout* where its body names one, else what its header says, else the default."""
     named = request.headers.get(REQUEST_TIMEOUT_MS)
     if timeout is None and named is not None:
         if not (named.isascii() and named.isdigit() and len(named) < 10):
@@ -124,14 +234,19 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     Raises:
         TooLarge, WrongMediaType: it is not read.
     """
-    if request.headers.get("content-encoding", "identity") != "identity":
-        raise WrongMediaType("compressed bodies are not accepted")
+    refuse_compression(request)
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > max_bytes:
             raise TooLarge(f"the body is longer than {max_bytes} bytes")
     return bytes(body)
+
+
+def refuse_compression(request: Request) -> None:
+    """WrongMediaType where the body is compressed."""
+    if request.headers.get("content-encoding", "identity") != "identity":
+        raise WrongMediaType("compressed bodies are not accepted")
 
 
 def request_id_of(request: Request) -> str:

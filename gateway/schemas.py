@@ -1,52 +1,120 @@
 """What travels over HTTP, as msgspec types: requests are checked by them, answers and the API page made of them."""
 
-from typing import Annotated, Any, Final
+from collections.abc import Sequence
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
 from clients import InvalidRequest
-from gateway.classification import Answer, Classification, HeadAnswer, HeadOutcome, StageTimings
+from gateway.classification import Answer, Classification, HeadAnswer, HeadOutcome, StageTimings, Truncation
+from gateway.ports import PriorityName
+
+Body = TypeVar("Body")
+
+MAX_WORDS: Final = 256
+"""Heads and tags of one request, together."""
 
 Text = Annotated[str, msgspec.Meta(description="One raw text.")]
+Word = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+Heads = Annotated[list[Word], msgspec.Meta(description="NAME, NAME@VERSION, NAME@stable or NAME@canary; each once.")]
+Tags = Annotated[list[Word], msgspec.Meta(description="All heads that have one of these.")]
 TimeoutMs = Annotated[int, msgspec.Meta(ge=1, le=600_000, description="The caller's patience; wins over x-request-timeout-ms.")]
+TopK = Annotated[int, msgspec.Meta(ge=1, le=100_000, description="The best labels' scores alone.")]
+Threshold = Annotated[float, msgspec.Meta(ge=0, le=1, description="Labels that score less are not answered.")]
+StickyKey = Annotated[str, msgspec.Meta(max_length=256, description="Wins over x-sticky-key.")]
 
 
-class ClassifyBody(msgspec.Struct, forbid_unknown_fields=True):
-    """The body of `POST /v1/classify`: `text` or `texts`; everything else is optional."""
+class Options(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How texts are read, and what is answered of them; see `Classification`."""
+
+    scores: bool = False
+    top_k: TopK | None = None
+    threshold: Threshold | None = None
+    truncation: Truncation = "right"
+    sticky_key: StickyKey | None = None
+
+
+class HeadClassifyBody(Options, kw_only=True):
+    """The body of `POST /v1/heads/{name}/classify`: `text` or `texts`; everything else is optional."""
 
     text: Text | None = None
     texts: list[str] | None = None
-    heads: list[str] | None = None
-    scores: bool = False
-    top_k: Annotated[int, msgspec.Meta(ge=1)] | None = None
     timeout_ms: TimeoutMs | None = None
+    priority: PriorityName = "interactive"
+
+
+class ClassifyBody(HeadClassifyBody, kw_only=True):
+    """The body of `POST /v1/classify`: `text` or `texts`; everything else is optional.
+
+    *strict*: a head that fails, fails the request.
+    """
+
+    heads: Heads | None = None
+    tags: Tags | None = None
+    strict: bool = False
+
+
+class StreamLine(Options, kw_only=True):
+    """A line to `POST /v1/classify/stream`: one text, and which answer is its own when it has an *id*."""
+
+    text: Text
+    id: Annotated[str, msgspec.Meta(max_length=256)] | Annotated[int, msgspec.Meta(gt=-(2**53), lt=2**53)] | None = None
+    heads: Heads | None = None
+    tags: Tags | None = None
 
 
 class ErrorInfo(msgspec.Struct):
-    """Why one head has no answer."""
+    """Why one head, or one line of a stream, has no answer."""
 
     code: str
     message: str
 
 
 class HeadBody(msgspec.Struct, omit_defaults=True):
-    """One head on one text: a label and its score, or an error."""
+    """One head on one text: a label and its score, or a regression's value; or an error."""
 
     label: str | None = None
     score: float | None = None
+    confidence: float | None = None
     version: int | None = None
     labels: list[str] | None = None
+    path: list[str] | None = None
+    value: float | None = None
     scores: dict[str, float] | None = None
+    ancestors: dict[str, float] | None = None
     error: ErrorInfo | None = None
 
 
-class ResultBody(msgspec.Struct):
-    """One text."""
+class ResultBody(msgspec.Struct, omit_defaults=True):
+    """One text. *notes* tell what normalising it changed, in words of no language."""
 
     heads: dict[str, HeadBody]
     num_tokens: int
     truncated: bool
     cached: bool
+    notes: list[str] = []
+
+
+class StreamResult(msgspec.Struct, omit_defaults=True):
+    """A line from `POST /v1/classify/stream`: what became of line *index*, the first being the request's `start`."""
+
+    index: int
+    id: str | int | None = None
+    heads: dict[str, HeadBody] | None = None
+    num_tokens: int | None = None
+    truncated: bool | None = None
+    cached: bool | None = None
+    notes: list[str] = []
+    error: ErrorInfo | None = None
+
+
+class StreamEnd(msgspec.Struct, omit_defaults=True):
+    """The last line of a stream: without it the stream was cut. Not *done*: *error* says why no more lines were read."""
+
+    done: bool
+    num_lines: int
+    num_errors: int
+    error: ErrorInfo | None = None
 
 
 class TrunkBody(msgspec.Struct):
@@ -82,27 +150,79 @@ class ErrorDetail(msgspec.Struct):
 
 
 class ErrorAnswer(msgspec.Struct):
-    """The body of every answer of 400 and above."""
+    """The body of every answer of 400 and above, but for those in another protocol's shape."""
 
     error: ErrorDetail
 
 
-_decoder: Final = msgspec.json.Decoder(ClassifyBody)
+class Asked(NamedTuple):
+    """A request as it came: *timeout* in seconds where it names one; *is_strict*: a head that fails, fails it."""
+
+    work: Classification
+    timeout: float | None = None
+    is_strict: bool = False
 
 
-def parse_classify(body: bytes, max_texts: int) -> tuple[Classification, float | None]:
-    """The request in *body*, and its timeout in seconds where it names one.
+_classify: Final = msgspec.json.Decoder(ClassifyBody)
+_head_classify: Final = msgspec.json.Decoder(HeadClassifyBody)
+_line: Final = msgspec.json.Decoder(StreamLine)
+
+
+def parse_classify(body: bytes, max_texts: int, *, sticky_key: str = "", may_reuse: bool = True) -> Asked:
+    """The request in *body*; *sticky_key* and *may_reuse* are what its headers say.
 
     Raises:
         InvalidRequest: it is not JSON, or not of the right shape; the message never echoes a text.
     """
+    parsed = decode(_classify, body)
+    check_words(parsed.heads, parsed.tags)
+    return _asked(parsed, max_texts, parsed.heads, parsed.tags, sticky_key, may_reuse)._replace(is_strict=parsed.strict)
+
+
+def parse_head_classify(body: bytes, head: str, max_texts: int, *, sticky_key: str = "", may_reuse: bool = True) -> Asked:
+    """The request in *body* to *head* alone, whose failure is the request's; see `parse_classify`."""
+    parsed = decode(_head_classify, body)
+    return _asked(parsed, max_texts, [head], None, sticky_key, may_reuse)._replace(is_strict=True)
+
+
+def parse_line(line: bytes) -> StreamLine:
+    """The request in a *line* of a stream; see `parse_classify`."""
+    parsed = decode(_line, line)
+    check_words(parsed.heads, parsed.tags)
+    return parsed
+
+
+def decode(decoder: "msgspec.json.Decoder[Body]", body: bytes) -> Body:
+    """What *body* says.
+
+    Raises:
+        InvalidRequest: it is not JSON, or not of the right shape; the message never echoes it.
+    """
     try:
-        parsed = _decoder.decode(body)
+        return decoder.decode(body)
     # msgspec bounds its recursion, also where it skips.
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the body has the wrong shape: {_safe(str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("the body is not valid JSON in UTF-8") from None
+
+
+def check_words(heads: Sequence[str] | None, tags: Sequence[str] | None) -> None:
+    """InvalidRequest where there are too many, or one twice."""
+    if len(heads or ()) + len(tags or ()) > MAX_WORDS:
+        raise InvalidRequest(f"more than {MAX_WORDS} heads and tags; send several requests, or give the heads a tag")
+    if any(words and len(set(words)) != len(words) for words in (heads, tags)):
+        raise InvalidRequest("a head or tag is there twice; name each once")
+
+
+def _asked(
+    parsed: HeadClassifyBody,
+    max_texts: int,
+    heads: Sequence[str] | None,
+    tags: Sequence[str] | None,
+    sticky_key: str,
+    may_reuse: bool,
+) -> Asked:
     if (parsed.text is None) == (parsed.texts is None):
         raise InvalidRequest("give either text or texts")
     texts = [parsed.text] if parsed.text is not None else parsed.texts or []
@@ -110,24 +230,46 @@ def parse_classify(body: bytes, max_texts: int) -> tuple[Classification, float |
         raise InvalidRequest("texts is empty")
     if len(texts) > max_texts:
         raise InvalidRequest(f"{len(texts)} texts are more than the {max_texts} of one request; send several")
-    timeout = None if parsed.timeout_ms is None else parsed.timeout_ms / 1000
-    return Classification(texts, parsed.heads, with_scores=parsed.scores, top_k=parsed.top_k), timeout
+    work = Classification(
+        texts,
+        heads,
+        tags,
+        parsed.scores,
+        parsed.top_k,
+        parsed.threshold,
+        parsed.truncation,
+        parsed.priority,
+        sticky_key if parsed.sticky_key is None else parsed.sticky_key,
+        may_reuse,
+    )
+    return Asked(work, None if parsed.timeout_ms is None else parsed.timeout_ms / 1000)
 
 
 def _safe(message: str) -> str:
-    """Msgspec's message tells types and places; an unknown field's name, which is the caller's, is left out."""
-    return "it has an unknown field" if "unknown field" in message else message[:200]
+    """Msgspec's message tells types and places; what is the caller's own in it, an unknown field or choice, is left out."""
+    if "unknown field" in message:
+        return "it has an unknown field"
+    if message.startswith("Invalid enum value"):
+        _, at, place = message.rpartition(" - at ")
+        return f"a word is none of those to choose from{at}{place}"
+    return message[:200]
 
 
-def classify_answer(answer: Answer) -> ClassifyAnswer:
-    """*answer* as it travels."""
+def classify_answer(answer: Answer, notes: Sequence[Sequence[str]]) -> ClassifyAnswer:
+    """*answer* as it travels; *notes* are those of each text."""
     trunk = TrunkBody(answer.trunk.name, answer.trunk.fingerprint)
+    return ClassifyAnswer(result_bodies(answer, notes), trunk, _timings(answer.timings))
+
+
+def result_bodies(answer: Answer, notes: Sequence[Sequence[str]]) -> list[ResultBody]:
+    """Each text as it travels."""
     by_head = {word: _bodies(outcome, len(answer.texts)) for word, outcome in answer.outcomes.items()}
-    results = [
-        ResultBody({word: bodies[index] for word, bodies in by_head.items()}, text.num_tokens, text.truncated, text.cached)
-        for index, text in enumerate(answer.texts)
+    return [
+        ResultBody(
+            {word: bodies[index] for word, bodies in by_head.items()}, text.num_tokens, text.truncated, text.cached, list(said)
+        )
+        for index, (text, said) in enumerate(zip(answer.texts, notes, strict=True))
     ]
-    return ClassifyAnswer(results, trunk, _timings(answer.timings))
 
 
 def _bodies(outcome: HeadOutcome, num_texts: int) -> list[HeadBody]:
@@ -137,19 +279,43 @@ def _bodies(outcome: HeadOutcome, num_texts: int) -> list[HeadBody]:
 
 
 def _body(answer: HeadAnswer) -> HeadBody:
-    return HeadBody(answer.label, answer.score, answer.version, answer.labels, answer.scores)
+    if answer.value is not None:
+        return HeadBody(version=answer.version, value=answer.value)
+    return HeadBody(
+        answer.label,
+        answer.score,
+        answer.score if answer.confidence is None else answer.confidence,
+        answer.version,
+        answer.labels,
+        answer.path,
+        None,
+        answer.scores,
+        answer.ancestors,
+    )
 
 
 def _timings(timings: StageTimings) -> TimingsBody:
-    def ms(seconds: float) -> float:
-        return round(seconds * 1000, 3)
+    return TimingsBody(_ms(timings.preprocess), _ms(timings.embed), _ms(timings.heads), _ms(timings.total))
 
-    return TimingsBody(ms(timings.preprocess), ms(timings.embed), ms(timings.heads), ms(timings.total))
+
+def server_timing(timings: StageTimings) -> str:
+    """The stages as a `Server-Timing` header tells them (W3C Server Timing): name and duration in milliseconds."""
+    return (
+        f"preprocess;dur={_ms(timings.preprocess)}, embed;dur={_ms(timings.embed)}, "
+        f"heads;dur={_ms(timings.heads)}, total;dur={_ms(timings.total)}"
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+def components_of(types: Sequence[type]) -> dict[str, Any]:
+    """The schemas of *types* by name, for the API page."""
+    _, components = msgspec.json.schema_components(types, ref_template="#/components/schemas/{name}")
+    return components
 
 
 def openapi_parts() -> dict[str, Any]:
-    """The schemas by name, for the API page."""
-    _, components = msgspec.json.schema_components(
-        [ClassifyBody, ClassifyAnswer, ErrorAnswer], ref_template="#/components/schemas/{name}"
-    )
-    return components
+    """The schemas of this gateway's own shapes by name."""
+    return components_of([ClassifyBody, HeadClassifyBody, ClassifyAnswer, StreamLine, StreamResult, StreamEnd, ErrorAnswer])

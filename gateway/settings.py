@@ -94,6 +94,7 @@ class Settings(BaseSettings):
     max_shadow_texts: int = Field(
         256, ge=0, description="Under way in shadow versions at once; more are left out. 0: no shadow runs."
     )
+    max_streams: int = Field(64, ge=1, description="Open at once; each holds a connection and up to 8 MiB of lines.")
     drain_seconds: float = Field(5.0, ge=0, description="Given to requests in flight when told to stop.")
 
     @field_validator("cors_origins", mode="before")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from clients import AsyncClient, Client, EmbeddingClient, HeadError, TrunklineError
+from clients import AsyncClient, Client, EmbeddingClient, HeadError, HeadResult, TrunklineError
 from clients.wire.catalogue import Task
 from trunkline import bulk, control, heads, keys, models, paths
 
@@ -184,10 +184,15 @@ def _classify_one(gateway: str, text: str, names: list[str] | None) -> None:
     with Client(gateway, api_key=keys.key_from_environment()) as client:
         [result] = client.classify(text, heads=names)
     for name, head in result.heads.items():
-        said = f"error: {head.message}" if isinstance(head, HeadError) else f"{head.label}  {head.score:.4f}"
-        _say(f"{name:<16} {said}")
+        _say(f"{name:<16} {_said(head)}")
     if result.truncated:
         err.print(f"the text was cut to {result.num_tokens} tokens")
+
+
+def _said(head: HeadResult | HeadError) -> str:
+    if isinstance(head, HeadError):
+        return f"error: {head.message}"
+    return f"{head.label}  {head.score:.4f}" if head.score is not None else f"{head.value:.4f}"
 
 
 def _classify_file(gateway: str, file: Path, out_file: Path, names: list[str] | None, column: str | None) -> None:

@@ -90,8 +90,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     behind the other, and *width* is that of all. *thresholds* has one number a label where the task is multi_label; a regression
     has the one label "value". *temperature* is already applied to the scores. *head_type* says how it was made; nothing depends
     on it. *validation* is what drift is measured against. *members* are given of a bundle, and of no head: what it answers for;
-    its labels are theirs, each behind its head's name and a dot. *files* maps each other file of the version directory, by its
-    relative POSIX path, to "sha256:<64 hex digits>".
+    its labels are theirs, each behind its head's name and a dot. *label_separator*, where given, stands between the levels of a
+    hierarchical label: "/" in "sports/football". *files* maps each other file of the version directory, by its relative POSIX
+    path, to "sha256:<64 hex digits>".
     """
 
     schema: Literal["trunkline.head/1"] = "trunkline.head/1"
@@ -112,6 +113,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     metrics: Metrics | None = None
     validation: ValidationSummary | None = None
     members: tuple[BundleMember, ...] | msgspec.UnsetType = msgspec.UNSET
+    label_separator: str = ""
     golden: tuple[GoldenExample, ...] = ()
     created: str = ""
     files: dict[str, str] = {}

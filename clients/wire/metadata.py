@@ -11,6 +11,9 @@ TRACEPARENT: Final = "traceparent"
 REQUEST_TIMEOUT_MS: Final = "x-request-timeout-ms"
 """HTTP header: the caller's whole patience, in milliseconds. gRPC carries its own deadline."""
 
+STICKY_KEY: Final = "x-sticky-key"
+"""HTTP header: callers with the same one get the same side of a canary."""
+
 RETRY_AFTER: Final = "retry-after"
 """HTTP header: seconds, a whole number (RFC 9110, 10.2.3)."""
 

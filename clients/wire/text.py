@@ -34,6 +34,20 @@ def normalize_text(text: str) -> str:
     return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", kept)).strip()
 
 
+def normalization_notes(text: str) -> tuple[str, ...]:
+    """What `normalize_text` does to *text*, in the order it does it; nothing for the many texts that it leaves alone."""
+    if text.isascii() and text.isprintable():
+        return ("white_space_collapsed",) if "  " in text or text != text.strip(" ") else ()
+    composed = unicodedata.normalize("NFC", text)
+    spaced = _WHITE_SPACE.sub(" ", composed).strip()
+    notes = {
+        "recomposed": composed != text,
+        "white_space_collapsed": spaced != composed,
+        "control_characters_removed": any(c not in _JOINERS and unicodedata.category(c) in _DROPPED for c in spaced),
+    }
+    return tuple(note for note, happened in notes.items() if happened)
+
+
 @dataclass(frozen=True, slots=True)
 class TextPair:
     """Two texts read together by one forward pass: [CLS] first [SEP] second [SEP]."""

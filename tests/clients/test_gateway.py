@@ -265,3 +265,137 @@ def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(monkeypatch):
         assert not client._http.trust_env
     with Client("http://gateway.example") as client:
         assert client._http.trust_env
+
+
+def test_every_option_travels_as_it_is_called():
+    gateway = FakeGateway(body=ANSWER)
+    options = {"tags": ("news",), "scores": True, "top_k": 2, "threshold": 0.5, "truncation": "window"}
+    with gateway.client() as client:
+        client.classify("a", **options, sticky_key="k", priority="bulk", strict=True, reuse=False, heads=None)
+    [request] = gateway.requests
+    assert json.loads(request.content) == {
+        "texts": ["a"],
+        **options,
+        "tags": ["news"],
+        "sticky_key": "k",
+        "priority": "bulk",
+        "strict": True,
+    }
+    assert request.headers["cache-control"] == "no-store"
+
+
+def test_an_option_that_there_is_not_is_a_mistake_of_the_caller():
+    with FakeGateway().client() as client, pytest.raises(TypeError, match="topk"):
+        client.classify("a", topk=3)
+    with FakeGateway().client() as client, pytest.raises(TypeError, match="strict"):
+        list(client.classify_stream(["a"], strict=True))
+
+
+def test_all_that_is_answered_of_a_head_is_there():
+    head = {"label": "x/y", "score": 0.5, "version": 1, "confidence": 0.75, "labels": ["x/y"], "path": ["x", "y"]}
+    head["ancestors"] = {"x": 0.5}
+    body = {"heads": {"deep": head, "price": {"value": -2.5, "version": 3}}, "num_tokens": 3, "truncated": False}
+    gateway = FakeGateway(body={"results": [{**body, "notes": ["recomposed"]}]})
+    with gateway.client() as client:
+        [result] = client.classify("a")
+    assert result.heads == {
+        "deep": HeadResult("x/y", 0.5, 1, None, 0.75, ["x/y"], None, ["x", "y"], {"x": 0.5}),
+        "price": HeadResult(None, None, 3, value=-2.5),
+    }
+    assert result.notes == ("recomposed",)
+
+
+class StreamedGateway:
+    """Answers lines; *cuts* are, for each request, after how many the connection breaks, or None, or a status to refuse with."""
+
+    def __init__(self, *cuts: int | str | None) -> None:
+        self._cuts = list(cuts)
+        self.starts: list[int] = []
+        self.texts: list[list[str]] = []
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        cut = self._cuts.pop(0) if self._cuts else None
+        self.starts.append(int(request.url.params["start"]))
+        self.texts.append([json.loads(line)["text"] for line in request.content.splitlines()])
+        if cut == "full":
+            return httpx.Response(429, json={"error": {"message": "full"}}, headers={"retry-after-ms": "1"})
+        return httpx.Response(200, stream=_Pieces(self.starts[-1], self.texts[-1], cut))
+
+
+class _Pieces(httpx.SyncByteStream, httpx.AsyncByteStream):
+    """The answer, torn in pieces that are no lines, and its connection cut after *cut* of them."""
+
+    def __init__(self, start: int, texts: list[str], cut: int | str | None) -> None:
+        results = [{"index": start + at, "heads": {}, "num_tokens": len(text)} for at, text in enumerate(texts)]
+        if cut == "stopped":
+            results = [{"done": False, "error": {"code": "unavailable", "message": "stopping"}}]
+        elif cut is None:
+            results.append({"done": True, "num_lines": len(texts), "num_errors": 0})
+        elif isinstance(cut, int):
+            results = results[:cut]
+        content = b"".join(json.dumps(result).encode() + b"\n" for result in results)
+        self._pieces = [content[at : at + 7] for at in range(0, len(content), 7)]
+        self._is_cut = isinstance(cut, int)
+
+    def __iter__(self):
+        yield from self._pieces
+        if self._is_cut:
+            raise httpx.ReadError("cut")
+
+    async def __aiter__(self):
+        for piece in self:
+            yield piece
+
+
+@pytest.mark.parametrize("cuts", [(), (3, 0, 2), ("full", 1, "stopped"), (0, 0, 0)])
+async def test_a_stream_that_breaks_goes_on_with_the_first_line_that_was_not_answered(cuts):
+    texts = ["a" * number for number in range(1, 301)]
+    for twin in (False, True):
+        gateway = StreamedGateway(*cuts)
+        transport = httpx.MockTransport(gateway)
+        if twin:
+            async with AsyncClient(transport=transport) as client:
+                found = [result async for result in client.classify_stream(iter(texts))]
+        else:
+            with Client(transport=transport) as client:
+                found = await asyncio.to_thread(lambda client=client: list(client.classify_stream(iter(texts))))
+
+        assert [result.num_tokens for result in found] == [len(text) for text in texts]
+        for start, sent in zip(gateway.starts, gateway.texts, strict=True):
+            assert texts[start : start + len(sent)] == sent
+
+
+def test_a_stream_that_never_gets_on_raises_what_stopped_it():
+    gateway = StreamedGateway(*["full"] * 1_000)
+    with Client(transport=httpx.MockTransport(gateway), timeout=0.05) as client, pytest.raises(Overloaded, match="full"):
+        list(client.classify_stream(["a"]))
+
+
+async def test_texts_may_come_by_and_by():
+    async def texts():
+        yield "a"
+        yield "bc"
+
+    async with AsyncClient(transport=httpx.MockTransport(StreamedGateway())) as client:
+        assert [result.num_tokens async for result in client.classify_stream(texts())] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"no JSON\n",
+        b'{"index": 1, "heads": {}}\n',
+        b'{"index": 0}\n',
+        b'{"index": 0, "heads": {}}\n{"index": 1, "heads": {}}\n',
+    ],
+)
+def test_an_answer_of_lines_that_is_not_the_contract_is_an_invalid_response(line):
+    with FakeGateway(body=line).client() as client, pytest.raises(InvalidResponse):
+        list(client.classify_stream(["a"]))
+
+
+def test_a_stream_of_nothing_asks_nothing():
+    gateway = FakeGateway()
+    with gateway.client() as client:
+        assert list(client.classify_stream([])) == []
+    assert gateway.requests == []

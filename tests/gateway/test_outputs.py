@@ -11,7 +11,7 @@ from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, Metrics
 from clients.wire.text import Encoded
 from gateway.outputs import ENTRY_OVERHEAD, OutputCache, OutputRules, key_of
 from gateway.ports import FloatArray
-from tests.gateway.test_pipeline import manifest
+from tests.gateway.fakes import manifest
 
 RULES = OutputRules(min_accuracy=0.8, accuracy_gain=0.01)
 KEY = b"a text's key ..."

@@ -1,121 +1,26 @@
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 from msgspec.structs import replace
 
 from clients import Deadline, FailedPrecondition, InvalidRequest, NotFound, TrunklineError, Unavailable
-from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, View
-from clients.wire.text import Encoded, TextEncoder
+from clients.wire.catalogue import CatalogueHead, View
 from gateway.classification import Classification, HeadAnswer, HeadOutcome
-from gateway.fanout import FanOut
-from gateway.outputs import NoOutputs
-from gateway.pipeline import Pipeline
-from gateway.plan import Planner
-from gateway.ports import FloatArray, LiveTrunk, PriorityName, Rows
-from tests.tiny_trunk import make_tiny_trunk
-
-Scores = Callable[[Rows], FloatArray]
-WIDTH = 4
-
-
-def encoder(folder: Path) -> TextEncoder:
-    return TextEncoder((make_tiny_trunk(folder / "trunk") / "tokenizer.json").read_bytes(), max_tokens=64)
-
-
-class FakeTrunks:
-    """A trunk that can be exchanged; asked again only after `forget`."""
-
-    def __init__(self, tokens: TextEncoder) -> None:
-        self.tokens = tokens
-        self.live = "sha256:one"
-        self.layers = frozenset({-1, -2, -3})
-        self._known = ""
-
-    async def trunk(self, deadline: Deadline) -> LiveTrunk:
-        self._known = self._known or self.live
-        return LiveTrunk("tiny", self._known, self.tokens, 64, self.layers)
-
-    def forget(self) -> None:
-        self._known = ""
-
-
-class FakeEmbedder:
-    """Counts its calls; each text's vector is its number of tokens plus the view's layer, WIDTH times, or so for each token."""
-
-    def __init__(self, trunks: FakeTrunks) -> None:
-        self._trunks = trunks
-        self.calls: list[tuple[int, tuple[View, ...]]] = []
-
-    async def embed(
-        self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline, priority: PriorityName
-    ) -> list[Rows]:
-        if trunk.fingerprint != self._trunks.live:
-            raise FailedPrecondition("another trunk")
-        self.calls.append((len(inputs), views))
-        return [[self._read(len(item.ids), view) for item in inputs] for view in views]
-
-    @staticmethod
-    def _read(num_tokens: int, view: View) -> FloatArray:
-        shape = (num_tokens, WIDTH) if view.pooling == "tokens" else (WIDTH,)
-        return np.full(shape, num_tokens + view.layer, np.float32)
-
-
-class FakePredictor:
-    """Answers by head name with what it was given; the default is that the second label wins."""
-
-    def __init__(self, **heads: Scores) -> None:
-        self._heads = heads
-
-    async def predict(self, manifest: Manifest, rows: Rows, deadline: Deadline) -> FloatArray:
-        return self._heads.get(manifest.name, second_wins)(rows)
-
-
-class FakeCatalogue:
-    def __init__(self, *heads: CatalogueHead) -> None:
-        self.catalogue = Catalogue({next(iter(head.versions.values())).name: head for head in heads})
-
-
-def second_wins(rows: Rows) -> FloatArray:
-    return np.array([[0.25, 0.75]] * len(rows), dtype=np.float32)
-
-
-def raises(error: Exception) -> Scores:
-    def fail(_: Rows) -> FloatArray:
-        raise error
-
-    return fail
-
-
-def manifest(
-    name: str, *, version: int = 7, trunk: str = "sha256:one", view: View | None = None, mix_layers: tuple[int, ...] = ()
-) -> Manifest:
-    ref = TrunkRef("tiny", trunk, "fake")
-    return Manifest(
-        name=name, version=version, labels=("ham", "spam"), width=WIDTH, trunk=ref, view=view or View(), mix_layers=mix_layers
-    )
-
-
-def live(one: Manifest, *, default: bool = True) -> CatalogueHead:
-    """A head that has one version."""
-    return CatalogueHead(stable=one.version, versions={one.version: one}, default=default)
-
-
-def head(
-    name: str, *, default: bool = True, trunk: str = "sha256:one", view: View | None = None, mix_layers: tuple[int, ...] = ()
-) -> CatalogueHead:
-    return live(manifest(name, trunk=trunk, view=view, mix_layers=mix_layers), default=default)
-
-
-@pytest.fixture
-def trunks(tmp_path: Path) -> FakeTrunks:
-    return FakeTrunks(encoder(tmp_path))
-
-
-def pipeline_of(trunks: FakeTrunks, embedder: FakeEmbedder, predictor: FakePredictor, *heads: CatalogueHead) -> Pipeline:
-    fan_out = FanOut(predictor, head_timeout=1.0)
-    return Pipeline(trunks, embedder, fan_out, FakeCatalogue(*heads), NoOutputs(), Planner())
+from gateway.ports import FloatArray, Rows
+from tests.gateway.fakes import (
+    WIDTH,
+    FakeEmbedder,
+    FakePredictor,
+    FakeTrunks,
+    Scores,
+    head,
+    live,
+    manifest,
+    pipeline_of,
+    raises,
+    second_wins,
+)
 
 
 async def classify(
@@ -259,7 +164,7 @@ async def test_a_regression_answers_its_value(trunks: FakeTrunks) -> None:
 
     outcomes, _ = await classify(trunks, predictor, [live(price)], Classification(["a"]))
 
-    assert [HeadAnswer("value", -41.5, 7)] == outcomes["price"]
+    assert [HeadAnswer(None, -41.5, 7, value=-41.5)] == outcomes["price"]
 
 
 async def test_equal_texts_are_one_input_and_each_has_its_answer(trunks: FakeTrunks) -> None:

@@ -21,8 +21,8 @@ from gateway.pipeline import Pipeline
 from gateway.plan import Planner
 from gateway.ports import FloatArray, Rows
 from gateway.versions import VersionCounts
+from tests.gateway.fakes import FakeEmbedder, FakeTrunks, encoder, manifest
 from tests.gateway.test_outputs import FakeTelemetry
-from tests.gateway.test_pipeline import FakeEmbedder, FakeTrunks, encoder, manifest
 
 SECONDS_TO_BE_LIVE = 2.0
 

@@ -9,7 +9,7 @@ from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef,
 from gateway.classification import Classification
 from gateway.plan import Planner, is_canary, views_for
 from gateway.ports import LiveTrunk
-from tests.gateway.test_pipeline import live, manifest
+from tests.gateway.fakes import live, manifest
 
 
 def trunk(fingerprint: str = "sha256:one") -> LiveTrunk:

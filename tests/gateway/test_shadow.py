@@ -16,7 +16,7 @@ from gateway.pipeline import Pipeline
 from gateway.plan import Planner
 from gateway.ports import FloatArray, Rows
 from gateway.shadow import Comparison, Shadows, compare
-from tests.gateway.test_pipeline import FakeCatalogue, FakeEmbedder, FakeTrunks, encoder, manifest
+from tests.gateway.fakes import FakeCatalogue, FakeEmbedder, FakeTrunks, encoder, manifest
 
 LIVE, SHADOW = 7, 8
 

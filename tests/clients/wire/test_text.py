@@ -4,13 +4,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients.wire.text import TextEncoder, TextPair, normalize_text, window_spans
+from clients.wire.text import TextEncoder, TextPair, normalization_notes, normalize_text, window_spans
 
 
 @given(st.text(st.characters() | st.characters(categories=["Cc", "Cf", "Cs", "Mn", "Zs"])))
 def test_a_normalised_text_is_normalised_already(text):
     once = normalize_text(text)
     assert normalize_text(once) == once
+
+
+@given(st.text(st.characters() | st.characters(categories=["Cc", "Cf", "Cs", "Mn", "Zs"]) | st.sampled_from("a \t")))
+def test_there_is_a_note_exactly_where_normalising_changes_something(text):
+    assert bool(normalization_notes(text)) == (normalize_text(text) != text)
+
+
+@pytest.mark.parametrize(
+    ("text", "notes"),
+    [
+        ("a b", ()),
+        ("a  b", ("white_space_collapsed",)),
+        ("a ", ("white_space_collapsed",)),
+        ("a\tb", ("white_space_collapsed",)),
+        ("a\u00a0b", ("white_space_collapsed",)),
+        ("e\u0301", ("recomposed",)),
+        ("\u00e9", ()),
+        ("a\u200b", ("control_characters_removed",)),
+        (" e\u0301\x00", ("recomposed", "white_space_collapsed", "control_characters_removed")),
+    ],
+)
+def test_notes_tell_what_normalising_changed(text, notes):
+    assert normalization_notes(text) == notes
 
 
 @given(st.text(st.characters() | st.characters(categories=["Cs"])))
