@@ -43,7 +43,7 @@ ROUTES: Final[Mapping[str, Mapping[str, Needed]]] = {
     "/v2/models/{name}/versions/{version}/infer": {"POST": "classify"},
     "/v1/embeddings": {"POST": "embed"},
     "/v1/models": {"GET": "embed"},
-    "/": {"GET": "classify"},
+    "/": {"GET": OPEN},
     "/metrics": {"GET": "admin"},
     "/info": {"GET": "admin"},
     "/docs": {"GET": "admin"},

@@ -13,8 +13,8 @@ PACKAGES = ("clients", "embedding_service", "gateway", "head_service", "perf", "
 SOURCES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if not path.name.endswith("_pb2.py")]
 
 HEAVY = {
-    "torch": ("embedding_service/backend/torch.py", "perf/micro/gpu_encoder.py"),
-    "transformers": ("embedding_service/backend/torch.py", "perf/micro/gpu_encoder.py"),
+    "torch": ("embedding_service/backend/torch.py", "perf/micro/gpu_encoder.py", "perf/finetune.py"),
+    "transformers": ("embedding_service/backend/torch.py", "perf/micro/gpu_encoder.py", "perf/finetune.py"),
     "tensorflow": (
         "head_service/export.py",
         "head_service/serving/",

@@ -5,6 +5,7 @@ arrive: a byte a second would hold a connection for ever.
 """
 
 import asyncio
+import signal
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Final
@@ -176,6 +177,11 @@ class AnnouncingServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, line: str) -> None:
         super().__init__(config)
         self._line = line
+
+    def run(self, sockets: Any = None) -> None:
+        """See uvicorn, which raises the signal that stopped it once more when it has drained: no reason to end as if killed."""
+        signal.signal(signal.SIGTERM, lambda *_: None)
+        super().run(sockets)
 
     async def startup(self, sockets: Any = None) -> None:
         """See uvicorn."""

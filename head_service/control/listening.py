@@ -1,6 +1,5 @@
 """The API's port: opened, or told in a sentence why it cannot be had."""
 
-import signal
 import socket
 
 from clients.wire.http_server import AnnouncingServer, http_config
@@ -22,6 +21,4 @@ def listen(settings: ServeSettings, kept: Kept) -> None:
     except OSError as error:
         raise ControlError(f"port {settings.port} cannot be had ({error.strerror}); choose another with --port") from None
     config = http_config(app, drain_seconds=settings.drain_seconds)
-    # uvicorn raises the signal it was stopped by once more when it has drained; that is no reason to end as if killed.
-    signal.signal(signal.SIGTERM, lambda *_: None)
     AnnouncingServer(config, f"control http://{settings.host}:{listener.getsockname()[1]}").run([listener])
