@@ -28,7 +28,11 @@ ROUTES: Final[Mapping[str, Mapping[str, Needed]]] = {
     "/readyz": {"GET": OPEN},
     "/v1/classify": {"POST": "classify"},
     "/v1/heads": {"GET": "classify"},
-    "/": {"GET": "classify"},
+    # The page holds nothing; what it asks for takes a key, which a browser cannot bring along when it opens a page.
+    "/": {"GET": OPEN},
+    "/ui/page.css": {"GET": OPEN},
+    "/ui/page.js": {"GET": OPEN},
+    "/ui/icon.svg": {"GET": OPEN},
     "/metrics": {"GET": "admin"},
     "/info": {"GET": "admin"},
     "/docs": {"GET": "admin"},

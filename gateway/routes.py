@@ -1,14 +1,11 @@
 """The HTTP edge. The hot route reads and writes bytes by msgspec; FastAPI keeps the documentation."""
 
 import logging
-import re
-import uuid
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request
-from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -16,23 +13,23 @@ from starlette.responses import Response
 from clients import Deadline, InvalidRequest, TrunklineError
 from clients.wire.asgi import CallerLeftError, while_connected
 from clients.wire.catalogue import CatalogueHead
-from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS
+from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, SERVER_TIMING
 from gateway.adapters import ClientTrunks
 from gateway.admission import Admission
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
+from gateway.exchange import current_request_id
 from gateway.pipeline import Pipeline
 from gateway.plan import refusal
 from gateway.ports import LiveTrunk
 from gateway.quota import charge
 from gateway.schemas import classify_answer, parse_classify
 from gateway.settings import Settings
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Telemetry, server_timing
 
 _log = logging.getLogger(__name__)
 _encoder: Final = msgspec.json.Encoder()
-_REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 router = APIRouter()
 
@@ -81,15 +78,16 @@ async def classify(request: Request) -> Response:
         answer = await _classify(request, state)
     except TrunklineError as error:
         status = status_of(error)
-        state.telemetry.refused(status)
+        state.telemetry.refused(status, error.code)
         if status >= 500:
             _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
         return response_of(public(error), request_id)
     except (ClientDisconnect, CallerLeftError):
-        state.telemetry.refused(499)
+        state.telemetry.refused(499, "departed")
         return Response(status_code=499)
     state.telemetry.answered(answer)
-    return Response(_encoder.encode(classify_answer(answer)), headers={REQUEST_ID: request_id}, media_type="application/json")
+    headers = {REQUEST_ID: request_id, SERVER_TIMING: server_timing(answer.timings)}
+    return Response(_encoder.encode(classify_answer(answer)), headers=headers, media_type="application/json")
 
 
 async def _classify(request: Request, state: State) -> Answer:
@@ -134,10 +132,9 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def request_id_of(request: Request) -> str:
+def request_id_of(_: Request) -> str:
     """The caller's own, when it is one, or a new one."""
-    given = request.headers.get(REQUEST_ID, "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return current_request_id()
 
 
 @router.get("/v1/heads", summary="The live heads")
@@ -212,12 +209,6 @@ async def info(request: Request) -> Response:
     known = state.trunks.known
     trunk = {"name": known.name, "fingerprint": known.fingerprint} if known else None
     return _json({"service": "gateway", "trunk": trunk, "settings": state.settings.model_dump(mode="json", exclude=hidden)})
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """To the documentation."""
-    return RedirectResponse("/docs")
 
 
 def _json(content: object, status: int = 200) -> Response:

@@ -21,7 +21,7 @@ from gateway.settings import Settings
 from tests.routes import routes_of
 
 NOWHERE = {"embedding_address": "127.0.0.1:1", "heads_address": "127.0.0.1:1"}
-OPEN_PATHS = {"/healthz", "/readyz"}
+OPEN_PATHS = {"/healthz", "/readyz", "/", "/ui/page.css", "/ui/page.js", "/ui/icon.svg"}
 
 
 def settings_of(tmp_path: Path, **more: object) -> Settings:
@@ -77,7 +77,7 @@ def test_a_route_without_a_rule_would_be_found_and_is_refused_to_everybody(
         assert (404, "not_found") == sent(api, "POST", "/new", keys["admin"])
 
 
-def test_health_alone_is_open(app: Starlette, api: TestClient) -> None:
+def test_health_and_the_page_without_anything_in_it_alone_are_open(app: Starlette, api: TestClient) -> None:
     assert OPEN_PATHS == {path for path, methods in ROUTES.items() if OPEN in methods.values()}
     for method, path in routes_of(app.routes):
         if path in OPEN_PATHS:
