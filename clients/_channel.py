@@ -1,8 +1,8 @@
 """gRPC as the clients use it: bytes in, bytes out, errors of our tree, and the channel options in one place."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from collections.abc import Awaitable, Sequence
+from typing import Final, Protocol
 
 import grpc
 import grpc.aio
@@ -10,13 +10,23 @@ import grpc.aio
 from clients._config import Tls
 from clients._deadline import retry_after_seconds
 from clients._errors import GRPC_ERRORS, Cancelled, InvalidRequest, ServerFault, TrunklineError
-from clients.wire.metadata import AUTHORIZATION, MAX_MESSAGE_BYTES, REQUEST_ID, RETRY_AFTER_MS
+from clients.wire.metadata import AUTHORIZATION, MAX_MESSAGE_BYTES, REQUEST_ID, RETRY_AFTER_MS, TRACEPARENT
 
 Metadata = tuple[tuple[str, str], ...]
 ChannelOptions = Sequence[tuple[str, str | int]]
-Method = Callable[[bytes, float, str], bytes]
-"""(serialised request, timeout in seconds, request id or "") -> serialised response."""
-AsyncMethod = Callable[[bytes, float, str], Awaitable[bytes]]
+
+
+class Method(Protocol):
+    """One RPC: a serialised request to a serialised response within *timeout* seconds; the ids may be ""."""
+
+    def __call__(self, request: bytes, timeout: float, request_id: str = "", traceparent: str = "") -> bytes: ...
+
+
+class AsyncMethod(Protocol):
+    """`Method`'s twin."""
+
+    def __call__(self, request: bytes, timeout: float, request_id: str = "", traceparent: str = "") -> Awaitable[bytes]: ...
+
 
 CHANNEL_OPTIONS: Final[ChannelOptions] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
@@ -118,17 +128,19 @@ def bearer(api_key: str) -> str:
     return f"Bearer {api_key}"
 
 
-def call_metadata(request_id: str, always: Metadata = ()) -> Metadata | None:
-    """What a call carries beside its request: *always*, and the id.
+def call_metadata(request_id: str, traceparent: str = "", always: Metadata = ()) -> Metadata | None:
+    """What a call carries beside its request: *always*, who asks, and W3C's trace and parent, where they are known.
 
     Raises:
-        InvalidRequest: *request_id* has characters that cannot travel in a header.
+        InvalidRequest: one of them has characters that cannot travel in a header.
     """
-    if not request_id:
+    if not request_id and not traceparent:
         return always or None
-    if not (request_id.isascii() and request_id.isprintable()):
-        raise InvalidRequest("a request id is printable ASCII")
-    return (*always, (REQUEST_ID, request_id))
+    found = tuple((name, value) for name, value in ((REQUEST_ID, request_id), (TRACEPARENT, traceparent)) if value)
+    for _, value in found:
+        if not (value.isascii() and value.isprintable()):
+            raise InvalidRequest("a request id and a traceparent are printable ASCII")
+    return (*always, *found)
 
 
 def async_method(channel: grpc.aio.Channel, service: str, name: str, always: Metadata = ()) -> AsyncMethod:
@@ -138,8 +150,8 @@ def async_method(channel: grpc.aio.Channel, service: str, name: str, always: Met
     """
     call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{service}/{name}")
 
-    async def invoke(request: bytes, timeout: float, request_id: str) -> bytes:
-        metadata = call_metadata(request_id, always)
+    async def invoke(request: bytes, timeout: float, request_id: str = "", traceparent: str = "") -> bytes:
+        metadata = call_metadata(request_id, traceparent, always)
         try:
             response: bytes = await call(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
@@ -159,8 +171,8 @@ def sync_method(channel: grpc.Channel, service: str, name: str, always: Metadata
     """`async_method`'s twin over a blocking channel."""
     call: grpc.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{service}/{name}")
 
-    def invoke(request: bytes, timeout: float, request_id: str) -> bytes:
-        metadata = call_metadata(request_id, always)
+    def invoke(request: bytes, timeout: float, request_id: str = "", traceparent: str = "") -> bytes:
+        metadata = call_metadata(request_id, traceparent, always)
         try:
             response: bytes = call(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:

@@ -86,6 +86,7 @@ class AsyncEmbeddingClient:
         prompt_name: str = "",
         timeout: float | None = None,
         request_id: str = "",
+        traceparent: str = "",
     ) -> Embeddings:
         """Embed texts, pairs of texts or token ids in one call and one forward pass each; or look them up in a table.
 
@@ -101,6 +102,7 @@ class AsyncEmbeddingClient:
             prompt_name: which of the trunk's prompts is put before each text; "" is its own, or none.
             timeout: seconds; None is the client's.
             request_id: names the call in the service's logs.
+            traceparent: W3C's header of the trace that the call belongs to.
 
         Returns:
             One array a view, in the order of *views*.
@@ -109,7 +111,7 @@ class AsyncEmbeddingClient:
             TrunklineError: see `clients` for the tree.
         """
         request = build_embed(inputs, EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint, prompt_name))
-        response = await self._embed(request, self._timeout if timeout is None else timeout, request_id)
+        response = await self._embed(request, self._timeout if timeout is None else timeout, request_id, traceparent)
         return parse_embed(response, len(inputs), views, dtype)
 
     def stream(
@@ -187,10 +189,11 @@ class EmbeddingClient:
         prompt_name: str = "",
         timeout: float | None = None,
         request_id: str = "",
+        traceparent: str = "",
     ) -> Embeddings:
         """See `AsyncEmbeddingClient.embed`."""
         request = build_embed(inputs, EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint, prompt_name))
-        response = self._embed(request, self._timeout if timeout is None else timeout, request_id)
+        response = self._embed(request, self._timeout if timeout is None else timeout, request_id, traceparent)
         return parse_embed(response, len(inputs), views, dtype)
 
     def trunk(self, name: str = "", *, with_tokenizer: bool = False, timeout: float | None = None) -> Trunk:

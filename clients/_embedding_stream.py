@@ -88,6 +88,11 @@ class AsyncEmbeddingStream:
     def __repr__(self) -> str:
         return f"<AsyncEmbeddingStream [{len(self._open)} open, {len(self._unsent)} of them unsent]>"
 
+    @property
+    def num_open(self) -> int:
+        """Inputs under way."""
+        return len(self._open)
+
     async def embed(self, inputs: Sequence[Input], deadline: Deadline) -> list[Vectors]:
         """The vectors of each input, in order.
 

@@ -73,6 +73,7 @@ class AsyncHeadClient:
         output_filter: Sequence[str] = (),
         timeout: float | None = None,
         request_id: str = "",
+        traceparent: str = "",
     ) -> Prediction:
         """Run one signature of a head.
 
@@ -85,6 +86,7 @@ class AsyncHeadClient:
             output_filter: the outputs to answer; none means all.
             timeout: seconds; None is the client's.
             request_id: names the call in the server's logs.
+            traceparent: W3C's header of the trace that the call belongs to.
 
         Raises:
             TrunklineError: see `clients` for the tree.
@@ -97,7 +99,7 @@ class AsyncHeadClient:
             signature_name=signature_name,
             output_filter=output_filter,
         )
-        response = await self._predict(request, self._patience(timeout), request_id)
+        response = await self._predict(request, self._patience(timeout), request_id, traceparent)
         return parse_predict(response, version, output_filter)
 
     async def status(self, head: str, *, version: int | None = None, timeout: float | None = None) -> tuple[VersionStatus, ...]:
@@ -159,6 +161,7 @@ class HeadClient:
         output_filter: Sequence[str] = (),
         timeout: float | None = None,
         request_id: str = "",
+        traceparent: str = "",
     ) -> Prediction:
         """See `AsyncHeadClient.predict`."""
         request = build_predict(
@@ -169,7 +172,7 @@ class HeadClient:
             signature_name=signature_name,
             output_filter=output_filter,
         )
-        response = self._predict(request, self._patience(timeout), request_id)
+        response = self._predict(request, self._patience(timeout), request_id, traceparent)
         return parse_predict(response, version, output_filter)
 
     def status(self, head: str, *, version: int | None = None, timeout: float | None = None) -> tuple[VersionStatus, ...]:

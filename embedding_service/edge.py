@@ -12,9 +12,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clients.wire.asgi import CallerLeftError, while_connected
 from clients.wire.guarded_http import charge
+from clients.wire.logs import clean_id
 from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
 from embedding_service.errors import EmbedError, Overloaded
-from embedding_service.exchange import Exchange, Exchanges, clean_id
+from embedding_service.exchange import Exchange, Exchanges
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
 
 _EXCHANGE: Final = "trunkline.exchange"

@@ -9,8 +9,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Literal, Self
 
+from clients.wire.logs import clean_id
 from clients.wire.metadata import REQUEST_ID, TRACEPARENT
 from embedding_service.errors import EmbedError
 from embedding_service.infer import EmbedAnswer, EmbedCall
@@ -20,9 +21,6 @@ _log = logging.getLogger(__name__)
 
 Protocol = Literal["grpc", "grpc-stream", "http", "zmq"]
 Headers = Iterable[tuple[str | bytes, str | bytes]]
-
-MAX_ID_CHARACTERS: Final = 128
-"""Of a request id that is repeated in logs and traces; a longer one is left out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +174,6 @@ def _outcome_of(error: BaseException | None) -> str:
     if isinstance(error, asyncio.CancelledError):
         return "cancelled"
     return error.code if isinstance(error, EmbedError) else "internal"
-
-
-def clean_id(value: str) -> str:
-    """*value* where it may be repeated in a log line, else ""."""
-    return value if len(value) <= MAX_ID_CHARACTERS and value.isascii() and value.isprintable() else ""
 
 
 def _text(value: str | bytes) -> str:

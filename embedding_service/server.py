@@ -12,16 +12,16 @@ import grpc.aio
 import numpy as np
 
 from clients.wire import embedding_pb2 as pb
+from clients.wire.logs import clean_id, describe
 from clients.wire.metadata import EMBEDDING_SERVICE, REQUEST_ID, RETRY_AFTER_MS
 from clients.wire.text import NORMALIZER, TextPair
 from embedding_service.backend import Pooling, View
 from embedding_service.backend.words import WORDS
 from embedding_service.conversation import Conversation, Settled
 from embedding_service.errors import GRPC_STATUS, EmbedError
-from embedding_service.exchange import Exchange, Exchanges, clean_id
+from embedding_service.exchange import Exchange, Exchanges
 from embedding_service.hosted_table import HostedTable
 from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewVectors
-from embedding_service.logs import describe
 from embedding_service.telemetry import Telemetry
 from embedding_service.tokenization import Input, TableKey, TokenIds, Truncation, ViewChoice
 

@@ -13,8 +13,9 @@ from pydantic_settings import CliApp
 from clients.wire.guard import is_loopback
 from clients.wire.http_server import AnnouncingServer, HttpBounds, http_config
 from clients.wire.keys import KeysError
+from gateway import logs
 from gateway.admin import ADMIN_HOST
-from gateway.app import OPEN_ENDED, create_app
+from gateway.app import OPEN_ENDED, MissingExtra, create_app
 from gateway.credentials import CredentialsError
 from gateway.settings import Settings
 
@@ -24,18 +25,19 @@ _log = logging.getLogger("gateway")
 def main() -> int:
     """Exit status: 0 after a drain, 1 when it could not start (one sentence says why), 2 for settings that make no sense."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="gateway: %(message)s")
+    logs.configure()
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
         for problem in error.errors(include_url=False, include_input=False):
             _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
         return 2
+    logs.configure(settings.log_format)
     try:
         listener = _listen(settings.host, settings.port, "--port", backlog=2_048)
         admin = None if settings.admin_port is None else _listen(ADMIN_HOST, settings.admin_port, "--admin-port")
         app = create_app(settings, admin)
-    except (OSError, KeysError, CredentialsError) as error:
+    except (OSError, KeysError, CredentialsError, MissingExtra) as error:
         _log.error("%s", error)
         return 1
     if admin is not None:

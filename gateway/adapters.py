@@ -20,6 +20,7 @@ from clients.wire import catalogue
 from clients.wire.catalogue import Manifest, bundles_of
 from clients.wire.text import NORMALIZER, Encoded, TextEncoder
 from gateway.coalesce import CallLimits, Coalescer
+from gateway.exchange import ids_passed_on
 from gateway.ports import FloatArray, LiveTrunk, PriorityName, Rows
 
 MAX_CALL_BYTES: Final = 16 * 1024 * 1024
@@ -102,6 +103,11 @@ class ClientEmbedder:
         rows = await self._stream(trunk.fingerprint, views, priority).embed([item.ids for item in inputs], deadline)
         return [[row[index] for row in rows] for index in range(len(views))]
 
+    @property
+    def num_open(self) -> int:
+        """Inputs under way."""
+        return sum(stream.num_open for stream in self._streams.values())
+
     async def close(self) -> None:
         """Cancel what is out."""
         for stream in self._streams.values():
@@ -139,6 +145,11 @@ class ClientPredictor:
         for _, coalescer in self._coalescers.values():
             await coalescer.close()
 
+    @property
+    def num_waiting(self) -> int:
+        """Texts that wait for a call, each once for each head."""
+        return sum(coalescer.num_rows for _, coalescer in self._coalescers.values())
+
     def _coalescer(self, manifest: Manifest) -> Coalescer[FloatArray, FloatArray]:
         """That of the version; a canary, a shadow and the stable one are called side by side."""
         known, coalescer = self._coalescers.get((manifest.name, manifest.version), (None, None))
@@ -149,12 +160,15 @@ class ClientPredictor:
 
     def _sender(self, manifest: Manifest) -> Callable[[Sequence[FloatArray], Deadline], Awaitable[Sequence[FloatArray]]]:
         async def ask(inputs: dict[str, FloatArray], deadline: Deadline) -> FloatArray:
+            ids = ids_passed_on()
             answer = await self._client.predict(
                 manifest.name,
                 inputs,
                 version=manifest.version,
                 output_filter=(manifest.output,),
                 timeout=deadline.remaining(),
+                request_id=ids.request_id,
+                traceparent=ids.traceparent,
             )
             scores = answer.outputs.get(manifest.output)
             if scores is None or scores.ndim != 2 or len(scores) != len(inputs[manifest.input]):

@@ -4,17 +4,19 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from typing import Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from fastapi import FastAPI, Request
 from fastapi_offline import FastAPIOffline
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
+from gateway import logs, ui
 from gateway.adapters import ClientEmbedder, ClientPredictor, ClientTrunks
 from gateway.admin import on_admin_port
 from gateway.admission import Admission
@@ -27,6 +29,7 @@ from gateway.edges import open_inference, openai, stream, tei
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.errors import error_response, fault_response
+from gateway.exchange import Exchanges, WithExchanges
 from gateway.fanout import FanOut
 from gateway.guarding import layers
 from gateway.outputs import NoOutputs, OutputCache, OutputRules
@@ -36,8 +39,11 @@ from gateway.routes import State, classify, request_id_of, router
 from gateway.schemas import openapi_parts
 from gateway.settings import Settings
 from gateway.shadow import Shadows
-from gateway.telemetry import Telemetry
+from gateway.telemetry import Telemetry, TimedPredictor
 from gateway.versions import VersionCounts
+
+if TYPE_CHECKING:
+    from gateway.traces import Traces
 
 OPEN_ENDED: Final = frozenset({"/v1/classify/stream"})
 """Paths whose bodies may go on for as long as the caller likes."""
@@ -61,17 +67,23 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
         KeysError: the file of keys cannot be used.
         CredentialsError: a file of a backend's key or certificate cannot be used.
     """
+    traces = _traces(settings)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Lifespan]:
+        asyncio.get_running_loop().set_exception_handler(logs.on_loop_fault)
         async with started(settings, to_embedding, to_heads) as state, on_admin_port(api, {"gateway": state}, admin_listener):
             yield Lifespan(gateway=state)
+        if traces is not None:
+            await traces.aclose()
 
     to_embedding, to_heads = embedding_credentials(settings), head_credentials(settings)
     api = create_api(docs=settings.docs)
+    heard = Middleware(WithExchanges, exchanges=Exchanges([logs.access] if settings.access_log else [], traces))
     return Starlette(
         routes=[Route("/v1/classify", Classify(), methods=["POST"]), Mount("/", api)],
-        middleware=layers(settings, request_id_of),
+        # Outermost: what is refused at the door has an id and a line, too.
+        middleware=[heard, *layers(settings, request_id_of)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )
@@ -81,7 +93,7 @@ def create_api(*, docs: bool = True) -> FastAPI:
     """All routes, documented. They find their `State` in `request.state.gateway`."""
     title = "Trunkline gateway"
     api: FastAPI = FastAPIOffline(title=title, version="1") if docs else FastAPI(title=title, openapi_url=None)
-    for routes in (router, stream.router, openai.router, tei.router, open_inference.router):
+    for routes in (router, stream.router, openai.router, tei.router, open_inference.router, ui.router):
         api.include_router(routes)
     api.add_exception_handler(HTTPException, _on_http_error)
     api.add_exception_handler(Exception, _on_fault)
@@ -138,8 +150,14 @@ async def started(
         await catalogue.refresh()
         polling = asyncio.create_task(catalogue.run())
         stack.push_async_callback(_cancel, polling)
+        admission = _admission(settings)
+        telemetry.watch_queue("embed", lambda: embedder.num_open)
+        telemetry.watch_queue("heads", lambda: predictor.num_waiting)
+        telemetry.watch_catalogue(lambda: catalogue.catalogue)
+        telemetry.watch_bound(lambda: admission.bound)
         bundles = Bundles(catalogue) if settings.bundles else None
-        fan_out = FanOut(predictor, head_timeout=settings.head_timeout_seconds, bundles=bundles)
+        timed = TimedPredictor(predictor, telemetry)
+        fan_out = FanOut(timed, head_timeout=settings.head_timeout_seconds, bundles=bundles)
         pipeline = Pipeline(
             trunks,
             embedder,
@@ -152,7 +170,7 @@ async def started(
         )
         text_embedder = TextEmbedder(trunks, embedder)
         streams = OpenStreams(settings.max_streams)
-        yield State(settings, pipeline, trunks, catalogue, _admission(settings), telemetry, text_embedder, streams)
+        yield State(settings, pipeline, trunks, catalogue, admission, telemetry, text_embedder, streams)
 
 
 def _admission(settings: Settings) -> Admission:
@@ -164,6 +182,20 @@ def _outputs(settings: Settings, telemetry: Telemetry) -> OutputCache:
     outputs = OutputCache(settings.output_cache_bytes, rules, telemetry)
     telemetry.watch_cache(entries=lambda: outputs.num_entries, num_bytes=lambda: outputs.num_bytes)
     return outputs
+
+
+class MissingExtra(Exception):
+    """A setting needs a package that is not installed; the message says which."""
+
+
+def _traces(settings: Settings) -> "Traces | None":
+    if settings.otlp_endpoint is None:
+        return None
+    try:
+        from gateway.traces import Traces, to_collector  # noqa: PLC0415 (an extra)
+    except ImportError:
+        raise MissingExtra("the setting otlp_endpoint needs the packages of OpenTelemetry; install trunkline[otel]") from None
+    return Traces(to_collector(settings.otlp_endpoint), settings.otlp_sample_ratio)
 
 
 def _limits(settings: Settings) -> CallLimits:

@@ -7,10 +7,11 @@ came while the other calls were out, leaves together.
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from clients import Deadline, DeadlineExceeded, InvalidResponse, Overloaded, TrunklineError
+from gateway.exchange import Ids, carry, ids_passed_on
 
 Row = TypeVar("Row")
 Answer = TypeVar("Answer")
@@ -35,6 +36,7 @@ class _Waiter(Generic[Row, Answer]):
     rows: Sequence[Row]
     deadline: Deadline
     future: "asyncio.Future[Sequence[Answer]]"
+    ids: Ids = field(default_factory=ids_passed_on)
 
 
 class Coalescer(Generic[Row, Answer]):
@@ -50,6 +52,11 @@ class Coalescer(Generic[Row, Answer]):
 
     def __repr__(self) -> str:
         return f"<Coalescer [{len(self._calls)} calls out, {self._num_rows} rows pending]>"
+
+    @property
+    def num_rows(self) -> int:
+        """How many wait for a call."""
+        return self._num_rows
 
     async def run(self, rows: Sequence[Row], deadline: Deadline) -> Sequence[Answer]:
         """Answers for *rows*, in order; more than *max_rows* go in several calls.
@@ -116,6 +123,7 @@ class Coalescer(Generic[Row, Answer]):
         return members
 
     async def _call(self, members: list[_Waiter[Row, Answer]]) -> None:
+        carry([member.ids for member in members])
         rows = [row for member in members for row in member.rows]
         # The most patient member decides; the others leave by their own deadlines.
         deadline = max((member.deadline for member in members), key=lambda deadline: deadline.at)

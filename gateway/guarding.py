@@ -43,7 +43,11 @@ ROUTES: Final[Mapping[str, Mapping[str, Needed]]] = {
     "/v2/models/{name}/versions/{version}/infer": {"POST": "classify"},
     "/v1/embeddings": {"POST": "embed"},
     "/v1/models": {"GET": "embed"},
+    # The page holds nothing; what it asks for takes a key, which a browser cannot bring along when it opens a page.
     "/": {"GET": OPEN},
+    "/ui/page.css": {"GET": OPEN},
+    "/ui/page.js": {"GET": OPEN},
+    "/ui/icon.svg": {"GET": OPEN},
     "/metrics": {"GET": "admin"},
     "/info": {"GET": "admin"},
     "/docs": {"GET": "admin"},

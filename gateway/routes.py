@@ -2,15 +2,12 @@
 
 import asyncio
 import logging
-import re
-import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import msgspec
 from fastapi import APIRouter, Request
-from fastapi.responses import RedirectResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -18,7 +15,7 @@ from starlette.responses import Response
 from clients import Deadline, InvalidRequest, TrunklineError
 from clients.wire.asgi import CallerLeftError, while_connected
 from clients.wire.catalogue import CatalogueHead
-from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, STICKY_KEY
+from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, SERVER_TIMING, STICKY_KEY
 from clients.wire.text import normalization_notes
 from gateway.adapters import ClientTrunks
 from gateway.admission import Admission
@@ -27,6 +24,7 @@ from gateway.classification import Answer
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
+from gateway.exchange import current_request_id
 from gateway.pipeline import Pipeline
 from gateway.plan import refusal
 from gateway.ports import LiveTrunk
@@ -38,9 +36,6 @@ from gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _encoder: Final = msgspec.json.Encoder()
-_REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-
-SERVER_TIMING: Final = "server-timing"
 
 router = APIRouter()
 
@@ -194,11 +189,11 @@ async def respond(
     except (TrunklineError, HeadFailed) as raised:
         error = raised.error if isinstance(raised, HeadFailed) else public(raised)
         response = tell(error, request_id)
-        state.telemetry.refused(response.status_code)
+        state.telemetry.refused(response.status_code, error.code)
         if response.status_code >= 500:
             _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
     except (ClientDisconnect, CallerLeftError):
-        state.telemetry.refused(499)
+        state.telemetry.refused(499, "departed")
         return Response(status_code=499)
     # Cheaper than by Starlette's headers, on the hot path.
     response.raw_headers.append((REQUEST_ID.encode(), request_id.encode()))
@@ -249,10 +244,9 @@ def refuse_compression(request: Request) -> None:
         raise WrongMediaType("compressed bodies are not accepted")
 
 
-def request_id_of(request: Request) -> str:
+def request_id_of(_: Request) -> str:
     """The caller's own, when it is one, or a new one."""
-    given = request.headers.get(REQUEST_ID, "")
-    return given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+    return current_request_id()
 
 
 @router.get("/v1/heads", summary="The live heads")
@@ -327,12 +321,6 @@ async def info(request: Request) -> Response:
     known = state.trunks.known
     trunk = {"name": known.name, "fingerprint": known.fingerprint} if known else None
     return _json({"service": "gateway", "trunk": trunk, "settings": state.settings.model_dump(mode="json", exclude=hidden)})
-
-
-@router.get("/", include_in_schema=False)
-async def root() -> Response:
-    """To the documentation."""
-    return RedirectResponse("/docs")
 
 
 def _json(content: object, status: int = 200) -> Response:

@@ -3,11 +3,13 @@
 import re
 from pathlib import Path
 from typing import Annotated, Final, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from clients.wire.guard import why_not_listen
+from clients.wire.logs import LogFormat
 
 _ORIGIN: Final = re.compile(r"https?://[A-Za-z0-9.\-\[\]:]+")
 
@@ -76,6 +78,12 @@ class Settings(BaseSettings):
     )
     max_predict_calls: int = Field(1, ge=1, description="To one head at once; more, smaller calls cost CPU.")
     max_call_rows: int = Field(256, ge=1, description="Texts of one call to a head.")
+    log_format: LogFormat = Field("text", description="On stderr; json: one object a line.")
+    access_log: bool = Field(False, description="A line for each request: outcome, sizes and durations, never what was sent.")
+    otlp_endpoint: str | None = Field(
+        None, description="An OpenTelemetry collector for traces, http://HOST:4318; needs trunkline[otel]."
+    )
+    otlp_sample_ratio: float = Field(0.01, ge=0, le=1, description="Traces of requests that belong to none yet.")
     output_cache_bytes: int = Field(
         64 * 1024 * 1024, ge=0, description="Of outputs of heads, kept for texts that come again. 0: none are."
     )
@@ -129,6 +137,13 @@ class Settings(BaseSettings):
             raise ValueError("a backend's key is given by itself or by a file, not both")
         return self
 
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _is_a_collector(cls, url: str | None) -> str | None:
+        if url is not None and not is_http_url(url):
+            raise ValueError("is not an address such as http://HOST:4318; credentials go into OTEL_EXPORTER_OTLP_HEADERS")
+        return url
+
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
         if self.default_timeout_seconds > self.max_timeout_seconds:
@@ -136,3 +151,14 @@ class Settings(BaseSettings):
         if self.max_concurrent_texts < self.max_texts:
             raise ValueError("max_concurrent_texts is below max_texts: the largest request could only come in alone")
         return self
+
+
+def is_http_url(url: str) -> bool:
+    """Whether *url* is http(s)://HOST, with or without a port and a path, and nothing else: no credentials, no query."""
+    try:
+        parts = urlsplit(url)
+        parts.port  # noqa: B018 (reading it is the check)
+    except ValueError:
+        return False
+    is_bare = not (parts.username or parts.password or parts.query or parts.fragment)
+    return parts.scheme in {"http", "https"} and bool(parts.hostname) and is_bare

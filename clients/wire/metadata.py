@@ -8,6 +8,9 @@ REQUEST_ID: Final = "x-request-id"
 TRACEPARENT: Final = "traceparent"
 """HTTP header and gRPC metadata of W3C trace context: the caller's trace and span, and whether they are sampled."""
 
+SERVER_TIMING: Final = "server-timing"
+"""HTTP header of answers: how long each stage took, in milliseconds (W3C Server Timing)."""
+
 REQUEST_TIMEOUT_MS: Final = "x-request-timeout-ms"
 """HTTP header: the caller's whole patience, in milliseconds. gRPC carries its own deadline."""
 

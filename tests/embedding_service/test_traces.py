@@ -257,6 +257,7 @@ async def test_missing_packages_are_named_at_the_start(
     import sys
 
     monkeypatch.delitem(sys.modules, "embedding_service.traces")
+    monkeypatch.delitem(sys.modules, "clients.wire.spans")
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk", None)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.resources", None)  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "opentelemetry.exporter.otlp.proto.http", None)  # type: ignore[arg-type]

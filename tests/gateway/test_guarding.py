@@ -16,12 +16,13 @@ from clients.wire.guarded_http import OPEN, RouteTable, Unguarded
 from clients.wire.keys import SCOPES, Scope, add_key
 from gateway import guarding
 from gateway.app import create_app
+from gateway.exchange import WithExchanges
 from gateway.guarding import ROUTES
 from gateway.settings import Settings
 from tests.routes import routes_of
 
 NOWHERE = {"embedding_address": "127.0.0.1:1", "heads_address": "127.0.0.1:1"}
-OPEN_PATHS = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready"}
+OPEN_PATHS = {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/ui/page.css", "/ui/page.js", "/ui/icon.svg"}
 
 
 def settings_of(tmp_path: Path, **more: object) -> Settings:
@@ -165,7 +166,7 @@ def test_a_quota_is_taken_by_texts_all_or_none(tmp_path: Path, keys_file: Path) 
 def test_without_keys_nothing_is_in_the_way(tmp_path: Path) -> None:
     app = create_app(settings_of(tmp_path))
 
-    assert [guarding.Outermost] == [layer.cls for layer in app.user_middleware]
+    assert [WithExchanges, guarding.Outermost] == [layer.cls for layer in app.user_middleware]
     with TestClient(app) as api:
         assert 200 == api.get("/info").status_code
 

@@ -1,0 +1,23 @@
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clients.wire.logs import clean_id, event_fields, trace_id
+
+
+@given(st.text())
+def test_an_id_that_is_repeated_is_short_and_prints_on_one_line(value: str) -> None:
+    found = clean_id(value)
+
+    assert found in {"", value}
+    assert len(found) <= 128
+    assert found.isascii()
+    assert len(found.splitlines()) <= 1
+
+
+@given(st.text())
+def test_a_trace_id_is_hexadecimal_or_nothing(header: str) -> None:
+    assert trace_id(header) == "" or set(trace_id(header)) <= set("0123456789abcdef")
+
+
+def test_a_line_leaves_out_what_is_not_known() -> None:
+    assert {"fields": {"a": "x", "c": 0}} == event_fields(a="x", b="", c=0, d=None)

@@ -1,0 +1,55 @@
+"""docs/operations.md is about settings and metrics that there are."""
+
+import re
+from pathlib import Path
+
+from embedding_service.settings import Settings as EmbeddingSettings
+from gateway.settings import Settings as GatewaySettings
+from gateway.telemetry import BackendMetrics, Telemetry
+from head_service.control.settings import ServeSettings, WorkerSettings
+from head_service.serving.flags import Flags
+from tests.deploy.test_watching import RULES, exposed
+
+ROOT = Path(__file__).resolve().parents[1]
+TEXT = (ROOT / "docs" / "operations.md").read_text()
+
+
+def flags() -> set[str]:
+    settings = (EmbeddingSettings, GatewaySettings, ServeSettings, WorkerSettings)
+    named = {name.replace("_", "-") for one in settings for name in one.model_fields}
+    return named | set(Flags.__dataclass_fields__) | {"help"}
+
+
+def test_every_flag_is_one() -> None:
+    named = set(re.findall(r"--([a-z][\w-]*)", TEXT))
+
+    assert len(named) > 20
+    assert named <= flags()
+
+
+def test_every_variable_is_one() -> None:
+    for service, name in re.findall(r"TRUNKLINE_([A-Z]+)_([A-Z_]+)", TEXT):
+        assert service in {"GATEWAY", "EMBEDDING", "CONTROL"}
+        assert name.lower().replace("_", "-") in flags()
+
+
+def test_every_metric_of_the_gateway_is_told_and_every_metric_told_exists() -> None:
+    named = set(re.findall(r"trunkline_(?:gateway|embedding)_\w+", TEXT))
+    telemetry = Telemetry()
+    gateway = {one._name for one in (*telemetry._counted(), *telemetry._asked(), *BackendMetrics(telemetry.registry).families)}
+
+    assert gateway <= named
+    assert all(name in exposed() or f"{name}_count" in exposed() for name in named)
+
+
+def test_every_alert_named_is_one() -> None:
+    named = set(re.findall(r"Trunkline[A-Z]\w+", TEXT))
+
+    assert named
+    assert named <= {rule["alert"] for rule in RULES}
+
+
+def test_links_lead_somewhere() -> None:
+    for name in ("operations.md", "api.md"):
+        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs" / name).read_text()):
+            assert (ROOT / "docs" / target).exists(), target
