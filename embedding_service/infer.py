@@ -3,18 +3,20 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Protocol
 
 import numpy as np
 
+from clients.wire.chain import NO_STEPS, Chain
 from clients.wire.text import TextEncoder
 from embedding_service.backend import Backend, EngineSpec, FloatArray, TrunkSpec, View
 from embedding_service.backend.tables import TableSpec
 from embedding_service.batching import Batcher, PassSlots, Row, Waiter
 from embedding_service.errors import EmbedError, InvalidInput, UnknownTrunk, WrongTrunk
 from embedding_service.hosted_table import HostedTable
+from embedding_service.models.fingerprint import fingerprint_after
 from embedding_service.queue import Entry, QueueLimits
 from embedding_service.reuse import Reuse, SharedVectors, VectorCache
 from embedding_service.telemetry import Telemetry, Timings, TrunkTelemetry
@@ -78,7 +80,7 @@ class InputWaiter(Waiter, Protocol):
 
 
 class HostedTrunk:
-    """A trunk and what serves it."""
+    """A trunk and what serves it. *chain* is what every text goes through first; it is part of what the trunk is."""
 
     def __init__(
         self,
@@ -89,12 +91,16 @@ class HostedTrunk:
         slots: PassSlots | None = None,
         cache_bytes: int = 0,
         shared: SharedVectors | None = None,
+        chain: Chain = NO_STEPS,
     ) -> None:
-        self.spec: TrunkSpec = backend.trunk
+        self.chain = chain
+        self.spec: TrunkSpec = replace(backend.trunk, fingerprint=fingerprint_after(chain, backend.trunk.fingerprint))
         self.engine: EngineSpec = backend.engine
         self.batcher = Batcher(backend, limits, telemetry, slots)
         self.reuse = Reuse(self.batcher, VectorCache(cache_bytes), telemetry, shared)
-        self.encoder = TextEncoder(self.spec.tokenizer_json, max_tokens=self.spec.max_tokens, prompt=self.spec.prompt)
+        self.encoder = TextEncoder(
+            self.spec.tokenizer_json, max_tokens=self.spec.max_tokens, prompt=self.spec.prompt, chain=chain
+        )
         self.tokenizer = InputTokenizer(self.spec, self.encoder)
 
     def check_room(self, *, is_bulk: bool) -> None:

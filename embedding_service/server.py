@@ -14,7 +14,7 @@ import numpy as np
 from clients.wire import embedding_pb2 as pb
 from clients.wire.logs import clean_id, describe
 from clients.wire.metadata import EMBEDDING_SERVICE, REQUEST_ID, RETRY_AFTER_MS
-from clients.wire.text import NORMALIZER, TextPair
+from clients.wire.text import NORMALIZER, TextPair, normalizer_after
 from embedding_service.backend import Pooling, View
 from embedding_service.backend.words import WORDS
 from embedding_service.conversation import Conversation, Settled
@@ -255,7 +255,7 @@ def trunk_message(trunk: HostedTrunk, max_request_inputs: int, *, with_tokenizer
         max_tokens=spec.max_tokens,
         default_view=_view_message(spec.default_view),
         layers=engine.layers,
-        normalizer=NORMALIZER,
+        normalizer=normalizer_after(trunk.chain),
         prompt=spec.prompt,
         prompts=spec.prompts,
         engine=engine.label,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from grpc_health.v1.health import aio as health_aio
 from prometheus_client import CollectorRegistry
 
+from clients.wire.chain import chain_of
 from clients.wire.guarded_http import GuardedHttp, RouteTable
 from embedding_service import logs
 from embedding_service.backend import Backend, Batch
@@ -156,6 +157,7 @@ def _hosted(
             slots=slots[backend.engine.device],
             cache_bytes=settings.cache_bytes // len(backends),
             shared=None if shared is None else shared.of(backend.trunk.fingerprint, backend.engine.label),
+            chain=chain_of(settings.preprocess),
         )
         telemetry.watch_queue(name, trunk.batcher.queue_age)
         trunks.append(trunk)

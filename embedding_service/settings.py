@@ -9,6 +9,7 @@ from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from clients.wire.chain import with_versions
 from clients.wire.guard import why_not_listen
 from embedding_service.bert_as_service import PoolingStrategy
 from embedding_service.logs import LogFormat
@@ -111,11 +112,22 @@ class Settings(BaseSettings):
     default_timeout_seconds: float = Field(30.0, gt=0, description="For a call that brings no deadline, and the most it gets.")
     drain_seconds: float = Field(5.0, ge=0, description="Given to work in flight when told to stop.")
 
-    @field_validator("model", "table", mode="before")
+    preprocess: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Steps that texts go through before a trunk's own normaliser, with commas between, such as nfkc,lower."
+        " They are part of the fingerprint: heads are trained anew. Not for tables.",
+    )
+
+    @field_validator("model", "table", "preprocess", mode="before")
     @classmethod
     def _several(cls, value: object) -> object:
         """The environment gives one string, the command line a list of them."""
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("preprocess")
+    @classmethod
+    def _are_known_steps(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        return with_versions(name for given in names for name in given.split(","))
 
     log_format: LogFormat = Field("text", description="On stderr; json: one object a line.")
     access_log: bool = Field(False, description="A line for each request: outcome, sizes and durations, never what was sent.")

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
 
+from clients.wire.chain import StepFailedError
 from clients.wire.text import Encoded, TextEncoder, TextPair
 from embedding_service.backend import Pooling, TrunkSpec
 from embedding_service.errors import InvalidInput
@@ -97,9 +98,12 @@ class InputTokenizer:
             InvalidInput: one of them can never be served as it is.
         """
         prompt = self._prompt(prompt_name) if prompt_name else None
-        if sum(map(_num_characters, inputs)) <= INLINE_CHARACTERS:
-            return self._tokenize(inputs, truncation, limits, prompt)
-        return await asyncio.to_thread(self._tokenize, inputs, truncation, limits, prompt)
+        try:
+            if self._encoder.is_quick and sum(map(_num_characters, inputs)) <= INLINE_CHARACTERS:
+                return self._tokenize(inputs, truncation, limits, prompt)
+            return await asyncio.to_thread(self._tokenize, inputs, truncation, limits, prompt)
+        except StepFailedError as error:
+            raise InvalidInput(str(error)) from None
 
     def _prompt(self, name: str) -> str:
         prompt = self._spec.prompts.get(name)

@@ -18,7 +18,8 @@ from clients import (
 )
 from clients.wire import catalogue
 from clients.wire.catalogue import Manifest, bundles_of
-from clients.wire.text import NORMALIZER, Encoded, TextEncoder
+from clients.wire.chain import UnknownStepError
+from clients.wire.text import Encoded, TextEncoder, chain_before_normalizer
 from gateway.coalesce import CallLimits, Coalescer
 from gateway.exchange import ids_passed_on
 from gateway.ports import FloatArray, LiveTrunk, PriorityName, Rows
@@ -59,11 +60,15 @@ class ClientTrunks:
 
     async def _ask(self) -> LiveTrunk:
         found = await self._client.trunk(with_tokenizer=True, timeout=5.0)
-        if found.normalizer != NORMALIZER:
-            raise InvalidResponse(f"the embedding service normalises by {found.normalizer}, this gateway by {NORMALIZER}")
+        try:
+            chain = chain_before_normalizer(found.normalizer)
+        except UnknownStepError as error:
+            raise InvalidResponse(f"the embedding service prepares texts as this gateway cannot: {error}") from None
         try:
             # A tokenizer of many languages takes a second to read.
-            encoder = await asyncio.to_thread(TextEncoder, found.tokenizer_json, max_tokens=found.max_tokens, prompt=found.prompt)
+            encoder = await asyncio.to_thread(
+                TextEncoder, found.tokenizer_json, max_tokens=found.max_tokens, prompt=found.prompt, chain=chain
+            )
         # The tokenizers library raises plain Exceptions.
         except Exception as error:
             raise InvalidResponse("the embedding service's tokenizer cannot be read") from error

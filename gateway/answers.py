@@ -13,16 +13,6 @@ DEFAULT_THRESHOLD: Final = 0.5
 """Of a label of multi_label, where neither manifest nor request names one."""
 
 
-def of_texts(scores: FloatArray, pieces: Sequence[Sequence[int]]) -> FloatArray:
-    """Scores of inputs as scores of texts: *pieces* are the rows that belong to each text, several where it was read in windows.
-
-    Several are averaged.
-    """
-    if all(len(rows) == 1 for rows in pieces):
-        return scores[[rows[0] for rows in pieces]]
-    return np.stack([scores[list(rows)].mean(axis=0) for rows in pieces])
-
-
 def read_scores(manifest: Manifest, scores: FloatArray, request: Classification) -> list[HeadAnswer]:
     """What *scores*, float32 [texts, labels], say of each text."""
     if manifest.task == "regression":

@@ -19,7 +19,7 @@ from gateway.ports import (
     Outputs,
     Trunks,
 )
-from gateway.preprocess import prepare
+from gateway.preprocess import Prepared, prepare, reading_of
 from gateway.shadow import Shadows, runs_of
 from gateway.vectors import Vectors
 from gateway.work import Work, look_up
@@ -77,7 +77,7 @@ class Pipeline:
         timings.embed = embedded - started - timings.preprocess
         scores = await self._ask(work, vectors, deadline)
         said = {one.version: self._said(one, computed) for one, computed in zip(work, scores, strict=True)}
-        outcomes = _outcomes(plan, work, said, request)
+        outcomes = _outcomes(plan, prepared, work, said, request)
         if plan.shadows and self._shadows is not None:
             for run in runs_of(plan, trunk, request, work, vectors, said):
                 self._shadows.start(run)
@@ -118,13 +118,20 @@ class Pipeline:
 
 
 def _outcomes(
-    plan: Plan, work: Sequence[Work], said: Mapping[tuple[str, int], HeadScores], request: Classification
+    plan: Plan,
+    prepared: Prepared,
+    work: Sequence[Work],
+    said: Mapping[tuple[str, int], HeadScores],
+    request: Classification,
 ) -> dict[str, HeadOutcome]:
     by_version = {one.version: one for one in work}
     outcomes: dict[str, HeadOutcome] = {}
     for word, head in plan.heads.items():
         if head.refused:
             outcomes[word] = FailedPrecondition(head.refused)
+            continue
+        if failed := prepared.failed.get(reading_of(head.manifest)):
+            outcomes[word] = failed
             continue
         version = head.manifest.name, head.manifest.version
         scores = said[version]

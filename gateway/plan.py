@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from clients import InvalidRequest, NotFound
+from clients.wire import chain
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, View, views_of
 from gateway.classification import Classification
 from gateway.ports import LiveTrunk
@@ -107,6 +108,8 @@ def refusal(manifest: Manifest, trunk: LiveTrunk) -> str:
     if missing:
         said = f"head {manifest.name!r} reads layer {', '.join(missing)}, which the embedding service does not compute"
         return f"{said}; start it with --layers"
+    if fault := chain.fault_of(manifest.preprocess):
+        return f"head {manifest.name!r} cannot be given texts as it was trained on: {fault}"
     return ""
 
 

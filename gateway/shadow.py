@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from clients import Deadline, TrunklineError
 from clients.wire.catalogue import Manifest, views_of
-from gateway.answers import of_texts
+from clients.wire.long_text import scores_of_texts
 from gateway.classification import Classification, Truncation
 from gateway.fanout import HeadScores, check_scores
 from gateway.plan import Plan
@@ -134,11 +134,13 @@ class Shadows:
         """What the shadow says of each text, float32 [texts, labels]."""
         rows, pieces = (run.rows, run.pieces) if run.rows is not None else await self._embedded(run, deadline)
         scores = check_scores(await self._predictor.predict(run.shadow, rows, deadline), run.shadow, len(rows))
-        return of_texts(scores, pieces)
+        return scores_of_texts(run.shadow, scores, pieces)
 
     async def _embedded(self, run: ShadowRun, deadline: Deadline) -> tuple[Rows, Sequence[Sequence[int]]]:
         reading = reading_of(run.shadow)
         prepared = await prepare(run.trunk.encoder, run.texts, [reading], run.truncation)
+        if reading in prepared.failed:
+            raise prepared.failed[reading]
         views = tuple(dict.fromkeys(views_of(run.shadow)))
         arrays = await self._embedder.embed(run.trunk, prepared.inputs, views, deadline, "bulk")
         everything = range(len(prepared.inputs))
@@ -158,7 +160,9 @@ def runs_of(
     by_version = {one.version: one for one in work}
     runs = []
     for live, shadow in plan.shadows:
-        one = by_version[live.name, live.version]
+        one = by_version.get((live.name, live.version))
+        if one is None:
+            continue
         scores = said[one.version]
         if isinstance(scores, TrunklineError) or not one.missing:
             continue

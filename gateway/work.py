@@ -7,7 +7,8 @@ from itertools import chain
 import numpy as np
 
 from clients.wire.catalogue import Manifest
-from gateway.answers import of_texts, read_scores
+from clients.wire.long_text import scores_of_texts
+from gateway.answers import read_scores
 from gateway.classification import Classification, HeadAnswer
 from gateway.outputs import key_of
 from gateway.plan import Plan
@@ -64,7 +65,7 @@ class Work:
         """The scores of all texts, float32 [texts, labels]: *computed*, of *missing*, kept from now on, and what was known."""
         fresh = computed
         if self.missing:
-            fresh = computed if self.is_plain else of_texts(computed, self.rows)
+            fresh = computed if self.is_plain else scores_of_texts(self.manifest, computed, self.rows)
             if self.outputs is not None:
                 self.outputs.keep([self.keys[index] for index in self.asked], fresh)
         if not self.known:
@@ -86,11 +87,13 @@ class Work:
 
 
 def look_up(outputs: Outputs, plan: Plan, prepared: Prepared, *, may_reuse: bool) -> list[Work]:
-    """The work of each version of *plan*; without *may_reuse* nothing said before spares any, and nothing is kept."""
+    """The work of each version whose texts could be prepared; without *may_reuse* nothing said before spares any, or is kept."""
     keys: dict[Reading, list[bytes]] = {}
     work = []
     for manifest in plan.versions:
         reading = reading_of(manifest)
+        if reading in prepared.failed:
+            continue
         pieces = prepared.places[reading]
         is_exact = (manifest.name, manifest.version) in plan.exact
         line = outputs.of(manifest, exact=is_exact) if may_reuse else None

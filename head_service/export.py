@@ -6,6 +6,7 @@ import TensorFlow.
 
 import os
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +23,7 @@ os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 import tensorflow as tf
 
 from clients.wire.catalogue import MANIFEST_PATH, GoldenExample, Manifest, Task, encode
+from clients.wire.long_text import scores_of_texts
 from clients.wire.tensors import to_tensor
 from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
@@ -59,7 +61,14 @@ class _HeadModule(tf.Module):  # type: ignore[misc]  # TensorFlow is published w
         return {"scores": tf.nn.sigmoid(logits) if self._task == "multi_label" else tf.nn.softmax(logits), "logits": logits}
 
 
-def export_head(head: Head, manifest: Manifest, features: Features, texts: list[str], directory: Path) -> None:
+def export_head(
+    head: Head,
+    manifest: Manifest,
+    features: Features,
+    texts: list[str],
+    directory: Path,
+    rows: Sequence[Sequence[int]] | None = None,
+) -> None:
     """Write *head* into the empty *directory*, its manifest last.
 
     Args:
@@ -68,12 +77,14 @@ def export_head(head: Head, manifest: Manifest, features: Features, texts: list[
         features: of *texts*; the first few become golden examples and warm-up requests.
         texts: held-out ones.
         directory: exists and is empty.
+        rows: of *features*, those of each text; None: one each.
 
     Raises:
         ManifestError: the manifest is not of this head, or the head answers numbers that are not finite.
     """
     _check(head, manifest, features)
-    golden = _golden(head, manifest, take(features, np.arange(min(NUM_GOLDEN, len(features)))), texts)
+    of_golden = (rows or [[row] for row in range(len(features))])[:NUM_GOLDEN]
+    golden = _golden(head, manifest, take(features, np.arange(of_golden[-1][-1] + 1)), of_golden, texts)
     with tempfile.TemporaryDirectory() as scratch:
         labels = Path(scratch) / "labels.txt"
         labels.write_text("".join(f"{label}\n" for label in head.labels), encoding="utf-8")
@@ -111,8 +122,10 @@ def _input_specs(manifest: Manifest) -> list[Any]:
     ]
 
 
-def _golden(head: Head, manifest: Manifest, features: Features, texts: list[str]) -> tuple[GoldenExample, ...]:
-    scores = scores_of(head.logits(features), head.task, manifest.temperature)
+def _golden(
+    head: Head, manifest: Manifest, features: Features, rows: Sequence[Sequence[int]], texts: list[str]
+) -> tuple[GoldenExample, ...]:
+    scores = scores_of_texts(manifest, scores_of(head.logits(features), head.task, manifest.temperature), rows)
     if not np.isfinite(scores).all():
         raise ManifestError("the head answers numbers that are not finite; train it again")
     return tuple(

@@ -10,16 +10,18 @@ from numpy.typing import NDArray
 from clients import Embeddings, HeadClient, NotFound, TrunklineError, View
 from clients.wire import catalogue
 from clients.wire.catalogue import Manifest
+from clients.wire.long_text import scores_of_texts
 from head_service.errors import RepositoryError, TrunkMismatchError
+from head_service.pieces import DescribesTrunk, Piece, pieces_of
 
 FloatArray = NDArray[np.float32]
 
 
-class Embeds(Protocol):
+class Embeds(DescribesTrunk, Protocol):
     """What scoring needs of the embedding service; `clients.EmbeddingClient` is one."""
 
-    def embed_all(self, texts: Sequence[str], *, views: Sequence[View] = ()) -> Embeddings:
-        """Embed any number of texts."""
+    def embed_all(self, texts: Sequence[Piece], *, views: Sequence[View] = ()) -> Embeddings:
+        """Embed any number of texts or token ids."""
         ...
 
 
@@ -43,16 +45,18 @@ class TextScorer:
         Raises:
             TrunkMismatchError: the embedding service has another trunk.
             RepositoryError: the head cannot be asked, or its answer is not scores.
+            DataError: the head's steps are not known here, or leave nothing of a text.
             TrunklineError: a service cannot be reached.
         """
         head = f"head {manifest.name!r} version {manifest.version}"
-        answer = self.embedder.embed_all(texts, views=views_of(manifest))
+        pieces = pieces_of(texts, manifest.preprocess, manifest.long_text, self.embedder)
+        answer = self.embedder.embed_all(pieces.inputs, views=views_of(manifest))
         if answer.trunk_fingerprint != manifest.trunk.fingerprint:
             raise TrunkMismatchError(f"{head} is of another trunk than the embedding service's")
         scores = self.predict(manifest, inputs_of(manifest, answer))
-        if scores.ndim != 2:
+        if scores.ndim != 2 or len(scores) != len(pieces.inputs):
             raise RepositoryError(f"{head} does not answer with rows of scores")
-        return [[float(score) for score in row] for row in scores]
+        return [[float(score) for score in row] for row in scores_of_texts(manifest, scores, pieces.rows)]
 
 
 def served(heads: HeadClient, manifest: Manifest, inputs: Inputs) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from clients import AsyncClient, Client, EmbeddingClient, HeadError, HeadResult, TrunklineError
-from clients.wire.catalogue import Task
+from clients.wire.catalogue import LongText, Task
 from trunkline import bulk, control, heads, keys, models, paths
 
 app = typer.Typer(
@@ -118,6 +118,12 @@ def train(
     weights: Annotated[
         Path | None, typer.Option(help="An .npz file of a linear head that is fitted already; FILE only measures it.")
     ] = None,
+    preprocess: Annotated[
+        str, typer.Option(help="Steps that the head's texts go through, here and when served, such as nfkc,html-strip,lower.")
+    ] = "",
+    long_text: Annotated[
+        str, typer.Option(help="Of texts longer than the encoder reads: cut, or the windows' mean or max of each score.")
+    ] = "cut",
 ) -> None:
     """Train a head and make it live if it is no worse than what is; without a restart when the stack runs."""
     from head_service.training.fit import HEAD_CHOICES, FitOptions  # noqa: PLC0415
@@ -130,6 +136,8 @@ def train(
         layers=_numbers(layers),
         weights=weights,
         with_texts=texts_in_report,
+        preprocess=tuple(preprocess.split(",")),
+        long_text=_one_of(long_text, get_args(LongText), "--long-text"),
     )
     stack = _stack(0, True, None, "auto", layers=wanted.layers)
     asyncio.run(

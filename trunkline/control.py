@@ -95,12 +95,15 @@ def submit(
     label_column: Annotated[str | None, typer.Option(help="Guessed when absent.")] = None,
     publish: Annotated[str, typer.Option(help="live, or version: there, to be promoted by hand.")] = "live",
     follow: Annotated[bool, typer.Option("--follow", help="Show what it says until it ends.")] = False,
+    preprocess: Annotated[str, typer.Option(help="Steps for the head's texts, such as nfkc,html-strip,lower.")] = "",
+    long_text: Annotated[str, typer.Option(help="cut, or the windows' mean or max of each score.")] = "cut",
     control: Url = None,
 ) -> None:
     """Submit a training run; its id is printed."""
     if (file is None) == (path is None):
         raise InvalidRequest("give either FILE or --path")
     order: dict[str, Any] = {"head": head, "head_type": head_type, "task": task, "seed": seed, "publish": publish}
+    order |= {"long_text": long_text, "preprocess": [name for name in preprocess.split(",") if name]}
     order |= {name: value for name, value in (("text_column", text_column), ("label_column", label_column)) if value is not None}
     with _control(control) as service:
         order["data"] = {"path": path} if file is None else {"upload": _upload(service, file)}

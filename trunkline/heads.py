@@ -104,6 +104,7 @@ def show(name: Name) -> None:
     _print_table(("version", "state", "metric", "test texts", "age", "gate"), rows)
     if state.entry:
         _say(f"previous version: {state.entry.previous or 'none'}; {_asked(state.entry)}")
+        _say(_reads(state.entry.versions[state.entry.stable]))
     events = history.events(lifecycle.repository.store, name)[-SHOWN_EVENTS:]
     _print_table(
         ("when", "who", "what", "version", "from", "to", "reason"),
@@ -388,6 +389,12 @@ def _disagreements(lifecycle: "Lifecycle", states: Sequence["HeadState"]) -> lis
 def _asked(entry: "CatalogueHead") -> str:
     when = "answers when no head is named" if entry.default else "answers on request"
     return f"{when}; tags: {' '.join(entry.tags) or 'none'}"
+
+
+def _reads(manifest: "Manifest") -> str:
+    steps = ", ".join(manifest.preprocess) or "the trunk's own normaliser alone"
+    long = "cut" if manifest.long_text == "cut" else f"read in windows, {manifest.long_text} of their scores"
+    return f"texts go through {steps}; long ones are {long}"
 
 
 def _missing(states: Sequence["HeadState"]) -> list[tuple[str, int]]:

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Final
 
 from clients import EmbeddingClient
-from clients.wire.catalogue import Task
+from clients.wire.catalogue import LongText, Task
 from head_service.head_server import scorer_at, wait_until_available
 from head_service.lifecycle import Lifecycle
+from head_service.pieces import named_steps
 from head_service.release import release
 from head_service.repository import Repository
 from head_service.training.brought import read_weights
@@ -45,7 +46,8 @@ class LiveStack:
 class HeadWanted:
     """How a head is to be made; *weights* is an .npz file of one that is fitted already, see `read_weights`.
 
-    *label_separator* is what stands between several labels in one cell.
+    *label_separator* is what stands between several labels in one cell. *preprocess* are names of steps, the newest version of
+    each where none is given, and *long_text* is as in `clients.wire.catalogue.Manifest`.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -54,6 +56,8 @@ class HeadWanted:
     layers: tuple[int, ...] = ()
     weights: Path | None = None
     with_texts: bool = True
+    preprocess: tuple[str, ...] = ()
+    long_text: LongText = "cut"
 
 
 def train_head(
@@ -91,6 +95,8 @@ def train_head(
                 options=wanted.fit,
                 brought=brought,
                 with_texts=wanted.with_texts,
+                preprocess=named_steps(wanted.preprocess),
+                long_text=wanted.long_text,
             ),
             embedder=embedder,
             cache=EmbeddingCache(live.cache_dir / "training-embeddings.sqlite"),

@@ -14,6 +14,9 @@ MANIFEST_PATH: Final = "assets.extra/trunkline.json"
 
 PoolingName = Literal["mean", "cls", "max", "mean_max", "sep", "tokens"]
 Task = Literal["single_label", "multi_label", "regression"]
+LongText = Literal["cut", "mean", "max"]
+"""What a head makes of a text that is longer than the trunk reads: the rest is not read; or all of it is, in overlapping windows,
+and each score is the windows' mean or their highest."""
 
 
 class View(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -89,10 +92,11 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     *mix_layers*, when given, take the place of the view's layer: the head reads the view at each of them, their vectors one
     behind the other, and *width* is that of all. *thresholds* has one number a label where the task is multi_label; a regression
     has the one label "value". *temperature* is already applied to the scores. *head_type* says how it was made; nothing depends
-    on it. *validation* is what drift is measured against. *members* are given of a bundle, and of no head: what it answers for;
-    its labels are theirs, each behind its head's name and a dot. *label_separator*, where given, stands between the levels of a
-    hierarchical label: "/" in "sports/football". *files* maps each other file of the version directory, by its relative POSIX
-    path, to "sha256:<64 hex digits>".
+    on it. *preprocess* are the steps of `clients.wire.chain` that a text goes through before the trunk's own, *long_text* says
+    what becomes of a long one: both the same in training and in serving. *validation* is what drift is measured against.
+    *members* are given of a bundle, and of no head: what it answers for; its labels are theirs, each behind its head's name and a dot.
+    *label_separator*, where given, stands between the levels of a hierarchical label: "/" in "sports/football". *files* maps each
+    other file of the version directory, by its relative POSIX path, to "sha256:<64 hex digits>".
     """
 
     schema: Literal["trunkline.head/1"] = "trunkline.head/1"
@@ -110,6 +114,8 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     input: str = "embedding"
     mask_input: str = ""
     output: str = "scores"
+    preprocess: tuple[str, ...] = ()
+    long_text: LongText = "cut"
     metrics: Metrics | None = None
     validation: ValidationSummary | None = None
     members: tuple[BundleMember, ...] | msgspec.UnsetType = msgspec.UNSET

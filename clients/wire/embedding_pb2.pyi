@@ -655,7 +655,7 @@ class Trunk(_message.Message):
     max_tokens: _builtins.int
     """special tokens included"""
     normalizer: _builtins.str
-    """the version of the text normalisation, such as "trunkline-text/1" """
+    """How texts are normalised: the names of steps with spaces between, each with its version; the last is "trunkline-text/1"."""
     prompt: _builtins.str
     """put before every text"""
     engine: _builtins.str

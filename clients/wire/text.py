@@ -9,6 +9,9 @@ import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
+from clients.wire.chain import NO_STEPS, Chain, UnknownStepError, chain_of
+from clients.wire.normal_form import normal_form
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -27,11 +30,31 @@ def normalize_text(text: str) -> str:
     """*text* by the rules of `NORMALIZER`; idempotent. A text that is nothing but dropped characters becomes ""."""
     if text.isascii() and text.isprintable():
         return _WHITE_SPACE.sub(" ", text).strip()
-    composed = unicodedata.normalize("NFC", text)
+    composed = normal_form("NFC", text)
     spaced = _WHITE_SPACE.sub(" ", composed)
     kept = "".join(c for c in spaced if c in _JOINERS or unicodedata.category(c) not in _DROPPED)
     # Dropping a character can bring two spaces, or a letter and its accent, together.
-    return _WHITE_SPACE.sub(" ", unicodedata.normalize("NFC", kept)).strip()
+    return _WHITE_SPACE.sub(" ", normal_form("NFC", kept)).strip()
+
+
+def normalizer_after(chain: Chain) -> str:
+    """How a trunk with *chain* says that it normalises: the names of all steps, the normaliser last, spaces between.
+
+    One that knows nothing of chains compares it with `NORMALIZER` and refuses.
+    """
+    return " ".join((*chain.names, NORMALIZER))
+
+
+def chain_before_normalizer(said: str) -> Chain:
+    """The chain of a trunk that says it normalises by *said*.
+
+    Raises:
+        UnknownStepError: that cannot be done here.
+    """
+    *names, last = said.split(" ")
+    if last != NORMALIZER:
+        raise UnknownStepError(f"the trunk's texts are normalised by {last[:100]!r}, here they are by {NORMALIZER}")
+    return chain_of(tuple(names))
 
 
 def normalization_notes(text: str) -> tuple[str, ...]:
@@ -104,14 +127,18 @@ class TextEncoder:
 
     *tokenizer_json* is a Hugging Face tokenizer.json; whatever truncation and padding it declares is switched off.
     *max_tokens* counts the special tokens. *prompt* is put before every text, of a pair before the first one; a call may
-    bring another.
+    bring another. *chain*, the trunk's own, is applied to every text, never to a prompt; whatever encodes texts may raise its
+    `StepFailedError`.
     """
 
-    def __init__(self, tokenizer_json: bytes, *, max_tokens: int, prompt: str = "") -> None:
+    def __init__(self, tokenizer_json: bytes, *, max_tokens: int, prompt: str = "", chain: Chain = NO_STEPS) -> None:
         from tokenizers import Tokenizer  # noqa: PLC0415 (the clients' base install does without it)
 
         self.max_tokens = max_tokens
+        self.is_quick = chain.is_quick
+        """Whether nothing but our own code looks at texts."""
         self._prompt = prompt
+        self._normalize = (lambda text: normalize_text(chain(text))) if chain else normalize_text
         self._tokenizer: Tokenizer = Tokenizer.from_str(tokenizer_json.decode())
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -123,7 +150,7 @@ class TextEncoder:
     def encode(self, texts: "Sequence[str]", *, side: TruncationSide = "right", prompt: str | None = None) -> list[Encoded]:
         """Normalise and tokenise each text, dropping its end (*side* right) or beginning (left) where it is too long."""
         before = self._prompt if prompt is None else prompt
-        prepared = [before + normalize_text(text) for text in texts]
+        prepared = [before + self._normalize(text) for text in texts]
         encodings = self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
         return [self._fit(encoding.ids, side) for encoding in encodings]
 
@@ -133,7 +160,7 @@ class TextEncoder:
         The prompt stands before each of them.
         """
         before = self._prompt if prompt is None else prompt
-        ids = self._ids(before + normalize_text(text))
+        ids = self._ids(before + self._normalize(text))
         head = self._ids(before) if before else []
         if ids[: len(head)] != head or len(head) > self.max_tokens // 2:
             head = []  # a prompt that runs into the text's first word stands before the first window alone
@@ -145,8 +172,8 @@ class TextEncoder:
 
     def encode_pair(self, pair: TextPair, *, side: TruncationSide = "right", prompt: str | None = None) -> Encoded:
         """Both texts of *pair*; where they are too long together the longer one loses its end or beginning."""
-        first = self._ids((self._prompt if prompt is None else prompt) + normalize_text(pair.first))
-        second = self._ids(normalize_text(pair.second))
+        first = self._ids((self._prompt if prompt is None else prompt) + self._normalize(pair.first))
+        second = self._ids(self._normalize(pair.second))
         room = max(self.max_tokens - 3, 2)
         truncated = len(first) + len(second) > room
         if truncated:
@@ -160,7 +187,7 @@ class TextEncoder:
 
     def tokens(self, text: str, *, with_special: bool = True) -> list[Token]:
         """All tokens of *text*, none dropped, without the prompt; the special ones only *with_special*."""
-        normalized = normalize_text(text)
+        normalized = self._normalize(text)
         encoding = self._tokenizer.encode(normalized, add_special_tokens=with_special)
         parts = zip(encoding.ids, encoding.tokens, encoding.special_tokens_mask, encoding.offsets, strict=True)
         tokens = []

@@ -3,6 +3,7 @@
 import hashlib
 import json
 
+from clients.wire.chain import Chain
 from clients.wire.text import NORMALIZER
 from embedding_service.backend import View
 from embedding_service.backend.words import WORDS
@@ -20,6 +21,14 @@ def fingerprint(*, weights_sha256: str, tokenizer_json: bytes, view: View, promp
         "prompt": prompt,
         "max_tokens": max_tokens,
     }
+    return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+def fingerprint_after(chain: Chain, trunk: str) -> str:
+    """The fingerprint of the trunk of fingerprint *trunk* where *chain* goes before its normaliser: its own without a chain."""
+    if not chain:
+        return trunk
+    facts = {"trunk": trunk, "preprocess": chain.names}
     return "sha256:" + hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 

@@ -91,6 +91,7 @@ async def submit(request: Request) -> Response:
     order = await _read(request, state, TrainingOrder)
     if order.feedback_until:
         raise InvalidRequest("feedback_until is set by POST /v1/feedback/retrain; leave it out")
+    order = schemas.with_step_versions(order)
     key = _idempotency_key(request)
 
     def submit_run() -> tuple[RunFacts, bool]:

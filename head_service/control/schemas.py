@@ -5,6 +5,7 @@ from typing import Annotated, Any, Final, TypeVar
 import msgspec
 
 from clients import InvalidRequest
+from clients.wire.chain import STEPS, UnknownStepError, with_versions
 from clients.wire.text import normalize_text
 from head_service.control.feedback import FeedbackCounts, Given
 from head_service.control.runs import Line, RunFacts
@@ -151,6 +152,20 @@ def parse(body: bytes, kind: type[_Body]) -> _Body:
         raise InvalidRequest(f"the body has the wrong shape: {_safe(str(error))}") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("the body is not valid JSON in UTF-8") from None
+
+
+def with_step_versions(order: TrainingOrder) -> TrainingOrder:
+    """*order*, its steps with their versions, so that a training on the same order does the same later.
+
+    Raises:
+        InvalidRequest: a step is unknown.
+    """
+    if not order.preprocess:
+        return order
+    try:
+        return msgspec.structs.replace(order, preprocess=with_versions(order.preprocess))
+    except UnknownStepError:
+        raise InvalidRequest(f"preprocess names a step that is not known here; there are {', '.join(STEPS)}") from None
 
 
 def check_text(text: str, max_characters: int) -> None:

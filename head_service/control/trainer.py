@@ -12,6 +12,7 @@ from head_service.errors import DataError
 from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.head_server import scorer_at, wait_until_available
 from head_service.lifecycle import Lifecycle
+from head_service.pieces import named_steps
 from head_service.release import release
 from head_service.training.dataset import Dataset, read_dataset, test_part
 from head_service.training.embeddings import EmbeddingCache
@@ -38,7 +39,14 @@ def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
         data = _rows(order, run)
         run.say(f"{len(data.examples)} texts, {len(data.label_names)} labels, {data.num_repeated} repeated rows left out")
         result = train(
-            TrainingRequest(order.head, data, view=order.view, options=options),
+            TrainingRequest(
+                order.head,
+                data,
+                view=order.view,
+                options=options,
+                preprocess=named_steps(order.preprocess),
+                long_text=order.long_text,
+            ),
             embedder=embedder,
             cache=EmbeddingCache(run.cache_dir / "training-embeddings.sqlite"),
             repository=run.repository,

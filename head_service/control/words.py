@@ -7,13 +7,14 @@ from typing import Annotated, Literal, Protocol
 
 import msgspec
 
-from clients.wire.catalogue import Task, View
+from clients.wire.catalogue import LongText, Task, View
 from head_service.repository import Repository
 
 Publish = Literal["live", "version"]
 """What a good version becomes: the one that answers, or only there, to be promoted by hand."""
 
 HeadName = Annotated[str, msgspec.Meta(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
+StepName = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 Column = Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
 
 
@@ -28,7 +29,8 @@ class TrainingOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     """What to train.
 
     *data* and feedback may be given together; where both speak of a text, feedback is right. Feedback rows up to number
-    *feedback_until* are taken, so that a second attempt trains on the same ones.
+    *feedback_until* are taken, so that a second attempt trains on the same ones. *preprocess* and *long_text* become the head's
+    own, see `Manifest`; a step without a version is the newest.
     """
 
     head: HeadName
@@ -41,6 +43,8 @@ class TrainingOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     text_column: Column | None = None
     label_column: Column | None = None
     publish: Publish = "live"
+    preprocess: Annotated[tuple[StepName, ...], msgspec.Meta(max_length=32)] = ()
+    long_text: LongText = "cut"
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -301,6 +301,15 @@ def _plain(cell: object) -> str | None:
     return str(cell) if isinstance(cell, str | int | float) else None
 
 
+def complain_of_lines(says: str, lines: Sequence[int]) -> None:
+    """Refuse data of which *says* is true in *lines*; nothing where there are none.
+
+    Raises:
+        DataError: there are.
+    """
+    _complain([f"{says} in {_lines(lines)}"] if lines else [])
+
+
 def _complain(complaints: list[str]) -> None:
     if complaints:
         more = len(complaints) - MAX_COMPLAINTS

@@ -19,6 +19,7 @@ from clients import Embeddings, Trunk, View
 from clients.wire import catalogue
 from clients.wire.text import normalize_text
 from head_service.errors import TrunkMismatchError
+from head_service.pieces import Piece
 from head_service.training.features import Features, TokenFeatures
 
 FloatArray = NDArray[np.float32]
@@ -46,9 +47,9 @@ class Embedder(Protocol):
         ...
 
     def embed_all(
-        self, texts: Sequence[str], *, views: Sequence[View] = (), progress: Callable[[int], None] | None = None
+        self, texts: Sequence[Piece], *, views: Sequence[View] = (), progress: Callable[[int], None] | None = None
     ) -> Embeddings:
-        """Embed any number of texts; *progress* is told how many are done."""
+        """Embed any number of texts or token ids; *progress* is told how many are done."""
         ...
 
 
@@ -99,7 +100,7 @@ class EmbeddingCache:
 
 
 def embed_features(
-    texts: Sequence[str], views: Sequence[catalogue.View], embedder: Embedder, cache: EmbeddingCache, progress: Progress
+    texts: Sequence[Piece], views: Sequence[catalogue.View], embedder: Embedder, cache: EmbeddingCache, progress: Progress
 ) -> Features:
     """What a head on *views* is trained on: of several views, their vectors one behind the other.
 
@@ -139,7 +140,7 @@ class _Reading:
         self._views = views
         self._progress = progress
 
-    def pooled(self, texts: Sequence[str]) -> FloatArray:
+    def pooled(self, texts: Sequence[Piece]) -> FloatArray:
         """float32 [texts, width of all views]."""
         keys = [self._keys(text) for text in texts]
         known = self._cache.get([key for of_text in keys for key in of_text])
@@ -153,7 +154,7 @@ class _Reading:
             known |= {key: np.asarray(vector, np.float32) for key, vector in fresh.items()}
         return np.stack([np.concatenate([known[key] for key in of_text]) for of_text in keys])
 
-    def tokens(self, texts: Sequence[str]) -> TokenFeatures:
+    def tokens(self, texts: Sequence[Piece]) -> TokenFeatures:
         """float16 vectors of each token, of all views one behind the other."""
         keys = [self._keys(text) for text in texts]
         missing = dict(zip(keys, texts, strict=True))
@@ -185,7 +186,7 @@ class _Reading:
     def _width(self, place: int) -> int:
         return self._views[place].dims or self._trunk.width
 
-    def _asked(self, missing: dict[tuple[bytes, ...], str], size: int) -> Iterator[tuple[list[tuple[bytes, ...]], Embeddings]]:
+    def _asked(self, missing: dict[tuple[bytes, ...], Piece], size: int) -> Iterator[tuple[list[tuple[bytes, ...]], Embeddings]]:
         """The keys and the answers of *missing*, *size* texts at a time."""
         views = [View(pooling=v.pooling, layer=v.layer, normalize=v.normalize, dims=v.dims) for v in self._views]
         keys, total = list(missing), len(missing)
@@ -200,9 +201,10 @@ class _Reading:
     def _telling(self, before: int, total: int) -> Callable[[int], None]:
         return lambda done: self._progress(before + done, total)
 
-    def _keys(self, text: str) -> tuple[bytes, ...]:
+    def _keys(self, text: Piece) -> tuple[bytes, ...]:
         """One a view. The engine is in it because its rounding is in the vector."""
-        normal = normalize_text(text)
+        # No normalised text has the character that stands before ids.
+        normal = normalize_text(text) if isinstance(text, str) else f"\x00{','.join(map(str, text))}"
         parts = [[self._trunk.fingerprint, self._trunk.engine, repr(view), normal] for view in self._views]
         return tuple(hashlib.sha256("\x00".join(some).encode()).digest() for some in parts)
 

@@ -35,14 +35,14 @@ class LiveOnTestPart:
     seen: LiveVersion | None = None
 
     def remeasure(self, live: Manifest, candidate: Metrics) -> Metrics | None:
-        """See `gate.Remeasure`. None where the live version knows other labels: then a person decides."""
+        """See `gate.Remeasure`. None where the live version knows other labels, or cannot read the texts: a person decides."""
         if live.task != self.held.task:
             return None
         try:
             targets = self.held.truth(live.labels)
+            scores = np.asarray(self.scorer(live, self.held.texts), np.float32)
         except DataError:
             return None
-        scores = np.asarray(self.scorer(live, self.held.texts), np.float32)
         found = evaluate(live.task, live.labels, scores, targets, thresholds=live.thresholds)
         self.seen = LiveVersion(live.version, found, same_data=True)
         return metrics_of(found, self.held, candidate.num_train)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -11,12 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clients import Trunk
-from clients.wire.catalogue import Manifest, Metrics, Task, TrunkRef, View
+from clients.wire.catalogue import LongText, Manifest, Metrics, Task, TrunkRef, View
+from clients.wire.long_text import joined
+from clients.wire.text import normalize_text
 from head_service.errors import DataError
 from head_service.gate import Comparison, Remeasure, Scorer
+from head_service.pieces import pieces_of, prepared
 from head_service.repository import Repository
 from head_service.training.calibration import fit_sigmoid_temperature, fit_temperature
-from head_service.training.dataset import Dataset, split
+from head_service.training.dataset import Dataset, complain_of_lines, split
 from head_service.training.embeddings import Embedder, EmbeddingCache, embed_features
 from head_service.training.features import Features, take, width_of
 from head_service.training.fit import FitOptions, Reading, fit, reading_for
@@ -50,8 +54,11 @@ Calibrate = Callable[[Fitted], Calibration]
 """What it goes by are the logits of texts that the head had not seen; there may be none."""
 
 
-def calibrated(fitted: Fitted) -> Calibration:
-    """Scores as sure as the head was right on texts it had not seen, and the thresholds that were best there."""
+def calibrated(fitted: Fitted, long_text: LongText = "cut") -> Calibration:
+    """Scores as sure as the head was right on texts it had not seen, and the thresholds that were best there.
+
+    Where these were read in windows, each window is to be as sure as it is right, and thresholds are of the texts' own scores.
+    """
     task, seen = fitted.head.task, fitted.validation
     if task == "regression" or len(seen) < MIN_TO_CALIBRATE:
         return Calibration()
@@ -59,7 +66,9 @@ def calibrated(fitted: Fitted) -> Calibration:
         return Calibration(fit_temperature(fitted.validation_logits, seen.indices))
     truth = seen.matrix.astype(np.int64)
     temperature = fit_sigmoid_temperature(fitted.validation_logits, truth)
-    return Calibration(temperature, best_thresholds(scores_of(fitted.validation_logits, task, temperature), truth))
+    rows = seen.windows
+    scores = joined(scores_of(fitted.validation_logits, task, temperature), rows, long_text, task)
+    return Calibration(temperature, best_thresholds(scores, truth[[some[0] for some in rows]]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class TrainingRequest:
 
     *view* is what pooled heads read; *mix_layers* what is mixed, all that the trunk offers when empty. *brought* is a head that
     is fitted already: then all of the data is held out, and *options* mean nothing. Not *with_texts*, the report shows none.
+    *preprocess*, names of steps with their versions, and *long_text* become the head's own, see `Manifest`.
     """
 
     name: str
@@ -78,6 +88,8 @@ class TrainingRequest:
     options: FitOptions = field(default_factory=FitOptions)
     brought: Head | None = None
     with_texts: bool = True
+    preprocess: tuple[str, ...] = ()
+    long_text: LongText = "cut"
 
     @property
     def task(self) -> Task:
@@ -111,7 +123,7 @@ def train(
     say: Say,
     embedding_progress: EmbeddingProgress,
     reports: Path | None = None,
-    calibrate: Calibrate = calibrated,
+    calibrate: Calibrate | None = None,
 ) -> TrainingResult:
     """Embed, fit, calibrate, measure, publish, pass the gate: in this order, so nothing half-done is ever live.
 
@@ -122,25 +134,25 @@ def train(
         TrunklineError: the embedding service or the head server cannot be reached.
     """
     began = time.monotonic()
+    for data in (request.data, request.held_out):
+        _check_something_is_left(data, request.preprocess)
     trunk = embedder.trunk()
-    made = _brought(request) if request.brought else _fitted(request, trunk, embedder, cache, say, embedding_progress)
-    held = made.held
-    features = made.features
-    if features is None:
-        features = embed_features(held.texts, [request.view], embedder, cache, embedding_progress)
+    source = _Source(request, embedder, cache, embedding_progress)
+    made = _brought(request, source) if request.brought else _fitted(request, trunk, source, say)
+    held, features, rows = made.held, made.features, made.rows
     head = made.fitted.head
     if width_of(features) != head.spec.width:
         raise DataError(f"the head takes vectors of {head.spec.width} numbers, trunk {trunk.name!r} gives {width_of(features)}")
-    calibration = calibrate(made.fitted)
-    scores = scores_of(head.logits(features), head.task, calibration.temperature)
+    calibration = (calibrate or partial(calibrated, long_text=request.long_text))(made.fitted)
+    scores = joined(scores_of(head.logits(features), head.task, calibration.temperature), rows, request.long_text, head.task)
     evaluation = evaluate(head.task, head.labels, scores, held.truth(head.labels), thresholds=calibration.thresholds)
     metrics = metrics_of(evaluation, held, made.num_train)
 
     def export(directory: Path, version: int) -> None:
         from head_service.export import export_head  # noqa: PLC0415 (TensorFlow: seconds, and only when there is a head)
 
-        manifest = manifest_of(request.name, version, made, trunk, metrics, calibration, scores)
-        export_head(head, manifest, features, held.texts, directory)
+        manifest = manifest_of(request, version, made, trunk, metrics, calibration, scores)
+        export_head(head, manifest, features, held.texts, directory, rows)
 
     version = repository.publish(request.name, export, fingerprint=trunk.fingerprint)
     live = LiveOnTestPart(held, scorer)
@@ -179,6 +191,8 @@ def _write_report(
         seconds=measured.seconds,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         temperature=measured.calibration.temperature,
+        preprocess=request.preprocess,
+        long_text=request.long_text,
     )
     told = build_report(
         facts,
@@ -195,41 +209,69 @@ def _write_report(
 
 @dataclass(frozen=True, slots=True)
 class _Made:
-    """A head, what it reads, and what it is measured on; *features* None: they are not embedded yet."""
+    """A head, what it reads, and what it is measured on: *rows* of *features* are of each of the texts *held* out."""
 
     fitted: Fitted
     reading: Reading
     held: Dataset
-    features: Features | None
+    features: Features
+    rows: Sequence[Sequence[int]]
     num_train: int
 
 
-def _brought(request: TrainingRequest) -> _Made:
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where features come from."""
+
+    request: TrainingRequest
+    embedder: Embedder
+    cache: EmbeddingCache
+    progress: EmbeddingProgress
+
+    def features(self, data: Dataset, views: Sequence[View]) -> tuple[Features, list[range]]:
+        """What the head reads of *data*, and which rows of that are of each text."""
+        request = self.request
+        pieces = pieces_of(data.texts, request.preprocess, request.long_text, self.embedder)
+        return embed_features(pieces.inputs, views, self.embedder, self.cache, self.progress), pieces.rows
+
+
+def _check_something_is_left(data: Dataset | None, preprocess: tuple[str, ...]) -> None:
+    if data and preprocess:
+        texts = zip(data.examples, prepared(data.texts, preprocess), strict=True)
+        complain_of_lines(
+            f"{', '.join(preprocess)} leaves nothing of the text", [one.line for one, text in texts if not normalize_text(text)]
+        )
+
+
+def _brought(request: TrainingRequest, source: _Source) -> _Made:
     assert request.brought is not None
     if request.brought.task != request.task:
         raise DataError(f"the weights are of a {request.brought.task} head, and {request.task} was asked for")
     labels = request.brought.labels
     nothing = Fitted(request.brought, np.zeros((0, len(labels)), np.float32), targets_of(Dataset((), task=request.task), labels))
-    return _Made(nothing, Reading(request.view), request.held_out or request.data, None, 0)
+    held = request.held_out or request.data
+    return _Made(nothing, Reading(request.view), held, *source.features(held, [request.view]), 0)
 
 
-def _fitted(
-    request: TrainingRequest, trunk: Trunk, embedder: Embedder, cache: EmbeddingCache, say: Say, progress: EmbeddingProgress
-) -> _Made:
+def _fitted(request: TrainingRequest, trunk: Trunk, source: _Source, say: Say) -> _Made:
     data, held = (request.data, request.held_out) if request.held_out else split(request.data)
     reading = reading_for(request.options.head_type, request.view, request.mix_layers, trunk.layers)
-    everything = embed_features(data.texts + held.texts, reading.views, embedder, cache, progress)
-    known, unseen = (take(everything, np.arange(*ends)) for ends in ((0, len(data.texts)), (len(data.texts), len(everything))))
-    say(f"fitting {request.name} ({request.options.head_type}) on {len(known)} texts")
+    both = Dataset(data.examples + held.examples, task=data.task)
+    everything, rows = source.features(both, reading.views)
+    windows, rows_held = rows[: len(data.examples)], rows[len(data.examples) :]
+    end = windows[-1].stop
+    known, unseen = (take(everything, np.arange(*ends)) for ends in ((0, end), (end, len(everything))))
+    in_windows = f", {len(known)} windows of them" if len(known) > len(windows) else ""
+    say(f"fitting {request.name} ({request.options.head_type}) on {len(windows)} texts{in_windows}")
     num_layers = max(1, len(reading.mix_layers))
-    fitted = fit(known, targets_of(data), request.options, num_layers, say)
+    fitted = fit(known, targets_of(data).in_windows(windows), request.options, num_layers, say)
     say(f"fitted {request.name}: {fitted.head.head_type}{f', {fitted.told}' if fitted.told else ''}")
     if fitted.head.spec.width < width_of(unseen):
         # What was chosen reads the first layer alone, which is the view's own.
         reading = Reading(reading.view)
         assert isinstance(unseen, np.ndarray)
         unseen = np.ascontiguousarray(unseen[:, : fitted.head.spec.width])
-    return _Made(fitted, reading, held, unseen, len(known))
+    return _Made(fitted, reading, held, unseen, [range(some.start - end, some.stop - end) for some in rows_held], len(windows))
 
 
 def targets_of(data: Dataset, known: Sequence[str] | None = None) -> Targets:
@@ -242,12 +284,18 @@ def targets_of(data: Dataset, known: Sequence[str] | None = None) -> Targets:
 
 
 def manifest_of(
-    name: str, version: int, made: _Made, trunk: Trunk, metrics: Metrics, calibration: Calibration, scores: FloatArray
+    request: TrainingRequest,
+    version: int,
+    made: _Made,
+    trunk: Trunk,
+    metrics: Metrics,
+    calibration: Calibration,
+    scores: FloatArray,
 ) -> Manifest:
     """All but what only the exporter knows; *scores* are of the held-out texts."""
     head = made.fitted.head
     return Manifest(
-        name=name,
+        name=request.name,
         version=version,
         task=head.task,
         labels=head.labels,
@@ -260,6 +308,8 @@ def manifest_of(
         head_type=head.head_type,
         input="tokens" if head.spec.reads_tokens else "embedding",
         mask_input="mask" if head.spec.reads_tokens else "",
+        preprocess=request.preprocess,
+        long_text=request.long_text,
         metrics=metrics,
         validation=validation_summary(head.task, head.labels, scores, thresholds=calibration.thresholds),
     )

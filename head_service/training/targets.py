@@ -24,18 +24,33 @@ class Targets:
     """*matrix* is float32 [texts, labels]: 1 at the labels that are right, else 0; of a regression the one number itself.
 
     A text whose label is none of *labels* (held-out data may have such) has a row of zeros, and no answer to it is right.
+    Where long texts are read in windows a row is a window, and *texts*, int64 [windows], says which text it is of.
     """
 
     task: Task
     labels: tuple[str, ...]
     matrix: FloatArray
+    texts: RowNumbers | None = None
 
     def __len__(self) -> int:
         return len(self.matrix)
 
     def take(self, rows: RowNumbers) -> "Targets":
         """Those of *rows*."""
-        return Targets(self.task, self.labels, self.matrix[rows])
+        return Targets(self.task, self.labels, self.matrix[rows], None if self.texts is None else self.texts[rows])
+
+    def in_windows(self, windows: Sequence[Sequence[int]]) -> "Targets":
+        """The same with a row a window, which is to be answered as its text is; *windows* are the rows that belong to each."""
+        texts = np.repeat(np.arange(len(windows)), [len(rows) for rows in windows])
+        return self if len(texts) == len(self) else Targets(self.task, self.labels, self.matrix[texts], texts)
+
+    @property
+    def windows(self) -> list[list[int]]:
+        """The rows of each text, in the order of the texts' numbers."""
+        windows: dict[int, list[int]] = {}
+        for row, text in enumerate(range(len(self)) if self.texts is None else self.texts.tolist()):
+            windows.setdefault(text, []).append(row)
+        return [windows[text] for text in sorted(windows)]
 
     @property
     def indices(self) -> RowNumbers:
@@ -89,6 +104,8 @@ def label_weights(targets: Targets) -> FloatArray:
 
 def part(targets: Targets, share: float, seed: int) -> tuple[RowNumbers, RowNumbers]:
     """(rows to learn from, rows held out), both ascending: about *share* of each stratum is held out, never all of one."""
+    if targets.texts is not None:
+        return _windows_of(targets, part(_of_texts(targets), share, seed))
     order, _ = _dealt(targets, seed)
     steps = np.floor(np.arange(len(order) + 1) * share + 0.5)
     held = order[np.diff(steps) > 0]
@@ -97,10 +114,24 @@ def part(targets: Targets, share: float, seed: int) -> tuple[RowNumbers, RowNumb
 
 def folds(targets: Targets, count: int, seed: int) -> list[tuple[RowNumbers, RowNumbers]]:
     """*count* times (rows to learn from, rows held out); each row is held out once, and a stratum's only one never."""
+    if targets.texts is not None:
+        return [_windows_of(targets, parted) for parted in folds(_of_texts(targets), count, seed)]
     order, _ = _dealt(targets, seed)
     everything = np.arange(len(targets))
     helds = [np.sort(order[start::count]) for start in range(count)]
     return [(np.setdiff1d(everything, held), held) for held in helds]
+
+
+def _of_texts(targets: Targets) -> Targets:
+    """One row a text, in the order of their numbers: windows of one text overlap, and are never parted."""
+    return Targets(targets.task, targets.labels, targets.matrix[[rows[0] for rows in targets.windows]])
+
+
+def _windows_of(targets: Targets, parted: tuple[RowNumbers, RowNumbers]) -> tuple[RowNumbers, RowNumbers]:
+    """Texts as their windows."""
+    windows = targets.windows
+    learnt, held = (np.array(sorted(row for text in texts for row in windows[text]), np.int64) for texts in parted)
+    return learnt, held
 
 
 def _dealt(targets: Targets, seed: int) -> tuple[RowNumbers, RowNumbers]:

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from grpc.aio import insecure_channel
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from pydantic import ValidationError
 
 from clients import AsyncEmbeddingClient, NotFound, Overloaded, Unavailable
 from embedding_service.__main__ import _check_names
@@ -91,6 +92,12 @@ def test_the_environment_names_several_trunks_with_commas_between(
 ) -> None:
     monkeypatch.setenv("TRUNKLINE_EMBEDDING_MODEL", given)
     assert expected == Settings().model
+
+
+def test_steps_of_a_trunk_are_named_with_commas_between_and_get_their_versions() -> None:
+    assert ("nfkc/1", "lower/1") == Settings(preprocess="nfkc, lower/1").preprocess  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="there is no text step 'shout/1'"):
+        Settings(preprocess="lower,shout")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("cache_bytes", [0, 1_000_000])

@@ -213,3 +213,29 @@ async def test_two_words_for_one_version_are_one_call(trunks: FakeTrunks) -> Non
 
     assert ["one", "one@7", "one@stable"] == list(outcomes)
     assert [1] == calls
+
+
+async def test_a_text_that_a_heads_steps_leave_nothing_of_is_that_heads_error(trunks: FakeTrunks) -> None:
+    strips = live(replace(manifest("strips"), preprocess=("html-strip/1",)))
+    outcomes, embedder = await classify(trunks, FakePredictor(), [head("plain"), strips], Classification(["a", "<br>"]))
+
+    assert isinstance(outcomes["strips"], InvalidRequest)
+    assert "text 1 has nothing in it" in outcomes["strips"].message
+    assert [HeadAnswer("spam", 0.75, 7)] * 2 == outcomes["plain"]
+    assert [(2, (View(),))] == embedder.calls
+
+
+async def test_windows_are_joined_as_each_head_has_it(trunks: FakeTrunks) -> None:
+    def rising(rows: Rows) -> FloatArray:
+        return np.array([[0.1 * place, 0.0] for place in range(1, len(rows) + 1)], np.float32)
+
+    ways = {"cut": "cut", "mean": "mean", "highest": "max"}
+    heads = [live(replace(manifest(name), long_text=way, task="multi_label")) for name, way in ways.items()]
+    text = " ".join("abcdefghijklmnopqrstuvwxyz" * 3)
+    outcomes, embedder = await classify(trunks, FakePredictor(**dict.fromkeys(ways, rising)), heads, Classification([text, "b"]))
+
+    assert 2 == len(trunks.tokens.encode_windows(text))
+    # The beginning, a short text, two windows.
+    assert [(4, (View(),))] == embedder.calls
+    scores = {name: [answer.score for answer in outcome] for name, outcome in outcomes.items() if isinstance(outcome, list)}
+    np.testing.assert_allclose([[0.1, 0.2], [0.15, 0.3], [0.2, 0.3]], [scores[name] for name in ways], rtol=1e-6)

@@ -3,6 +3,7 @@ from collections import Counter
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from clients import InvalidRequest, NotFound
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, View
@@ -126,3 +127,13 @@ def test_views_are_asked_for_once_whoever_reads_them() -> None:
         return Manifest(name="h", version=1, labels=("a",), width=4, trunk=TrunkRef("t", "f"), mix_layers=layers)
 
     assert (View(), View(layer=-2)) == views_for([reading(), reading(-1, -2), reading(-2)])
+
+
+@pytest.mark.parametrize("step", ["lower/99", "entrypoint:not.installed/1"])
+def test_a_head_whose_texts_cannot_be_prepared_here_says_why(step: str) -> None:
+    heads = {name: live(replace(manifest(name), preprocess=steps)) for name, steps in (("a", ("lower/1",)), ("b", (step,)))}
+    plan = Planner().plan(Catalogue(heads), trunk(), Classification(["a"]))
+
+    assert ["a"] == [version.name for version in plan.versions]
+    assert "cannot be given texts as it was trained on: " in plan.heads["b"].refused
+    assert step.partition("/")[0] in plan.heads["b"].refused

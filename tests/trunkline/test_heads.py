@@ -60,6 +60,7 @@ def test_a_head_is_shown_with_what_the_gate_found_and_what_happened(world: World
     assert "3\trefused\taccuracy 0.7000\t20\t\trefused: accuracy 0.7000 against 0.9000" in shown
     assert "previous version: 1; answers when no head is named; tags: none" in shown
     assert "somebody@here\tpromote\t2\t1\t2\t" in shown
+    assert "texts go through the trunk's own normaliser alone; long ones are cut" in shown
 
 
 def test_versions_are_rolled_back_tried_out_and_removed(world: World, run: Run) -> None:

@@ -11,6 +11,7 @@ from trunkline.cli import app
     [
         (["--head-type", "forest"], "--head-type is one of linear, mix, mlp, fasttext, attention, textcnn, auto"),
         (["--task", "ranking"], "--task is one of single_label, multi_label, regression"),
+        (["--long-text", "shrink"], "--long-text is one of cut, mean, max"),
         (["--layers", "last"], "--layers are numbers with commas between"),
     ],
 )

@@ -8,6 +8,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from clients.wire.catalogue import LongText
 from clients.wire.text import normalize_text
 from head_service.training.dataset import Dataset, Truth
 from head_service.training.metrics import Evaluation
@@ -49,6 +50,8 @@ class TrainingFacts(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float
     created: str = ""
     temperature: float | None = None
+    preprocess: tuple[str, ...] = ()
+    long_text: LongText = "cut"
     candidates: tuple[Candidate, ...] = ()
 
 

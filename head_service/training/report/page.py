@@ -121,6 +121,8 @@ def _summary(facts: TrainingFacts, evaluation: Evaluation) -> tuple[tuple[str, s
         ("Task", TASK_NAMES[evaluation.task] + labels, False),
         ("Trunk", facts.trunk, False),
         ("View", facts.view, False),
+        *((("Preprocessing", ", ".join(facts.preprocess), False),) if facts.preprocess else ()),
+        *((("Long texts", f"in windows, {facts.long_text} of their scores", False),) if facts.long_text != "cut" else ()),
         ("Texts", f"{facts.num_train:,} to train, {facts.num_test:,} held out", False),
         ("Time", f"{facts.seconds:.1f} s", False),
         *temperature,

@@ -392,3 +392,12 @@ def test_beyond_loopback_it_takes_keys_or_the_will_to_do_without(host, tmp_path)
     ServeSettings(host=host, keys=tmp_path / "keys.json")
     for near in ("127.0.0.1", "::1", "localhost", "127.8.8.8"):
         ServeSettings(host=near)
+
+
+def test_an_order_keeps_the_versions_of_its_steps_and_unknown_ones_are_refused(api):
+    run = api.post("/v1/runs", json={**GOOD, "preprocess": ["nfkc", "lower/1"], "long_text": "max"}).json()
+
+    assert (["nfkc/1", "lower/1"], "max") == (run["order"]["preprocess"], run["order"]["long_text"])
+    error_of(api.post("/v1/runs", json={**GOOD, "preprocess": [CANARY]}), 400)
+    error_of(api.post("/v1/runs", json={**GOOD, "preprocess": ["lower"] * 33}), 400)
+    error_of(api.post("/v1/runs", json={**GOOD, "long_text": CANARY}), 400)

@@ -24,6 +24,7 @@ from head_service.training.heads import Fitted, HeadType
 from head_service.training.linear import LinearHead
 from head_service.training.report.files import decode_report
 from head_service.training.run import Calibrate, Calibration, TrainingRequest, TrainingResult, calibrated, train
+from head_service.training.targets import multi_label
 from tests.head_service.training.test_embeddings import FakeEmbedder
 
 DATA = Dataset(tuple(Example(f"text {n}", "even" if n % 2 == 0 else "odd", n + 2) for n in range(30)))
@@ -279,3 +280,20 @@ def test_a_run_leaves_a_report_with_texts_or_without(training: Training) -> None
     assert hidden is not None
     assert decode_report((shown.parent / "report.json").read_bytes()).with_texts
     assert "text 1" not in hidden.read_text()
+
+
+def test_thresholds_are_of_texts_and_not_of_their_windows() -> None:
+    """Each text has two windows; one of the two tells that it has the label."""
+    texts = multi_label([("a",) if n % 2 else () for n in range(40)], ("a", "b"))
+    seen = texts.in_windows([range(2 * n, 2 * n + 2) for n in range(40)])
+    logits = np.full((80, 2), -3.0, np.float32)
+    logits[2::4, 0] = 3.0
+    logits[3::4, 0] = -2.0
+    head = LinearHead(np.zeros((1, 2), np.float32), np.zeros(2, np.float32), ("a", "b"), "multi_label")
+
+    highest, mean = (calibrated(Fitted(head, logits, seen), way) for way in ("max", "mean"))
+
+    sure, unsure = (float(1 / (1 + np.exp(-logit / highest.temperature))) for logit in (3.0, -2.0))
+    never = float(1 / (1 + np.exp(3.0 / highest.temperature)))
+    assert (sure + never) / 2 == pytest.approx(highest.thresholds[0], abs=1e-5)
+    assert ((sure + unsure) / 2 + never) / 2 == pytest.approx(mean.thresholds[0], abs=1e-5)

@@ -67,6 +67,20 @@ def test_folds_hold_each_row_out_once_but_a_labels_only_one(labels: list[str], s
         assert list(range(len(labels))) == sorted([*learnt, *rows])
 
 
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 4)), min_size=1, max_size=30), st.integers(0, 5))
+def test_windows_of_one_text_are_never_parted(texts: list[tuple[str, int]], seed: int) -> None:
+    ends = np.cumsum([count for _, count in texts])
+    windows = [range(end - count, end) for end, (_, count) in zip(ends, texts, strict=True)]
+    whole = single_label([label for label, _ in texts])
+    targets = whole.in_windows(windows)
+
+    assert [list(rows) for rows in windows] == targets.windows
+    parted = [part(targets, 0.3, seed), *folds(targets, 3, seed)]
+    for rows_of, texts_of in zip(parted, [part(whole, 0.3, seed), *folds(whole, 3, seed)], strict=True):
+        for rows, chosen in zip(rows_of, texts_of, strict=True):
+            assert [row for text in chosen for row in windows[text]] == rows.tolist()
+
+
 def test_numbers_are_parted_so_that_each_tenth_has_its_share() -> None:
     values = np.arange(100.0)
 
