@@ -94,9 +94,9 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     has the one label "value". *temperature* is already applied to the scores. *head_type* says how it was made; nothing depends
     on it. *preprocess* are the steps of `clients.wire.chain` that a text goes through before the trunk's own, *long_text* says
     what becomes of a long one: both the same in training and in serving. *validation* is what drift is measured against.
-    *members* are given of a bundle, and of no head: what it answers for; its labels are theirs, each behind its head's name and a dot.
-    *label_separator*, where given, stands between the levels of a hierarchical label: "/" in "sports/football". *files* maps each
-    other file of the version directory, by its relative POSIX path, to "sha256:<64 hex digits>".
+    *members* are given of a bundle, and of no head: what it answers for; its labels are theirs, each behind its head's name and
+    a dot. *label_separator*, where given, stands between the levels of a hierarchical label: "/" in "sports/football". *files*
+    maps each other file of the version directory, by its relative POSIX path, to "sha256:<64 hex digits>".
     """
 
     schema: Literal["trunkline.head/1"] = "trunkline.head/1"
