@@ -15,9 +15,12 @@ from starlette.routing import Mount, Route
 from starlette.types import Receive, Scope, Send
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
-from gateway.adapters import ClientEmbedder, ClientPredictor, ClientTrunks
 from gateway.admin import on_admin_port
 from gateway.admission import Admission
+from gateway.backends.embedding import ClientEmbedder, ClientTrunks
+from gateway.backends.facts import BackendFacts
+from gateway.backends.heads import ClientPredictor
+from gateway.backends.replicas import Policy
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
@@ -34,9 +37,9 @@ from gateway.pipeline import Pipeline
 from gateway.plan import Planner
 from gateway.routes import State, classify, request_id_of, router
 from gateway.schemas import openapi_parts
-from gateway.settings import Settings
+from gateway.settings import Settings, addresses_of
 from gateway.shadow import Shadows
-from gateway.telemetry import Telemetry
+from gateway.telemetry import BackendMetrics, Telemetry
 from gateway.versions import VersionCounts
 
 OPEN_ENDED: Final = frozenset({"/v1/classify/stream"})
@@ -113,18 +116,13 @@ async def started(
 ) -> AsyncIterator[State]:
     """Connections, pollers and pools, closed in the reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        embedding = await stack.enter_async_context(
-            AsyncEmbeddingClient(settings.embedding_address, api_key=to_embedding.api_key, tls=to_embedding.tls)
-        )
-        head_client = await stack.enter_async_context(
-            AsyncHeadClient(settings.heads_address, api_key=to_heads.api_key, tls=to_heads.tls)
-        )
-        trunks = ClientTrunks(embedding)
-        embedder = ClientEmbedder(embedding, max_open=2 * settings.max_concurrent_texts)
-        predictor = ClientPredictor(head_client, _limits(settings))
-        stack.push_async_callback(embedder.close)
-        stack.push_async_callback(predictor.close)
         telemetry = Telemetry()
+        facts = BackendMetrics(telemetry.registry)
+        embedder = await _embedder(settings, to_embedding, stack, facts)
+        predictor = await _predictor(settings, to_heads, stack, facts)
+        facts.show(embedder.pool)
+        facts.show(predictor.pool)
+        trunks = ClientTrunks(embedder.clients, embedder.pool.in_order)
         drift, versions = DriftMonitor(telemetry.registry), VersionCounts(telemetry.registry)
         outputs = _outputs(settings, telemetry)
         timeout = settings.head_timeout_seconds
@@ -164,6 +162,46 @@ def _outputs(settings: Settings, telemetry: Telemetry) -> OutputCache:
     outputs = OutputCache(settings.output_cache_bytes, rules, telemetry)
     telemetry.watch_cache(entries=lambda: outputs.num_entries, num_bytes=lambda: outputs.num_bytes)
     return outputs
+
+
+async def _embedder(
+    settings: Settings, keys: Credentials, stack: contextlib.AsyncExitStack, facts: BackendFacts
+) -> ClientEmbedder:
+    """With a client for each replica, all closed by *stack*."""
+    addresses = addresses_of(settings.embedding_address)
+    clients = [await stack.enter_async_context(AsyncEmbeddingClient(address, api_key=keys.api_key, tls=keys.tls)) for address in addresses]
+    embedder = ClientEmbedder(
+        clients,
+        max_open=2 * settings.max_concurrent_texts,
+        policy=_policy(settings),
+        probe_seconds=settings.stall_milliseconds / 2000,
+        facts=facts,
+    )
+    embedder.start()
+    stack.push_async_callback(embedder.close)
+    return embedder
+
+
+async def _predictor(
+    settings: Settings, keys: Credentials, stack: contextlib.AsyncExitStack, facts: BackendFacts
+) -> ClientPredictor:
+    """With a client for each replica, all closed by *stack*."""
+    clients = [await stack.enter_async_context(AsyncHeadClient(address, api_key=keys.api_key, tls=keys.tls)) for address in addresses_of(settings.heads_address)]
+    predictor = ClientPredictor(
+        clients,
+        _limits(settings),
+        policy=_policy(settings),
+        probe_seconds=settings.stall_milliseconds / 2000,
+        hedge_seconds=settings.hedge_after_milliseconds / 1000,
+        facts=facts,
+    )
+    predictor.start()
+    stack.push_async_callback(predictor.close)
+    return predictor
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(suspect_seconds=settings.stall_milliseconds / 2000, base_ejection_seconds=settings.eject_seconds)
 
 
 def _limits(settings: Settings) -> CallLimits:

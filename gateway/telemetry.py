@@ -1,9 +1,13 @@
 """What is counted, in Prometheus' terms; metric names stand here alone."""
 
 from collections.abc import Callable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
+from gateway.backends.breaker import BreakerState
+from gateway.backends.pool import Pool
+from gateway.backends.replicas import Reason
 from gateway.classification import Answer
 
 _SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -84,3 +88,60 @@ class Telemetry:
         self._inside.set(inside)
         self._age.set(catalogue_age)
         return generate_latest(self._registry)
+
+
+class BackendMetrics:
+    """`gateway.backends.facts.BackendFacts`, counted. Replicas have the numbers of their places in the settings."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._replicas = Gauge(
+            "trunkline_gateway_backend_replicas_ejected", "Replicas that get no calls now.", ["backend"], registry=registry
+        )
+        self._outstanding = Gauge(
+            "trunkline_gateway_backend_outstanding_texts",
+            "Texts under way at a replica, where there are several.",
+            ["backend", "replica"],
+            registry=registry,
+        )
+        self._ejections = Counter(
+            "trunkline_gateway_backend_ejections_total", "Ejections.", ["backend", "replica", "reason"], registry=registry
+        )
+        self._retries = Counter(
+            "trunkline_gateway_backend_retries_total",
+            "Calls tried elsewhere, by outcome.",
+            ["backend", "outcome"],
+            registry=registry,
+        )
+        self._hedges = Counter("trunkline_gateway_backend_hedges_total", "Calls made twice.", ["backend"], registry=registry)
+        self._breakers = Gauge(
+            "trunkline_gateway_head_breaker_state", "0 closed, 1 half open, 2 open.", ["head"], registry=registry
+        )
+
+    def show(self, pool: Pool) -> None:
+        """Read *pool* whenever the metrics are."""
+        self._replicas.labels(pool.backend).set_function(lambda: sum(state == "ejected" for state, _ in pool.snapshot))
+        for number in range(len(pool)):
+            self._outstanding.labels(pool.backend, number).set_function(partial(pool.outstanding, number))
+
+    def ejected(self, backend: str, replica: int, reason: Reason) -> None:
+        """See `BackendFacts`."""
+        self._ejections.labels(backend, replica, reason).inc()
+
+    def readmitted(self, backend: str, replica: int) -> None:
+        """See `BackendFacts`."""
+
+    def retried(self, backend: str) -> None:
+        """See `BackendFacts`."""
+        self._retries.labels(backend, "made").inc()
+
+    def retry_refused(self, backend: str) -> None:
+        """See `BackendFacts`."""
+        self._retries.labels(backend, "no permit").inc()
+
+    def hedged(self, backend: str) -> None:
+        """See `BackendFacts`."""
+        self._hedges.labels(backend).inc()
+
+    def breaker(self, head: str, state: BreakerState) -> None:
+        """See `BackendFacts`."""
+        self._breakers.labels(head).set({"closed": 0, "half_open": 1, "open": 2}[state])
