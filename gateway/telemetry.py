@@ -95,7 +95,10 @@ class BackendMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._replicas = Gauge(
-            "trunkline_gateway_backend_replicas_ejected", "Replicas that get no calls now.", ["backend"], registry=registry
+            "trunkline_gateway_backend_replicas_left_alone",
+            "Replicas that get no calls now: ejected, draining, or not to be reached.",
+            ["backend"],
+            registry=registry,
         )
         self._outstanding = Gauge(
             "trunkline_gateway_backend_outstanding_texts",
@@ -119,7 +122,9 @@ class BackendMetrics:
 
     def show(self, pool: Pool) -> None:
         """Read *pool* whenever the metrics are."""
-        self._replicas.labels(pool.backend).set_function(lambda: sum(state == "ejected" for state, _ in pool.snapshot))
+        self._replicas.labels(pool.backend).set_function(
+            lambda: sum(state in {"ejected", "draining"} for state, _ in pool.snapshot)
+        )
         for number in range(len(pool)):
             self._outstanding.labels(pool.backend, number).set_function(partial(pool.outstanding, number))
 
