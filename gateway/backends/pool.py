@@ -281,9 +281,11 @@ class Pool:
                         pause = WATCH_AGAIN_SECONDS
                 # It cannot tell.
                 self._told(number, is_serving=True)
-            except TrunklineError:
-                self._told(number, is_serving=False)
-                pause = WATCH_AGAIN_SECONDS
+            except TrunklineError as error:
+                # Whoever may not ask for health is still answered.
+                is_lost = is_retryable(error)
+                self._told(number, is_serving=not is_lost)
+                pause = WATCH_AGAIN_SECONDS if is_lost else UNWATCHED_SECONDS
             await asyncio.sleep(pause)
 
     def _told(self, number: int, *, is_serving: bool) -> None:

@@ -54,7 +54,7 @@ class Policy:
     wedged_times: float = 10.0
     max_failures: int = 3
     base_ejection_seconds: float = 1.0
-    max_ejection_seconds: float = 30.0
+    max_ejection_seconds: float = 10.0
     forgive_seconds: float = 30.0
 
 
@@ -176,13 +176,10 @@ class Replicas:
 
     def another(self, avoiding: Collection[int]) -> int | None:
         """Where a call that failed may be tried again: only one that is in order; None where there is none."""
-        found = [
-            number
-            for number, replica in enumerate(self._replicas)
-            if number not in avoiding and replica.is_usable and not replica.is_suspected
-        ]
+        usable = [number for number, replica in enumerate(self._replicas) if number not in avoiding and replica.is_usable]
+        trusted = [number for number in usable if not self._replicas[number].is_suspected]
         self._turn += 1
-        return min(found, key=self._burden) if found else None
+        return min(trusted or usable, key=self._burden) if usable else None
 
     def in_order(self) -> list[int]:
         """All replicas, those in order first."""
@@ -271,8 +268,8 @@ class Replicas:
         return None
 
     def _eject(self, number: int, reason: Reason, now: float) -> Ejected | None:
-        """None where it is the last one left."""
-        if self.another({number}) is None:
+        """None where it is the last one left that is not under suspicion itself."""
+        if not any(other.is_usable and not other.is_suspected for place, other in enumerate(self._replicas) if place != number):
             return None
         replica, policy = self._replicas[number], self._policy
         is_new = now - replica.readmitted_at > policy.forgive_seconds

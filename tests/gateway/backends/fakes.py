@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from clients import Unavailable
+from clients import TrunklineError, Unavailable
 from gateway.backends.breaker import BreakerState
 from gateway.backends.replicas import Reason
 
@@ -18,7 +18,7 @@ class FakeReplica:
         self.gate.set()
         self.pulse.set()
         self.calls = self.cancelled = self.probes = 0
-        self._health: asyncio.Queue[bool | None] = asyncio.Queue()
+        self._health: asyncio.Queue[bool | TrunklineError] = asyncio.Queue()
 
     def freeze(self) -> None:
         """Nothing is answered any more."""
@@ -30,8 +30,8 @@ class FakeReplica:
         self.gate.set()
         self.pulse.set()
 
-    def say(self, is_serving: bool | None) -> None:
-        """By health; None: the connection ends."""
+    def say(self, is_serving: bool | TrunklineError) -> None:
+        """By health; an error ends the watch."""
         self._health.put_nowait(is_serving)
 
     async def call(self) -> Any:
@@ -57,9 +57,9 @@ class FakeReplica:
 
     async def watch_health(self) -> AsyncGenerator[bool, None]:
         """See `gateway.backends.pool.Replica`."""
-        while (said := await self._health.get()) is not None:
+        while not isinstance(said := await self._health.get(), TrunklineError):
             yield said
-        raise Unavailable("the connection ended")
+        raise said
 
 
 class Facts:

@@ -16,6 +16,7 @@ from clients import (
     Overloaded,
     ServerFault,
     TrunklineError,
+    Unauthenticated,
     Unavailable,
 )
 from gateway.backends.budget import Budget
@@ -223,10 +224,19 @@ async def test_an_ended_connection_is_as_good_as_a_refusal_and_is_watched_for_ag
         greeted.append(number)
 
     async with pool_of(*replicas, greet=greet) as (pool, _):
-        replicas[1].say(None)
+        replicas[1].say(Unavailable("gone"))
         await until(lambda: not pool.is_usable(1))
         replicas[1].say(True)
         await until(lambda: pool.is_usable(1) and greeted == [1])
+
+
+async def test_one_that_refuses_to_tell_its_health_is_asked_all_the_same() -> None:
+    replicas = FakeReplica(), FakeReplica()
+    async with pool_of(*replicas) as (pool, _):
+        replicas[0].say(False)
+        await until(lambda: not pool.is_usable(0))
+        replicas[0].say(Unauthenticated("no key"))
+        await until(lambda: pool.is_usable(0))
 
 
 async def test_a_call_that_takes_long_is_hedged_and_the_first_answer_wins() -> None:

@@ -233,6 +233,17 @@ def test_one_that_drains_gets_no_calls_and_keeps_those_it_has() -> None:
     assert {0, 1} == {replicas.choose() for _ in range(2)}
 
 
+def test_a_suspect_is_good_enough_for_a_second_attempt_but_does_not_count_as_one_that_is_left() -> None:
+    replicas = of(2)
+    replicas.began(1, 1, 0.0)
+    replicas.sweep(0.1)
+    assert "suspected" == replicas.state(1)
+
+    assert 1 == replicas.another({0})
+    for _ in range(9):
+        assert replicas.ended(replicas.began(0, 1, 0.1), Outcome.FAILED, 0.1) is None
+
+
 def test_where_none_is_in_order_all_are_tried() -> None:
     replicas = of(2)
     for number in (0, 1):
