@@ -17,8 +17,10 @@ WATCH: Final = "/grpc.health.v1.Health/Watch"
 _SERVING: Final = b"\x08\x01"
 
 
-async def watch_health(channel: grpc.aio.Channel) -> AsyncGenerator[bool, None]:
+async def watch_health(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...] = ()) -> AsyncGenerator[bool, None]:
     """Whether the server takes calls, now and at every change; ends at once where it has no health service.
+
+    *metadata* is what the call carries.
 
     IMPORTANT: close it (`aclose`) when it is left early.
 
@@ -26,7 +28,7 @@ async def watch_health(channel: grpc.aio.Channel) -> AsyncGenerator[bool, None]:
         TrunklineError: the connection ended, or there is none.
     """
     watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(WATCH)
-    call = watch(b"")
+    call = watch(b"", metadata=metadata or None)
     try:
         async for response in call:
             yield response == _SERVING

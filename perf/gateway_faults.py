@@ -153,7 +153,8 @@ class Rig:
 class Scenario:
     """*faulty* is the backend with the fault, its first replica; *begin* and *end* are what happens to it.
 
-    *rate* is in requests a second: about half of what two cores take, gateway, stubs and generator together.
+    *rate* is in requests a second: about half of what two cores take, gateway, stubs and generator together. Each phase
+    lasts *seconds*.
     """
 
     name: str
@@ -161,6 +162,7 @@ class Scenario:
     begin: signal.Signals
     end: signal.Signals | None = None
     rate: float = 150.0
+    seconds: float = 10.0
     num_embedding: int = 2
     num_head_servers: int = 1
     num_heads: int = 1
@@ -170,9 +172,9 @@ class Scenario:
 SCENARIOS: Final = (
     Scenario("embedding frozen 4 s", "embedding", signal.SIGSTOP, signal.SIGCONT),
     Scenario("embedding killed", "embedding", signal.SIGKILL),
-    Scenario("head server frozen 4 s", "heads", signal.SIGSTOP, signal.SIGCONT, 60.0, 1, 2, 20),
-    Scenario("head server killed", "heads", signal.SIGKILL, None, 60.0, 1, 2, 20),
-    *(Scenario(f"one of 20 heads {fault}", "heads", signal.SIGUSR1, None, 60.0, 1, 1, 20, fault) for fault in FAULTS),
+    Scenario("head server frozen 4 s", "heads", signal.SIGSTOP, signal.SIGCONT, 60.0, 10.0, 1, 2, 20),
+    Scenario("head server killed", "heads", signal.SIGKILL, None, 60.0, 10.0, 1, 2, 20),
+    *(Scenario(f"one of 20 heads {fault}", "heads", signal.SIGUSR1, None, 60.0, 30.0, 1, 1, 20, fault) for fault in FAULTS),
 )
 
 
@@ -246,14 +248,14 @@ async def measure(scenario: Scenario, rate: float, seconds: float, say: Callable
 async def run(scenarios: Sequence[Scenario], rate: float, seconds: float, console: Console) -> None:
     """One after the other."""
     for scenario in scenarios:
-        await measure(scenario, rate or scenario.rate, seconds, console.print)
+        await measure(scenario, rate or scenario.rate, seconds or scenario.seconds, console.print)
 
 
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser("python -m perf.gateway_faults", description=__doc__)
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: each scenario's own")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of each phase")
+    parser.add_argument("--seconds", type=float, default=0.0, help="of each phase; 0: each scenario's own")
     parser.add_argument("--only", default="", help="scenarios whose names have this in them")
     given = parser.parse_args()
     chosen = [scenario for scenario in SCENARIOS if given.only in scenario.name]

@@ -215,7 +215,7 @@ def live(trunk: Trunk = GOOD) -> LiveTrunk:
 
 
 async def embed(embedder: ClientEmbedder, trunk: LiveTrunk, text: str = "a", views: Any = MEAN) -> list[Any]:
-    [rows] = await embedder.embed(trunk, trunk.encoder.encode([text]), views, Deadline.after(5))
+    [rows] = await embedder.embed(trunk, trunk.encoder.encode([text]), views, Deadline.after(5), "interactive")
     return [row.tolist() for row in rows]
 
 
@@ -233,7 +233,7 @@ async def test_a_replica_is_given_a_little_less_time_than_the_caller() -> None:
     replica = EmbeddingReplica()
     async with embedder_of(replica) as embedder:
         trunk, deadline = live(), Deadline.after(5)
-        await embedder.embed(trunk, trunk.encoder.encode(["a"]), MEAN, deadline)
+        await embedder.embed(trunk, trunk.encoder.encode(["a"]), MEAN, deadline, "interactive")
 
     assert replica.deadlines[0] < deadline
 

@@ -20,8 +20,8 @@ from gateway.app import started
 from gateway.backends.embedding import ClientEmbedder, ClientTrunks
 from gateway.backends.heads import ClientPredictor
 from gateway.backends.replicas import Policy
+from gateway.classification import Classification, HeadAnswer
 from gateway.coalesce import CallLimits
-from gateway.pipeline import Classification, HeadAnswer
 from gateway.settings import Settings
 from gateway.telemetry import BackendMetrics
 from perf.stub_backends import FINGERPRINT, WIDTH, checksum, score_of, text_of
@@ -100,7 +100,7 @@ async def embed(embedder: ClientEmbedder, numbers: range) -> None:
     async def one(number: int) -> None:
         encoded = trunk.encoder.encode([text_of(number)])
         async with room:
-            [[vector]] = await embedder.embed(trunk, encoded, (View(),), Deadline.after(10))
+            [[vector]] = await embedder.embed(trunk, encoded, (View(),), Deadline.after(10), "interactive")
         assert vector.tolist() == [checksum(encoded[0].ids)] * WIDTH
 
     await asyncio.gather(*map(one, numbers))
