@@ -1,7 +1,7 @@
 """Calling the embedding service. The twins differ in waiting only; what is sent and believed is in `_embedding_wire`."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
@@ -36,6 +36,7 @@ from clients._embedding_wire import (
     parse_trunk,
 )
 from clients._errors import InvalidRequest, Overloaded
+from clients._health import watch_health
 from clients.wire.metadata import EMBEDDING_SERVICE
 
 __all__ = ["AsyncEmbeddingClient", "Durations", "EmbeddingClient", "Embeddings", "TableKey", "Trunk", "View", "ViewArray"]
@@ -146,6 +147,10 @@ class AsyncEmbeddingClient:
         """Describe trunk *name* ("": the default); *with_tokenizer* brings its tokenizer.json along."""
         request = build_trunk(name, with_tokenizer)
         return parse_trunk(await self._trunk(request, self._timeout if timeout is None else timeout, ""))
+
+    def watch_health(self) -> AsyncGenerator[bool, None]:
+        """Whether the service takes calls, now and at every change; raises TrunklineError when the connection ends."""
+        return watch_health(self._channel)
 
     async def close(self) -> None:
         """End the connection; calls under way raise Cancelled."""

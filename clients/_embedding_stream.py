@@ -5,6 +5,7 @@ No timer: while one message is being written, what arrives gathers for the next.
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -84,6 +85,9 @@ class AsyncEmbeddingStream:
         self._wake = asyncio.Event()
         self._conversing: asyncio.Task[None] | None = None
         self._closed = False
+        self._finishing = False
+        self.heard_at = float("-inf")
+        """When the service last sent anything, of `time.monotonic`."""
 
     def __repr__(self) -> str:
         return f"<AsyncEmbeddingStream [{len(self._open)} open, {len(self._unsent)} of them unsent]>"
@@ -114,6 +118,14 @@ class AsyncEmbeddingStream:
         finally:
             self._leave(request)
 
+    async def finish(self, deadline: Deadline) -> None:
+        """Take no more calls, and end the stream once those under way are answered, or at *deadline*."""
+        self._finishing = True
+        self._wake.set()
+        if self._conversing is not None:
+            await asyncio.wait([self._conversing], timeout=deadline.remaining())
+        await self.close()
+
     async def close(self) -> None:
         """End the stream; calls under way raise Cancelled."""
         self._closed = True
@@ -124,7 +136,7 @@ class AsyncEmbeddingStream:
                 await self._conversing
 
     def _start(self, inputs: Sequence[Input], deadline: Deadline) -> _Request:
-        if self._closed:
+        if self._closed or self._finishing:
             raise Cancelled("the stream is closed")
         request = _Request(self._next_number, len(inputs), deadline)
         for number, value in enumerate([build_input(value) for value in inputs], request.first):
@@ -158,6 +170,10 @@ class AsyncEmbeddingStream:
                 self._wake.clear()
                 while (message := self._next_message()) and not reading.done():
                     await call.write(message)
+                if self._finishing and not reading.done():
+                    # The service answers what it has, and ends the stream.
+                    await call.done_writing()
+                    await asyncio.wait([reading])
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             pass  # the reader knows how it ended
         finally:
@@ -172,6 +188,7 @@ class AsyncEmbeddingStream:
         """Settle what is answered; returns why the stream ended."""
         try:
             async for data in call:
+                self.heard_at = time.monotonic()
                 self._settle(parse_stream_message(data, self._options))
         except grpc.aio.AioRpcError as error:
             return error_for_rpc(error)

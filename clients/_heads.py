@@ -1,6 +1,6 @@
 """Calling heads: TensorFlow Serving's own gRPC API, whoever serves it. The twins differ in waiting only."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from types import TracebackType
 from typing import Self
 
@@ -26,6 +26,7 @@ from clients._heads_wire import (
     parse_predict,
     parse_status,
 )
+from clients._health import watch_health
 from clients.wire.metadata import MODEL_SERVICE, PREDICTION_SERVICE
 from clients.wire.tfs import serving_pb2
 
@@ -115,6 +116,14 @@ class AsyncHeadClient:
     async def reload_config(self, config: serving_pb2.ModelServerConfig, *, timeout: float | None = None) -> None:
         """Replace the server's whole configuration: a head that *config* does not name is unloaded."""
         check_reload(await self._reload(build_reload(config), self._patience(timeout), ""))
+
+    def watch_health(self) -> AsyncGenerator[bool, None]:
+        """Whether the server takes calls, now and at every change; ends at once where it has no health service.
+
+        Raises:
+            TrunklineError: the connection ended, or there is none.
+        """
+        return watch_health(self._channel)
 
     def _patience(self, timeout: float | None) -> float:
         return self._timeout if timeout is None else timeout

@@ -17,9 +17,12 @@ from starlette.types import Receive, Scope, Send
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
 from gateway import logs, ui
-from gateway.adapters import ClientEmbedder, ClientPredictor, ClientTrunks
 from gateway.admin import on_admin_port
 from gateway.admission import Admission
+from gateway.backends.embedding import ClientEmbedder, ClientTrunks
+from gateway.backends.facts import BackendFacts
+from gateway.backends.heads import ClientPredictor
+from gateway.backends.replicas import Policy
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
@@ -37,9 +40,9 @@ from gateway.pipeline import Pipeline
 from gateway.plan import Planner
 from gateway.routes import State, classify, request_id_of, router
 from gateway.schemas import openapi_parts
-from gateway.settings import Settings
+from gateway.settings import Settings, addresses_of
 from gateway.shadow import Shadows
-from gateway.telemetry import Telemetry, TimedPredictor
+from gateway.telemetry import BackendMetrics, Telemetry, TimedPredictor
 from gateway.versions import VersionCounts
 
 if TYPE_CHECKING:
@@ -125,18 +128,13 @@ async def started(
 ) -> AsyncIterator[State]:
     """Connections, pollers and pools, closed in the reverse order."""
     async with contextlib.AsyncExitStack() as stack:
-        embedding = await stack.enter_async_context(
-            AsyncEmbeddingClient(settings.embedding_address, api_key=to_embedding.api_key, tls=to_embedding.tls)
-        )
-        head_client = await stack.enter_async_context(
-            AsyncHeadClient(settings.heads_address, api_key=to_heads.api_key, tls=to_heads.tls)
-        )
-        trunks = ClientTrunks(embedding)
-        embedder = ClientEmbedder(embedding, max_open=2 * settings.max_concurrent_texts)
-        predictor = ClientPredictor(head_client, _limits(settings))
-        stack.push_async_callback(embedder.close)
-        stack.push_async_callback(predictor.close)
         telemetry = Telemetry()
+        facts = BackendMetrics(telemetry.registry)
+        embedder = await _embedder(settings, to_embedding, stack, facts)
+        predictor = await _predictor(settings, to_heads, stack, facts)
+        facts.show(embedder.pool)
+        facts.show(predictor.pool)
+        trunks = ClientTrunks(embedder.clients, embedder.pool.in_order)
         drift, versions = DriftMonitor(telemetry.registry), VersionCounts(telemetry.registry)
         outputs = _outputs(settings, telemetry)
         timeout = settings.head_timeout_seconds
@@ -145,7 +143,7 @@ async def started(
         catalogue = CataloguePoller(
             source_of(settings.catalogue),
             poll_seconds=settings.catalogue_poll_seconds,
-            followers=[outputs, drift, versions, predictor],
+            followers=[outputs, drift, versions],
         )
         await catalogue.refresh()
         polling = asyncio.create_task(catalogue.run())
@@ -196,6 +194,49 @@ def _traces(settings: Settings) -> "Traces | None":
     except ImportError:
         raise MissingExtra("the setting otlp_endpoint needs the packages of OpenTelemetry; install trunkline[otel]") from None
     return Traces(to_collector(settings.otlp_endpoint), settings.otlp_sample_ratio)
+
+
+async def _embedder(
+    settings: Settings, keys: Credentials, stack: contextlib.AsyncExitStack, facts: BackendFacts
+) -> ClientEmbedder:
+    """With a client for each replica, all closed by *stack*."""
+    made = [
+        AsyncEmbeddingClient(address, api_key=keys.api_key, tls=keys.tls) for address in addresses_of(settings.embedding_address)
+    ]
+    clients = [await stack.enter_async_context(client) for client in made]
+    embedder = ClientEmbedder(
+        clients,
+        max_open=2 * settings.max_concurrent_texts,
+        policy=_policy(settings),
+        probe_seconds=settings.stall_milliseconds / 2000,
+        facts=facts,
+    )
+    embedder.start()
+    stack.push_async_callback(embedder.close)
+    return embedder
+
+
+async def _predictor(
+    settings: Settings, keys: Credentials, stack: contextlib.AsyncExitStack, facts: BackendFacts
+) -> ClientPredictor:
+    """With a client for each replica, all closed by *stack*."""
+    made = [AsyncHeadClient(address, api_key=keys.api_key, tls=keys.tls) for address in addresses_of(settings.heads_address)]
+    clients = [await stack.enter_async_context(client) for client in made]
+    predictor = ClientPredictor(
+        clients,
+        _limits(settings),
+        policy=_policy(settings),
+        probe_seconds=settings.stall_milliseconds / 2000,
+        hedge_seconds=settings.hedge_after_milliseconds / 1000,
+        facts=facts,
+    )
+    predictor.start()
+    stack.push_async_callback(predictor.close)
+    return predictor
+
+
+def _policy(settings: Settings) -> Policy:
+    return Policy(suspect_seconds=settings.stall_milliseconds / 2000, base_ejection_seconds=settings.eject_seconds)
 
 
 def _limits(settings: Settings) -> CallLimits:

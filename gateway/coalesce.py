@@ -84,6 +84,15 @@ class Coalescer(Generic[Row, Answer]):
             self._cancel_deserted()
         return parts[0] if len(parts) == 1 else [answer for part in parts for answer in part]
 
+    def fail(self, error: TrunklineError) -> None:
+        """Tell *error* to all who wait, and cancel the calls that are out, but for the one that asks for it."""
+        asking = asyncio.current_task() if self._calls else None
+        waiting = [*self._pending, *(member for call, members in self._calls.items() if call is not asking for member in members)]
+        self._pending.clear()
+        self._num_rows = 0
+        _fail(waiting, error)
+        self._cancel_deserted()
+
     async def close(self) -> None:
         """Cancel the calls that are out."""
         calls = list(self._calls)

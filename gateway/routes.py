@@ -17,8 +17,8 @@ from clients.wire.asgi import CallerLeftError, while_connected
 from clients.wire.catalogue import CatalogueHead
 from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, SERVER_TIMING, STICKY_KEY
 from clients.wire.text import normalization_notes
-from gateway.adapters import ClientTrunks
 from gateway.admission import Admission
+from gateway.backends.embedding import ClientTrunks
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer
 from gateway.edges.open_streams import OpenStreams

@@ -29,8 +29,21 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on. Beyond loopback it takes --keys-file.")
     port: int = Field(8080, ge=0, le=65_535, description="0: any free port.")
-    embedding_address: str = Field("127.0.0.1:8101", description="HOST:PORT of the embedding service's gRPC.")
-    heads_address: str = Field("127.0.0.1:8500", description="HOST:PORT of the head server's gRPC.")
+    embedding_address: str = Field(
+        "127.0.0.1:8101", description="HOST:PORT of the embedding service's gRPC; several replicas with commas between."
+    )
+    heads_address: str = Field(
+        "127.0.0.1:8500", description="HOST:PORT of the head server's gRPC; several replicas with commas between."
+    )
+    stall_milliseconds: float = Field(
+        200.0,
+        gt=0,
+        description="A replica that owes answers and gives no sign of life for so long is left alone, and its calls are moved.",
+    )
+    eject_seconds: float = Field(1.0, gt=0, description="For how long it is left alone at first, before it is asked again.")
+    hedge_after_milliseconds: float = Field(
+        0.0, ge=0, description="A call to a head that takes longer is made again at another replica; 0: never. Costs calls."
+    )
     embedding_key: SecretStr | None = Field(
         None, exclude=True, description="The key for the embedding service; others see flags, so set it in the environment."
     )
@@ -144,6 +157,16 @@ class Settings(BaseSettings):
             raise ValueError("is not an address such as http://HOST:4318; credentials go into OTEL_EXPORTER_OTLP_HEADERS")
         return url
 
+    @field_validator("embedding_address", "heads_address")
+    @classmethod
+    def _name_replicas(cls, value: str) -> str:
+        addresses = addresses_of(value)
+        if not all(addresses):
+            raise ValueError("an address is empty; write HOST:PORT, or several with commas between")
+        if len(set(addresses)) < len(addresses):
+            raise ValueError("an address is there twice; each replica is named once")
+        return value
+
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:
         if self.default_timeout_seconds > self.max_timeout_seconds:
@@ -162,3 +185,8 @@ def is_http_url(url: str) -> bool:
         return False
     is_bare = not (parts.username or parts.password or parts.query or parts.fragment)
     return parts.scheme in {"http", "https"} and bool(parts.hostname) and is_bare
+
+
+def addresses_of(addresses: str) -> list[str]:
+    """The replicas that *addresses*, of a setting, names."""
+    return [address.strip() for address in addresses.split(",")]

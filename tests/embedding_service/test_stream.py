@@ -225,3 +225,38 @@ async def test_a_service_that_is_not_there_is_unavailable() -> None:
     async with streaming("127.0.0.1:1") as stream:
         with pytest.raises(Unavailable):
             await stream.embed([(2, 5, 3)], soon())
+
+
+async def test_a_stream_that_is_finished_answers_what_it_has_and_takes_no_more(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    addresses = await start(FakeBackend(tokenizer_json, fault=gate))
+    async with streaming(addresses.grpc) as stream:
+        under_way = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
+        await until(gate.is_reached.is_set)
+        finishing = asyncio.create_task(stream.finish(soon()))
+        await asyncio.sleep(0)
+        with pytest.raises(Cancelled):
+            await stream.embed([(2, 5, 3)], soon())
+        gate.open()
+        await finishing
+        [(vector,)] = await under_way
+
+    np.testing.assert_array_equal(checksum_vector((2, 77, 3)), vector)
+
+
+async def test_a_stream_whose_service_does_not_answer_is_finished_at_the_deadline(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(held=77)
+    addresses = await start(FakeBackend(tokenizer_json, fault=gate))
+    async with streaming(addresses.grpc) as stream:
+        under_way = asyncio.create_task(stream.embed([(2, 77, 3)], soon()))
+        await until(gate.is_reached.is_set)
+        await stream.finish(soon(0.01))
+        with pytest.raises(Cancelled):
+            await under_way
+        gate.open()
+
+
+async def test_a_stream_that_was_never_used_is_finished_at_once(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json))
+    async with streaming(addresses.grpc) as stream:
+        await stream.finish(soon())

@@ -134,7 +134,7 @@ def test_what_fails_in_an_unforeseen_way_is_logged_by_its_place_and_not_its_word
         raise ValueError(CANARY)
 
     monkeypatch.setattr(Pipeline, "classify", broken)
-    monkeypatch.setattr("gateway.adapters.ClientTrunks.trunk", broken)
+    monkeypatch.setattr("gateway.backends.embedding.ClientTrunks.trunk", broken)
     caplog.set_level(logging.DEBUG)
     with TestClient(app) as api:
         method = "POST" if path == "/v1/classify" else "GET"

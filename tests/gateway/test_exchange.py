@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from clients import AsyncHeadClient, Deadline, Prediction
 from gateway import app as app_module
 from gateway import logs
-from gateway.adapters import ClientPredictor
+from gateway.backends.heads import ClientPredictor
 from gateway.coalesce import CallLimits
 from gateway.exchange import Exchanges, RequestFacts, WithExchanges, ids_passed_on
 from gateway.settings import Settings
@@ -119,7 +119,7 @@ class HeadServer:
 
 async def test_ids_go_on_to_the_head_server_but_not_with_a_call_that_several_requests_share() -> None:
     server = HeadServer()
-    predictor = ClientPredictor(cast("AsyncHeadClient", server), CallLimits(max_calls=1))
+    predictor = ClientPredictor([cast("AsyncHeadClient", server)], CallLimits(max_calls=1))
     spam = manifest("spam", 1, ("a", "b"))
 
     async def work(scope: Any, receive: Any, send: Any) -> None:

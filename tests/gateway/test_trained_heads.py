@@ -20,7 +20,7 @@ from embedding_service.backend import Batch, BatchResult
 from embedding_service.backend.fake import FakeBackend
 from embedding_service.service import running
 from embedding_service.settings import Settings
-from gateway.adapters import ClientEmbedder, ClientTrunks
+from gateway.backends.embedding import ClientEmbedder, ClientTrunks
 from gateway.classification import Classification, HeadAnswer
 from gateway.fanout import FanOut
 from gateway.outputs import NoOutputs
@@ -111,9 +111,9 @@ class World:
 
     async def classify(self, head: str, texts: Sequence[str], **asked: Any) -> list[HeadAnswer]:
         """What a gateway that has just started answers."""
-        embedder = ClientEmbedder(self.client, max_open=64)
+        embedder = ClientEmbedder([self.client], max_open=64)
         fan_out = FanOut(ServablePredictor(self.repository), head_timeout=30.0)
-        pipeline = Pipeline(ClientTrunks(self.client), embedder, fan_out, self, NoOutputs(), Planner())
+        pipeline = Pipeline(ClientTrunks([self.client]), embedder, fan_out, self, NoOutputs(), Planner())
         answer = await pipeline.classify(Classification(texts, heads=[head], **asked), Deadline.after(30))
         await embedder.close()
         outcome = answer.outcomes[head]
