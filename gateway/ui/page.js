@@ -159,20 +159,21 @@ function showHead(name, said) {
   const isValue = head.task === "regression";
   setText(row.full.version, versionText(said.version));
   setText(row.full.label, labelText(head, said));
-  setText(row.full.share, isValue ? "" : percent(said.score));
-  setShare(row.full.bar, isValue ? 0 : said.score);
+  const score = said.score ?? said.confidence ?? 0;
+  setText(row.full.share, isValue ? "" : percent(score));
+  setShare(row.full.bar, isValue ? 0 : score);
   row.full.bar.style.visibility = isValue ? "hidden" : "";
   row.scores.replaceChildren(...scoreItems(head, said, isValue));
 }
 
 function labelText(head, said) {
-  if (head.task === "regression") return precise(said.score);
+  if (head.task === "regression") return precise(said.value ?? said.score);
   if (said.labels) return said.labels.join(", ") || "none";
-  return said.label;
+  return said.label ?? "none";
 }
 
 function scoreItems(head, said, isValue) {
-  const scores = Object.entries(said.scores ?? {}).sort((one, other) => other[1] - one[1]);
+  const scores = Object.entries(said.scores ?? (isValue ? { value: said.value ?? said.score } : {})).sort((one, other) => other[1] - one[1]);
   const items = scores.map(([label, score]) =>
     element("li", {}, element("span", {}, label), isValue ? element("span") : bar(score), element("span", { class: "number" }, isValue ? precise(score) : percent(score))),
   );
@@ -304,6 +305,7 @@ async function compare() {
 
 function showComparison(name, [one, other]) {
   const head = session.heads.get(name) ?? {};
+  for (const said of [one, other]) said.scores ??= { value: said.value ?? said.score };
   const labels = [...new Set([...Object.keys(one.scores), ...Object.keys(other.scores)])];
   const most = (label) => Math.max(one.scores[label] ?? 0, other.scores[label] ?? 0);
   labels.sort((left, right) => most(right) - most(left));
