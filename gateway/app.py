@@ -143,7 +143,7 @@ async def started(
         catalogue = CataloguePoller(
             source_of(settings.catalogue),
             poll_seconds=settings.catalogue_poll_seconds,
-            followers=[outputs, drift, versions],
+            followers=[outputs, drift, versions, predictor],
         )
         await catalogue.refresh()
         polling = asyncio.create_task(catalogue.run())

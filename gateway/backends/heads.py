@@ -23,7 +23,7 @@ from clients import (
     TrunklineError,
     Unavailable,
 )
-from clients.wire.catalogue import Manifest
+from clients.wire.catalogue import Catalogue, Manifest, bundles_of
 from gateway.backends.breaker import Breaker, BreakerPolicy
 from gateway.backends.budget import Budget
 from gateway.backends.facts import BackendFacts, NoFacts
@@ -137,6 +137,12 @@ class ClientPredictor:
             if head.answered_at < now and head.is_long(ended - now):
                 self._failed(head, ended)
             raise
+
+    def follow(self, catalogue: Catalogue) -> None:
+        """See `gateway.ports.CatalogueFollower`. Calls still out on versions that are gone end by themselves."""
+        live = {(name, version) for name, head in catalogue.heads.items() for version in head.versions}
+        live |= {(bundle.name, bundle.version) for bundle in bundles_of(catalogue).values()}
+        self._heads = {key: head for key, head in self._heads.items() if key in live}
 
     @property
     def num_waiting(self) -> int:
