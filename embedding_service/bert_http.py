@@ -16,9 +16,10 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from clients.wire.http_server import Endpoint
 from embedding_service.backend import FloatArray
 from embedding_service.bert_as_service import PROTOCOL_VERSION, BertAsService, Texts, checked_texts
-from embedding_service.edge import Endpoint, embed_while_connected, json_response, read_body, request_id, retry_headers
+from embedding_service.edge import embed_while_connected, json_response, read_body, request_id, retry_headers
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput
 from embedding_service.infer import Infer
 

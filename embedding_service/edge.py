@@ -1,13 +1,11 @@
 """What all HTTP routes of the service share: reading a bounded body, JSON out, headers that say when to come back."""
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import msgspec
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clients.wire.asgi import CallerLeftError, while_connected
@@ -22,8 +20,6 @@ _EXCHANGE: Final = "trunkline.exchange"
 """Where a request's exchange is in its ASGI scope."""
 
 _UNHEARD: Final = Exchanges()
-
-Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
@@ -69,32 +65,6 @@ async def embed_while_connected(request: Request, infer: Infer, call: EmbedCall)
         raise HTTPException(499, "the caller left") from None
     exchange.answered(answer.trunk.name, answer.num_tokens, answer.timings)
     return answer
-
-
-class Shortcuts:
-    """*app*, an ASGI application, with each POST to one of *endpoints* answered without its router and middleware.
-
-    Those cost more than reading the request does, and most of what refusing it costs. An endpoint here answers its own errors.
-    """
-
-    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
-        self._app = app
-        self._endpoints = endpoints
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See ASGI."""
-        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
-        if endpoint is None:
-            await self._app(scope, receive, send)
-            return
-        scope["endpoint"] = endpoint
-        answer = await endpoint(Request(scope, receive))
-        await answer(scope, receive, send)
-
-
-def shortcuts(routes: Sequence[Route]) -> dict[str, Endpoint]:
-    """The endpoints of those *routes* that are for POST and have no parameters, by path."""
-    return {route.path: route.endpoint for route in routes if "POST" in (route.methods or ()) and not route.param_convertors}
 
 
 class WithExchanges:

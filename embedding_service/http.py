@@ -19,15 +19,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from clients.wire.http_server import Endpoint, Shortcuts, shortcuts
 from embedding_service.edge import (
-    Endpoint,
-    Shortcuts,
     embed_while_connected,
     json_response,
     read_body,
     request_id,
     retry_headers,
-    shortcuts,
     split_inputs,
 )
 from embedding_service.errors import HTTP_STATUS, EmbedError, InvalidInput

@@ -18,9 +18,9 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from clients.wire.http_server import Endpoint
 from clients.wire.text import Token
 from embedding_service.edge import (
-    Endpoint,
     embed_while_connected,
     json_response,
     read_body,

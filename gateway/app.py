@@ -12,10 +12,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
-from starlette.routing import Mount, Route
-from starlette.types import Receive, Scope, Send
+from starlette.routing import Mount
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
+from clients.wire.http_server import Shortcuts
 from gateway import logs, ui
 from gateway.admin import on_admin_port
 from gateway.admission import Admission
@@ -63,8 +63,8 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
 
     On *admin_listener*, where there is one, what operators read is served without a key for as long as the application lives.
 
-    FastAPI's handling of a request that declares nothing, with its layers of middleware, would cost more than the gateway's own
-    work; its route of the same path stays for the documentation.
+    Routers and FastAPI's layers of middleware would cost more than the gateway's own work on a short text; FastAPI's route of
+    the same path stays for the documentation.
 
     Raises:
         KeysError: the file of keys cannot be used.
@@ -84,9 +84,9 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
     api = create_api(docs=settings.docs)
     heard = Middleware(WithExchanges, exchanges=Exchanges([logs.access] if settings.access_log else [], traces))
     return Starlette(
-        routes=[Route("/v1/classify", Classify(), methods=["POST"]), Mount("/", api)],
-        # Outermost: what is refused at the door has an id and a line, too.
-        middleware=[heard, *layers(settings, request_id_of)],
+        routes=[Mount("/", api)],
+        # Outermost: what is refused at the door has an id and a line, too. Innermost: the hot route.
+        middleware=[heard, *layers(settings, request_id_of), Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )
@@ -111,15 +111,6 @@ def create_api(*, docs: bool = True) -> FastAPI:
 
     api.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way of extending the schema
     return api
-
-
-class Classify:
-    """`routes.classify` as an ASGI application: a plain function Starlette would wrap once more."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """See the ASGI specification."""
-        response = await classify(Request(scope, receive, send))
-        await response(scope, receive, send)
 
 
 @contextlib.asynccontextmanager

@@ -6,15 +6,20 @@ arrive: a byte a second would hold a connection for ever.
 
 import asyncio
 import signal
-from collections.abc import Collection
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import uvicorn
-from starlette.types import ASGIApp
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 KEEP_ALIVE_SECONDS: Final = 30
+
+Endpoint = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,32 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.disconnected = True
             cycle.message_event.set()
         self.transport.close()
+
+
+class Shortcuts:
+    """*app*, an ASGI application, with each POST to one of *endpoints* answered without its router and middleware.
+
+    Those cost more than reading the request does, and most of what refusing it costs. An endpoint here answers its own errors.
+    """
+
+    def __init__(self, app: ASGIApp, endpoints: Mapping[str, Endpoint]) -> None:
+        self._app = app
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" and scope["method"] == "POST" else None
+        if endpoint is None:
+            await self._app(scope, receive, send)
+            return
+        scope["endpoint"] = endpoint
+        answer = await endpoint(Request(scope, receive))
+        await answer(scope, receive, send)
+
+
+def shortcuts(routes: Sequence[Route]) -> dict[str, Endpoint]:
+    """The endpoints of those *routes* that are for POST and have no parameters, by path."""
+    return {route.path: route.endpoint for route in routes if "POST" in (route.methods or ()) and not route.param_convertors}
 
 
 def protocol_with(bounds: HttpBounds) -> type[BoundedProtocol]:

@@ -17,11 +17,11 @@ from starlette.routing import Route
 from clients.wire import embedding_pb2 as pb
 from clients.wire.guard import Refusal
 from clients.wire.guarded_http import OPEN, RouteTable
+from clients.wire.http_server import Shortcuts
 from clients.wire.keys import SCOPES, KeysFile, Scope, add_key, revoke_keys
 from embedding_service.backend.fake import FakeBackend
 from embedding_service.bert_as_service import BertAsService
 from embedding_service.bert_http import BertAsServiceEdge
-from embedding_service.edge import Shortcuts
 from embedding_service.guarding import ROUTES, RPCS
 from embedding_service.http import HttpEdge
 from embedding_service.service import Addresses
