@@ -1,9 +1,7 @@
 """From what went wrong to what the caller is told: one table, one shape."""
 
-from pathlib import Path
 from typing import Final
 
-import msgspec
 from starlette.responses import Response
 
 from clients import (
@@ -21,7 +19,8 @@ from clients import (
     Unauthenticated,
     Unavailable,
 )
-from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
+from clients.wire.http_errors import error_body, retry_headers
+from clients.wire.metadata import REQUEST_ID
 
 STATUS: Final[dict[type[TrunklineError], int]] = {
     TrunklineError: 500,
@@ -41,11 +40,6 @@ STATUS: Final[dict[type[TrunklineError], int]] = {
 
 DEFAULT_RETRY_AFTER: Final = 0.5
 """Seconds, for a refusal that may pass and came without a time of its own."""
-
-MAX_MESSAGE_CHARACTERS: Final = 1_000
-
-MAX_MESSAGE_BYTES: Final = 1_700
-"""As JSON: a character may take six."""
 
 
 class TooLarge(InvalidRequest):
@@ -76,7 +70,7 @@ def headers_of(error: TrunklineError, request_id: str) -> dict[str, str]:
     headers = {REQUEST_ID: request_id}
     if status_of(error) in {429, 503}:
         seconds = DEFAULT_RETRY_AFTER if error.retry_after is None else error.retry_after
-        headers |= {RETRY_AFTER: str(max(1, round(seconds))), RETRY_AFTER_MS: str(round(seconds * 1000))}
+        headers |= retry_headers(seconds)
     return headers
 
 
@@ -88,24 +82,3 @@ def error_response(status: int, code: str, message: str, request_id: str, header
 def fault_response(request_id: str) -> Response:
     """For what failed in a way it should not."""
     return error_response(500, "internal", "the gateway failed in a way it should not", request_id, {REQUEST_ID: request_id})
-
-
-def place_of(error: BaseException) -> str:
-    """Where *error* was raised, as " (FILE:LINE)"; its words may quote a text, its place does not."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
-
-
-def error_body(code: str, message: str, request_id: str) -> bytes:
-    """The one shape."""
-    return msgspec.json.encode({"error": {"code": code, "message": clipped(message), "request_id": request_id}})
-
-
-def clipped(message: str) -> str:
-    """*message*, short enough that an error stays below 2 KB."""
-    message = message[:MAX_MESSAGE_CHARACTERS]
-    while len(msgspec.json.encode(message)) > MAX_MESSAGE_BYTES:
-        message = message[: len(message) * 3 // 4]
-    return message

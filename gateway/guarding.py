@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from clients.wire import guarded_http
 from clients.wire.guard import Guard, Refusal
 from clients.wire.guarded_http import OPEN, GuardedHttp, Needed, RefusalBody, RouteTable
+from clients.wire.http_errors import error_body, place_of
 from clients.wire.keys import KeysFile
 from clients.wire.metadata import API_KEY, AUTHORIZATION, REQUEST_ID, REQUEST_TIMEOUT_MS, RETRY_AFTER, RETRY_AFTER_MS
-from gateway.errors import error_body, fault_response, place_of
+from gateway.errors import fault_response
 from gateway.settings import Settings
 
 _log = logging.getLogger(__name__)

@@ -18,9 +18,10 @@ from starlette.responses import Response
 
 from clients import Deadline, InvalidRequest, NotFound, TrunklineError, Unavailable
 from clients.wire.catalogue import CatalogueHead, Manifest
+from clients.wire.http_errors import clipped
 from clients.wire.metadata import STICKY_KEY
 from gateway.classification import Classification, HeadAnswer
-from gateway.errors import clipped, headers_of, status_of
+from gateway.errors import headers_of, status_of
 from gateway.plan import refusal
 from gateway.ports import FloatArray
 from gateway.routes import HEAD_NAME, REQUEST_HEADERS, State, classified, header, may_reuse, patience, read_body, ref, respond

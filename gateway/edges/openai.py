@@ -14,8 +14,9 @@ from starlette.responses import Response
 
 from clients import Deadline, InvalidRequest, TrunklineError
 from clients.wire.asgi import while_connected
+from clients.wire.http_errors import clipped
 from gateway.embedding import cut
-from gateway.errors import clipped, headers_of, status_of
+from gateway.errors import headers_of, status_of
 from gateway.ports import FloatArray
 from gateway.quota import charge
 from gateway.routes import REQUEST_HEADERS, State, patience, read_body, ref, respond

@@ -13,9 +13,10 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from clients import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
+from clients.wire.http_errors import clipped
 from clients.wire.metadata import STICKY_KEY
 from gateway.classification import Answer, Classification, HeadAnswer
-from gateway.errors import TooLarge, WrongMediaType, clipped, headers_of
+from gateway.errors import TooLarge, WrongMediaType, headers_of
 from gateway.routes import HEAD_NAME, REQUEST_HEADERS, State, classified, may_reuse, read_body, ref, respond
 from gateway.schemas import Asked, TopK, components_of
 

@@ -4,7 +4,6 @@ import re
 import uuid
 from typing import Final
 
-import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -20,7 +19,8 @@ from clients import (
     Unauthenticated,
     Unavailable,
 )
-from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
+from clients.wire.http_errors import error_body, retry_headers
+from clients.wire.metadata import REQUEST_ID
 from head_service.control.errors import StorageFull, TooLarge, WrongMediaType
 
 STATUS: Final[dict[type[TrunklineError], int]] = {
@@ -42,10 +42,6 @@ STATUS: Final[dict[type[TrunklineError], int]] = {
 DEFAULT_RETRY_AFTER: Final = 1.0
 """Seconds, for a refusal that may pass and came without a time of its own."""
 
-MAX_MESSAGE_CHARACTERS: Final = 1_000
-MAX_MESSAGE_BYTES: Final = 1_700
-"""As JSON: a character may take six."""
-
 _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 
 
@@ -60,7 +56,7 @@ def response_of(error: TrunklineError, request_id: str) -> Response:
     headers: dict[str, str] = {}
     if status in {429, 503, 507}:
         seconds = DEFAULT_RETRY_AFTER if error.retry_after is None else error.retry_after
-        headers |= {RETRY_AFTER: str(max(1, round(seconds))), RETRY_AFTER_MS: str(round(seconds * 1000))}
+        headers |= retry_headers(seconds)
     if status == 401:
         headers["www-authenticate"] = "Bearer"
     return error_response(status, error.code, error.message, request_id, headers)
@@ -68,8 +64,8 @@ def response_of(error: TrunklineError, request_id: str) -> Response:
 
 def error_response(status: int, code: str, message: str, request_id: str, headers: dict[str, str] | None = None) -> Response:
     """An error in the one shape."""
-    body = {"error": {"code": code, "message": _clipped(message), "request_id": request_id}}
-    return Response(msgspec.json.encode(body), status, (headers or {}) | {REQUEST_ID: request_id}, media_type="application/json")
+    body = error_body(code, message, request_id)
+    return Response(body, status, (headers or {}) | {REQUEST_ID: request_id}, media_type="application/json")
 
 
 def request_id_of(request: Request) -> str:
@@ -80,10 +76,3 @@ def request_id_of(request: Request) -> str:
         found = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
         request.scope["trunkline.request_id"] = found
     return found
-
-
-def _clipped(message: str) -> str:
-    message = message[:MAX_MESSAGE_CHARACTERS]
-    while len(msgspec.json.encode(message)) > MAX_MESSAGE_BYTES:
-        message = message[: len(message) * 3 // 4]
-    return message

@@ -13,10 +13,11 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clients import Overloaded, TrunklineError
+from clients.wire.http_errors import place_of
 from clients.wire.rates import Rates
 from head_service.control.answers import error_response, request_id_of, response_of, status_of
 from head_service.control.api import State, router
-from head_service.control.errors import ControlError, place_of
+from head_service.control.errors import ControlError
 from head_service.control.feedback import FeedbackWriter
 from head_service.control.keep import Kept
 from head_service.control.keys import Authenticator, Everybody, KeysFile

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Final, cast
 
 from clients import DeadlineExceeded, TrunklineError, Unavailable
-from head_service.control.errors import ControlError, place_of
+from clients.wire.http_errors import place_of
+from head_service.control.errors import ControlError
 from head_service.control.messages import AskToPublish, Ended, FromChild, MayPublish, Progress, Said, Start, packed, to_child
 from head_service.control.publishing import LeaseLostError, RunRepository, published_by
 from head_service.control.words import Outcome, RunCancelledError, RunContext, Trainer

@@ -3,8 +3,6 @@
 Errors of `clients` are used where one says it, so that a caller of the API meets the same tree everywhere.
 """
 
-from pathlib import Path
-
 from clients import FailedPrecondition, InvalidRequest, Unavailable
 from head_service.errors import HeadServiceError
 
@@ -37,11 +35,3 @@ class StorageFull(Unavailable):
     """There is no room on the disk, or in what is allotted; nothing was kept."""
 
     code = "storage_full"
-
-
-def place_of(error: BaseException) -> str:
-    """Where *error* was raised, as " (FILE:LINE)"; its words may quote a text, its place does not."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return "" if trace is None else f" ({Path(trace.tb_frame.f_code.co_filename).name}:{trace.tb_lineno})"
