@@ -98,8 +98,11 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} (from {min(values):.3f} to {max(values):.3f})"
 
 
-def publish_heads(root: Path, trunk: TrunkSpec, count: int) -> None:
-    """*count* linear heads in the repository at *root*, live as soon as a head server has loaded them."""
+def publish_heads(root: Path, trunk: TrunkSpec, count: int, num_versions: int = 1) -> None:
+    """*count* linear heads in the repository at *root*, live as soon as a head server has loaded them.
+
+    Of *num_versions* versions each, equal but for their numbers, the first is live.
+    """
     from head_service.export import export_head  # noqa: PLC0415 (TensorFlow: seconds)
     from head_service.training.linear import LinearHead  # noqa: PLC0415
 
@@ -118,7 +121,8 @@ def publish_heads(root: Path, trunk: TrunkSpec, count: int) -> None:
             described = Manifest(name=name, version=version, labels=head.labels, width=width, trunk=ref, view=View())
             export_head(head, described, rows, ["drawn"] * len(rows), directory)
 
-        lifecycle.promote(name, repository.publish(name, export, fingerprint=trunk.fingerprint))
+        first, *_ = [repository.publish(name, export, fingerprint=trunk.fingerprint) for _ in range(num_versions)]
+        lifecycle.promote(name, first)
 
 
 @contextlib.asynccontextmanager

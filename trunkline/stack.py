@@ -144,7 +144,7 @@ class Stack:
         has_control = self.settings.with_control
         await _together(self.start_embedding(), self.start_heads(), *([self.start_control()] if has_control else []))
         await _together(self.start_gateway(), *([self.start_worker()] if has_control else []))
-        self._pin_ports()
+        self.pin_ports()
         self._watchers += [asyncio.create_task(self._watch(child)) for child in self.children.values()]
         return Addresses(
             gateway=self._gateway,
@@ -258,12 +258,11 @@ class Stack:
     def _control_places(self) -> list[str]:
         return ["--home", str(self.settings.control_home), "--repository", self.settings.location]
 
-    def _pin_ports(self) -> None:
+    def pin_ports(self) -> None:
         """A service that is started again must be found where it was, also when its first port was any free one."""
         self._pin("gateway", {"--port": self._gateway})
         self._pin("embedding", {"--grpc-port": self._embedding[0], "--http-port": self._embedding[1]})
-        if self._control:
-            self._pin("control", {"--port": self._control})
+        self._pin("control", {"--port": self._control})
         heads = self.children["heads"].command
         for place, word in enumerate(heads):
             if word.startswith("--port="):
@@ -272,7 +271,9 @@ class Stack:
                 heads[place] = f"--rest_api_port={self._heads[1].rsplit(':', 1)[1]}"
 
     def _pin(self, name: str, addresses: dict[str, str]) -> None:
-        """Have *name* take, by each flag, the port of that address."""
+        """Have *name*, where it runs, take by each flag the port of that address."""
+        if name not in self.children:
+            return
         command = self.children[name].command
         for flag, address in addresses.items():
             command[command.index(flag) + 1] = address.rsplit(":", 1)[1]
