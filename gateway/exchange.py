@@ -241,6 +241,9 @@ class WithExchanges:
 
 def route_of(scope: Scope) -> str:
     """The route that answered, as it is declared: a path itself can hold a caller's words."""
-    route: Any = scope.get("route") or scope.get("endpoint")
-    path = getattr(route, "path", "")
-    return path if isinstance(path, str) else ""
+    route: Any = scope.get("route")
+    if route is not None:
+        path = getattr(route, "path", "")
+        return path if isinstance(path, str) else ""
+    # A shortcut's path is a route as it stands.
+    return str(scope["path"]) if "endpoint" in scope and not scope.get("path_params") else ""

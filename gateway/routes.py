@@ -181,7 +181,7 @@ async def respond(
     handle: Callable[[Request, State], Awaitable[Response]],
     tell: Callable[[TrunklineError, str], Response] = response_of,
 ) -> Response:
-    """What *handle* answers; where it raises, the error as *tell* shapes it. Either way counted, and with the request's id."""
+    """What *handle* answers, with the request's id; where it raises, the error as *tell* shapes it, which has the id in it."""
     state: State = request.state.gateway
     request_id = request_id_of(request)
     try:
@@ -192,6 +192,7 @@ async def respond(
         state.telemetry.refused(response.status_code, error.code)
         if response.status_code >= 500:
             _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
+        return response
     except (ClientDisconnect, CallerLeftError):
         state.telemetry.refused(499, "departed")
         return Response(status_code=499)

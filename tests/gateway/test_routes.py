@@ -218,3 +218,21 @@ async def test_a_full_gateway_says_when_to_come_back(trunks: FakeTrunks) -> None
     for answer in answers:
         assert 429 == answer.status_code
         assert int(answer.headers["retry-after-ms"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/classify", {"text": "a"}),
+        ("/v1/classify", {"text": ""}),
+        ("/v1/heads/nobody/classify", {"text": "a"}),
+        ("/heads/nobody/predict", {"inputs": "a"}),
+        ("/v2/models/nobody/infer", {"inputs": []}),
+        ("/v1/embeddings", {"input": ""}),
+    ],
+)
+async def test_an_answer_has_the_id_of_its_request_once(trunks: FakeTrunks, path: str, body: dict[str, object]) -> None:
+    async with FakeGateway(state_of(trunks, head("one"))).http() as http:
+        answer = await http.post(path, json=body, headers={"x-request-id": "mine"})
+
+    assert ["mine"] == answer.headers.get_list("x-request-id")

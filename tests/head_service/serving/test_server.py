@@ -105,8 +105,8 @@ async def test_swaps_under_load_fail_no_call_and_the_version_never_goes_back(mod
                 await until(available(client, number))
             stop.set()
         states = await client.states()
-    assert len(seen) >= 300
     assert {version for version, _ in seen} >= {1, 7}
+    assert len({version for version, _ in seen}) >= 4
     for version, logits in seen:
         np.testing.assert_allclose(logits, sign_of(version) * (ROWS @ WEIGHTS), rtol=1e-6)
     assert states[7][0] == "AVAILABLE"
