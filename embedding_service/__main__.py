@@ -1,18 +1,17 @@
 """`python -m embedding_service`: prepares the trunk where needed, then serves it. Prints one line to stdout when ready."""
 
 import asyncio
-import gc
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Final
 
 import uvloop
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from clients.wire.guard import is_loopback
+from clients.wire.http_server import calm_collector
 from clients.wire.keys import KeysError
 from embedding_service import logs
 from embedding_service.backend import Backend
@@ -28,9 +27,6 @@ from embedding_service.service import Addresses, MissingExtra, serve, warm_up
 from embedding_service.settings import Settings
 
 _log = logging.getLogger("embedding_service")
-
-GC_THRESHOLDS: Final = (2_000, 1_000, 100)
-"""More objects alive until the collector looks at the young ones, and how many times it does so until it looks at older ones."""
 
 
 def main() -> int:
@@ -52,11 +48,7 @@ def main() -> int:
         backends = [_backend(source, settings) for source in settings.model or (None,)]
         tables = [_table(given, settings) for given in settings.table]
         _check_names([*(backend.trunk.name for backend in backends), *(table.spec.name for table in tables)])
-        # What was imported lives as long as the process: the collector need not look at it again and again.
-        gc.freeze()
-        # A waiting call is some fifty objects. By the usual 700, 10, 10 a full queue is looked through several times a second,
-        # and nothing is answered or refused meanwhile; looking at fewer young ones at a time keeps each pause to milliseconds.
-        gc.set_threshold(*GC_THRESHOLDS)
+        calm_collector()
         uvloop.run(serve(backends, settings, _announce, tables))
     except (PreparationError, ListenError, MissingExtra, KeysError) as error:
         _log.error("%s", error)

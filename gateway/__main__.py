@@ -1,7 +1,6 @@
 """`python -m gateway`: serves until SIGTERM or SIGINT, then drains. Prints one line to stdout when it listens."""
 
 import asyncio
-import gc
 import logging
 import os
 import socket
@@ -11,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from clients.wire.guard import is_loopback
-from clients.wire.http_server import AnnouncingServer, HttpBounds, http_config
+from clients.wire.http_server import AnnouncingServer, HttpBounds, calm_collector, http_config
 from clients.wire.keys import KeysError
 from gateway import logs
 from gateway.admin import ADMIN_HOST
@@ -48,8 +47,7 @@ def main() -> int:
     bounds = HttpBounds(receive_seconds=settings.receive_timeout_seconds, open_ended=OPEN_ENDED)
     config = http_config(app, drain_seconds=settings.drain_seconds, bounds=bounds)
     try:
-        # What was imported lives as long as the process: the collector need not look at it again and again.
-        gc.freeze()
+        calm_collector()
         AnnouncingServer(config, f"gateway {url}").run([listener])
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130

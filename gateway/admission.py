@@ -72,9 +72,16 @@ class Admission:
 
     def check(self, num_texts: int, *, is_bulk: bool = False) -> None:
         """Raise what `admit` would raise now."""
+        seconds = self.seconds_until_room(num_texts, is_bulk=is_bulk)
+        if seconds is not None:
+            raise Overloaded("the gateway is full", retry_after=seconds)
+
+    def seconds_until_room(self, num_texts: int, *, is_bulk: bool = False) -> float | None:
+        """None where *num_texts* would be let in now; else when to ask again."""
         bound = self.bound * (BULK_SHARE if is_bulk else 1.0)
-        if self.num_texts and self.num_texts + num_texts > bound:
-            raise Overloaded("the gateway is full", retry_after=self._retry_after(self.num_texts + num_texts - bound))
+        if not self.num_texts or self.num_texts + num_texts <= bound:
+            return None
+        return self._retry_after(self.num_texts + num_texts - bound)
 
     @property
     def bound(self) -> float:

@@ -27,6 +27,7 @@ from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
 from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
+from gateway.door import Door
 from gateway.drift import DriftMonitor
 from gateway.edges import open_inference, openai, stream, tei
 from gateway.edges.open_streams import OpenStreams
@@ -83,10 +84,11 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
     to_embedding, to_heads = embedding_credentials(settings), head_credentials(settings)
     api = create_api(docs=settings.docs)
     heard = Middleware(WithExchanges, exchanges=Exchanges([logs.access] if settings.access_log else [], traces))
+    door = Middleware(Door, paths=["/v1/classify", "/v1/embeddings", "/predict"])
     return Starlette(
         routes=[Mount("/", api)],
         # Outermost: what is refused at the door has an id and a line, too. Innermost: the hot route.
-        middleware=[heard, *layers(settings, request_id_of), Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
+        middleware=[heard, door, *layers(settings, request_id_of), Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )

@@ -17,6 +17,7 @@ from clients.wire.http_server import Shortcuts
 from clients.wire.keys import SCOPES, Scope, add_key
 from gateway import guarding
 from gateway.app import create_app
+from gateway.door import Door
 from gateway.exchange import WithExchanges
 from gateway.guarding import ROUTES
 from gateway.settings import Settings
@@ -167,7 +168,7 @@ def test_a_quota_is_taken_by_texts_all_or_none(tmp_path: Path, keys_file: Path) 
 def test_without_keys_nothing_is_in_the_way(tmp_path: Path) -> None:
     app = create_app(settings_of(tmp_path))
 
-    assert [WithExchanges, guarding.Outermost, Shortcuts] == [layer.cls for layer in app.user_middleware]
+    assert [WithExchanges, Door, guarding.Outermost, Shortcuts] == [layer.cls for layer in app.user_middleware]
     with TestClient(app) as api:
         assert 200 == api.get("/info").status_code
 
