@@ -157,11 +157,11 @@ class Lifecycle:
         """
         manifest = self._checked(name, version)
         with self.repository.locked():
-            self._settle_locked()
             self._check_not_refused(name, version)
             known = self.served().get(name)
+            # Marked first: an old version that nobody has asked for is otherwise among those that are settled away.
             self.repository.set_mark(name, version, Mark("candidate", self.clock(), self.actor))
-            self._write_configs()
+            self._settle_locked()
         try:
             self._wait(name, version, is_told=known is not None and version in known.versions)
         except Exception:

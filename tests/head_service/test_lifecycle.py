@@ -78,6 +78,16 @@ def test_what_leaves_stays_loaded_until_every_gateway_has_moved_on(world: World)
     assert {} == world.repository.marks("spam")
 
 
+def test_the_oldest_of_many_versions_can_be_promoted_though_it_is_not_among_the_last(world: World) -> None:
+    lifecycle = world.lifecycle
+    lifecycle.keep_versions = 2
+    lifecycle.promote("spam", 1)
+
+    assert {1} == versions(world)
+    assert [2, 3] == [version for version in world.repository.versions("spam") if version != 1]
+    assert [] == world.problems()
+
+
 def test_rolling_back_exchanges_the_two(world: World) -> None:
     for version in (1, 2):
         world.lifecycle.promote("spam", version)
