@@ -9,25 +9,31 @@ the other one, and a new connection is tried there.
 import argparse
 import asyncio
 import itertools
+import multiprocessing
 import os
 import re
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
 import msgspec
+import numpy as np
 import uvloop
 
+from embedding_service.backend import TrunkSpec
 from embedding_service.models.prepare import prepare
 from head_service.head_server import wait_until_available
 from head_service.lifecycle import Lifecycle
 from head_service.repository import Repository
-from perf.heads_scaling import head_names, publish_heads
+from perf.heads_scaling import head_names, publish_head, publish_heads
 from perf.http_client import Connection, ConnectionLostError
 from perf.load import LoadResult, paced
 from perf.machine import punctual
@@ -38,6 +44,7 @@ from trunkline.processes import Child
 from trunkline.stack import Stack, StackSettings
 
 [HEAD] = head_names(1)
+NUM_LABELS: Final = 2
 TIMEOUT_SECONDS: Final = 10.0
 START_SECONDS: Final = 120.0
 STOP_SECONDS: Final = 15.0
@@ -165,10 +172,17 @@ async def restart_all(pair: Pair, say: Callable[[str], None]) -> None:
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-def swap_all(lifecycle: Lifecycle, repository: Repository, pause: float) -> None:
-    """Every published version made the live one, in order."""
-    for version in repository.versions(HEAD)[1:]:
-        lifecycle.promote(HEAD, version)
+def swap_all(root: Path, trunk: TrunkSpec, heads: Sequence[str], count: int, pause: float) -> None:
+    """Another version published and made the live one, *count* times. In a process of its own: exporting is work."""
+    repository, random = Repository(root), np.random.default_rng(1)
+
+    def available(head: str, version: int) -> None:
+        for address in heads:
+            wait_until_available(address, head, version)
+
+    lifecycle = Lifecycle(repository, available)
+    for _ in range(count):
+        lifecycle.promote(HEAD, publish_head(repository, trunk, HEAD, NUM_LABELS, random))
         time.sleep(pause)
 
 
@@ -183,8 +197,8 @@ def told(result: LoadResult, callers: Callers) -> str:
     )
 
 
-async def under_load(callers: Callers, rate: float, change: "asyncio.Task[None]") -> LoadResult:
-    """Load until *change* is over, at least ten seconds, in parts that are joined."""
+async def under_load(callers: Callers, rate: float, change: "asyncio.Future[None]") -> LoadResult:
+    """Load until *change* is over, in parts that are joined."""
     whole = LoadResult(max_lag_seconds=float("inf"))
     number = itertools.count()
 
@@ -205,30 +219,27 @@ async def under_load(callers: Callers, rate: float, change: "asyncio.Task[None]"
 async def run(given: argparse.Namespace) -> None:
     """Start, load, change, tell, stop."""
     console = wide_console()
-    with tempfile.TemporaryDirectory(prefix="trunkline-restarts-") as scratch:
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="trunkline-restarts-"))
         root = Path(scratch) / "repository"
         prepared = await asyncio.to_thread(prepare, None, cache_dir=paths.cache_dir(), engine="auto")
         spec = prepared.spec
-        await asyncio.to_thread(publish_heads, root, spec, 1, given.swaps + 1)
+        await asyncio.to_thread(publish_heads, root, spec, 1)
         settings = StackSettings(root, paths.cache_dir(), Path(scratch) / "logs").on_any_ports()
         pair = Pair(Stack(settings, console.print), Stack(settings, lambda _: None))
         try:
             gateways = await pair.start()
             texts = load_workload("short", paths.cache_dir(), spec.tokenizer_json).texts
-            repository = Repository(root)
-
-            def available(head: str, version: int) -> None:
-                for address in pair.heads:
-                    wait_until_available(address, head, version)
-
-            lifecycle = Lifecycle(repository, available)
+            pool = stack.enter_context(ProcessPoolExecutor(1, multiprocessing.get_context("spawn")))
+            swaps = partial(swap_all, root, spec, tuple(pair.heads), given.swaps, given.pause)
             with punctual():
-                for name, change in (
-                    ("every service started anew", restart_all(pair, console.print)),
-                    (f"{given.swaps} versions", asyncio.to_thread(swap_all, lifecycle, repository, given.pause)),
-                ):
+                changes: dict[str, Callable[[], Awaitable[None]]] = {
+                    "every service started anew": lambda: restart_all(pair, console.print),
+                    f"{given.swaps} versions": lambda: asyncio.get_running_loop().run_in_executor(pool, swaps),
+                }
+                for name, change in changes.items():
                     callers = Callers(gateways, texts)
-                    result = await under_load(callers, given.rate, asyncio.ensure_future(change))
+                    result = await under_load(callers, given.rate, asyncio.ensure_future(change()))
                     callers.close()
                     console.print(f"{name}, {given.rate:g} texts/s: {told(result, callers)}")
         finally:

@@ -98,31 +98,32 @@ def spread(values: Sequence[float]) -> str:
     return f"{statistics.median(values):.3f} (from {min(values):.3f} to {max(values):.3f})"
 
 
-def publish_heads(root: Path, trunk: TrunkSpec, count: int, num_versions: int = 1) -> None:
-    """*count* linear heads in the repository at *root*, live as soon as a head server has loaded them.
-
-    Of *num_versions* versions each, equal but for their numbers, the first is live.
-    """
-    from head_service.export import export_head  # noqa: PLC0415 (TensorFlow: seconds)
-    from head_service.training.linear import LinearHead  # noqa: PLC0415
-
+def publish_heads(root: Path, trunk: TrunkSpec, count: int) -> None:
+    """*count* linear heads in the repository at *root*, live as soon as a head server has loaded them."""
     ensure_layout(root)
     repository = Repository(root)
     lifecycle = Lifecycle(repository, already_available)
     random = np.random.default_rng(0)
+    for number, name in enumerate(head_names(count)):
+        lifecycle.promote(name, publish_head(repository, trunk, name, LABEL_COUNTS[number % len(LABEL_COUNTS)], random))
+
+
+def publish_head(repository: Repository, trunk: TrunkSpec, name: str, num_labels: int, random: np.random.Generator) -> int:
+    """Another version of *name*, linear, with drawn weights; its number."""
+    from head_service.export import export_head  # noqa: PLC0415 (TensorFlow: seconds)
+    from head_service.training.linear import LinearHead  # noqa: PLC0415
+
     width = trunk.width
     rows = random.normal(size=(8, width)).astype(np.float32) / np.float32(width**0.5)
-    for number, name in enumerate(head_names(count)):
-        labels = tuple(f"label-{place}" for place in range(LABEL_COUNTS[number % len(LABEL_COUNTS)]))
-        head = LinearHead(random.normal(size=(width, len(labels))).astype(np.float32), np.zeros(len(labels), np.float32), labels)
+    labels = tuple(f"label-{place}" for place in range(num_labels))
+    head = LinearHead(random.normal(size=(width, num_labels)).astype(np.float32), np.zeros(num_labels, np.float32), labels)
 
-        def export(directory: Path, version: int, name: str = name, head: LinearHead = head) -> None:
-            ref = TrunkRef(trunk.name, trunk.fingerprint)
-            described = Manifest(name=name, version=version, labels=head.labels, width=width, trunk=ref, view=View())
-            export_head(head, described, rows, ["drawn"] * len(rows), directory)
+    def export(directory: Path, version: int) -> None:
+        ref = TrunkRef(trunk.name, trunk.fingerprint)
+        described = Manifest(name=name, version=version, labels=head.labels, width=width, trunk=ref, view=View())
+        export_head(head, described, rows, ["drawn"] * len(rows), directory)
 
-        first, *_ = [repository.publish(name, export, fingerprint=trunk.fingerprint) for _ in range(num_versions)]
-        lifecycle.promote(name, first)
+    return repository.publish(name, export, fingerprint=trunk.fingerprint)
 
 
 @contextlib.asynccontextmanager
