@@ -136,7 +136,7 @@ async def started(
         catalogue = CataloguePoller(
             source_of(settings.catalogue),
             poll_seconds=settings.catalogue_poll_seconds,
-            followers=[outputs, drift, versions, predictor],
+            followers=[outputs, drift, versions, predictor, facts],
         )
         await catalogue.refresh()
         polling = asyncio.create_task(catalogue.run())
