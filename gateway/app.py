@@ -148,7 +148,7 @@ async def started(
         telemetry.watch_bound(lambda: admission.bound)
         bundles = Bundles(catalogue) if settings.bundles else None
         timed = TimedPredictor(predictor, telemetry)
-        fan_out = FanOut(timed, head_timeout=settings.head_timeout_seconds, bundles=bundles)
+        fan_out = FanOut(timed, head_timeout=settings.head_timeout_seconds, bundles=bundles, telemetry=telemetry)
         pipeline = Pipeline(
             trunks,
             embedder,

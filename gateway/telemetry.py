@@ -174,7 +174,7 @@ class Telemetry:
         catalogue = self._catalogue()
         if catalogue is None:
             return
-        live = {(name, str(version)) for name, head in catalogue.heads.items() for version in head.versions}
+        live = {(name, str(version)) for name, version in servables_of(catalogue)}
         names = catalogue.heads.keys()
         for family in (self._heads, self._lookups):
             family.keep(lambda labels: labels[0] in names or labels[0] == OTHER)
