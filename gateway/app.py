@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Mount
+from starlette.types import Scope
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
 from clients.wire.http_server import Shortcuts
@@ -83,12 +84,13 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
 
     to_embedding, to_heads = embedding_credentials(settings), head_credentials(settings)
     api = create_api(docs=settings.docs)
+    guarded = layers(settings, request_id_of, _telemetry_of)
     heard = Middleware(WithExchanges, exchanges=Exchanges([logs.access] if settings.access_log else [], traces))
     door = Middleware(Door, paths=["/v1/classify", "/v1/embeddings", "/predict"])
     return Starlette(
         routes=[Mount("/", api)],
         # Outermost: what is refused at the door has an id and a line, too. Innermost: the hot route.
-        middleware=[heard, door, *layers(settings, request_id_of), Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
+        middleware=[heard, door, *guarded, Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )
@@ -113,6 +115,11 @@ def create_api(*, docs: bool = True) -> FastAPI:
 
     api.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way of extending the schema
     return api
+
+
+def _telemetry_of(scope: Scope) -> Telemetry:
+    state: State = scope["state"]["gateway"]
+    return state.telemetry
 
 
 @contextlib.asynccontextmanager

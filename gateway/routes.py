@@ -29,7 +29,7 @@ from gateway.pipeline import Pipeline
 from gateway.plan import refusal
 from gateway.ports import LiveTrunk
 from gateway.preprocess import INLINE_CHARACTERS
-from gateway.quota import charge
+from gateway.quota import QuotaUsedUp, charge
 from gateway.schemas import Asked, classify_answer, parse_classify, parse_head_classify, server_timing
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -189,7 +189,7 @@ async def respond(
     except (TrunklineError, HeadFailed) as raised:
         error = raised.error if isinstance(raised, HeadFailed) else public(raised)
         response = tell(error, request_id)
-        state.telemetry.refused(response.status_code, error.code)
+        state.telemetry.refused(response.status_code, "quota" if isinstance(error, QuotaUsedUp) else error.code)
         if response.status_code >= 500:
             _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
         return response

@@ -20,7 +20,7 @@ from gateway.series import OTHER, Counts, Durations, Gauges, Labels, Series
 STAGES: Final = ("preprocess", "embed", "heads", "total")
 
 CODES: Final = frozenset(
-    {"departed", "deadline_expired", "quota", "too_large", "unsupported_media_type", "draining"}
+    {"departed", "deadline_expired", "quota", "too_large", "unsupported_media_type", "draining", "method_not_allowed"}
     | {TrunklineError.code, Refused.code, *(error.code for error in HTTP_ERRORS.values())}
 )
 """The reasons and outcomes that have series of their own."""
