@@ -29,6 +29,7 @@ from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
 from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
 from gateway.door import Door
+from gateway.drain import Drain
 from gateway.drift import DriftMonitor
 from gateway.edges import open_inference, openai, stream, tei
 from gateway.edges.open_streams import OpenStreams
@@ -60,10 +61,11 @@ class Lifespan(TypedDict):
     gateway: State
 
 
-def create_app(settings: Settings, admin_listener: socket.socket | None = None) -> Starlette:
+def create_app(settings: Settings, admin_listener: socket.socket | None = None, drain: Drain | None = None) -> Starlette:
     """The gateway's ASGI application: the hot route by itself, and FastAPI for everything people read.
 
     On *admin_listener*, where there is one, what operators read is served without a key for as long as the application lives.
+    Who stops it begins *drain*.
 
     Routers and FastAPI's layers of middleware would cost more than the gateway's own work on a short text; FastAPI's route of
     the same path stays for the documentation.
@@ -77,8 +79,10 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Lifespan]:
         asyncio.get_running_loop().set_exception_handler(logs.on_loop_fault)
-        async with started(settings, to_embedding, to_heads) as state, on_admin_port(api, {"gateway": state}, admin_listener):
-            yield Lifespan(gateway=state)
+        async with started(settings, to_embedding, to_heads) as state:
+            state.drain = drain or state.drain
+            async with on_admin_port(api, {"gateway": state}, admin_listener):
+                yield Lifespan(gateway=state)
         if traces is not None:
             await traces.aclose()
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +21,7 @@ from gateway.admission import Admission
 from gateway.backends.embedding import ClientTrunks
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer
+from gateway.drain import Drain
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
@@ -52,7 +53,12 @@ class State:
     telemetry: Telemetry
     text_embedder: TextEmbedder
     streams: OpenStreams
-    is_draining: bool = False
+    drain: Drain = field(default_factory=Drain)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the gateway is stopping."""
+        return self.drain.is_on
 
 
 def ref(name: str) -> dict[str, Any]:
