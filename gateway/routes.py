@@ -258,7 +258,7 @@ def request_id_of(_: Request) -> str:
 
 @router.get("/v1/heads", summary="The live heads")
 async def heads(request: Request) -> Response:
-    """Name, version, labels and measured accuracy of each head, and why one is refused where it is."""
+    """Name, version, labels, reading and measured accuracy of each head, and why one is refused where it is."""
     state: State = request.state.gateway
     try:
         trunk = await state.trunks.trunk(Deadline.after(2.0))
@@ -276,6 +276,8 @@ def describe(name: str, head: CatalogueHead, trunk: LiveTrunk) -> dict[str, Any]
         "version": manifest.version,
         "task": manifest.task,
         "labels": manifest.labels,
+        "preprocess": manifest.preprocess,
+        "long_text": manifest.long_text,
         "default": head.default,
         "tags": head.tags,
         "stable": head.stable,
