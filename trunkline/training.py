@@ -47,7 +47,8 @@ class HeadWanted:
     """How a head is to be made; *weights* is an .npz file of one that is fitted already, see `read_weights`.
 
     *label_separator* is what stands between several labels in one cell. *preprocess* are names of steps, the newest version of
-    each where none is given, and *long_text* is as in `clients.wire.catalogue.Manifest`.
+    each where none is given, and *long_text* is as in `clients.wire.catalogue.Manifest`. *level_separator* is the
+    manifest's *label_separator*: what stands between the levels of one label.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -58,6 +59,7 @@ class HeadWanted:
     with_texts: bool = True
     preprocess: tuple[str, ...] = ()
     long_text: LongText = "cut"
+    level_separator: str = ""
 
 
 def train_head(
@@ -97,6 +99,7 @@ def train_head(
                 with_texts=wanted.with_texts,
                 preprocess=named_steps(wanted.preprocess),
                 long_text=wanted.long_text,
+                level_separator=wanted.level_separator,
             ),
             embedder=embedder,
             cache=EmbeddingCache(live.cache_dir / "training-embeddings.sqlite"),

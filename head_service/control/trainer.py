@@ -46,6 +46,7 @@ def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
                 options=options,
                 preprocess=named_steps(order.preprocess),
                 long_text=order.long_text,
+                level_separator=order.level_separator,
             ),
             embedder=embedder,
             cache=EmbeddingCache(run.cache_dir / "training-embeddings.sqlite"),

@@ -30,7 +30,7 @@ class TrainingOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     *data* and feedback may be given together; where both speak of a text, feedback is right. Feedback rows up to number
     *feedback_until* are taken, so that a second attempt trains on the same ones. *preprocess* and *long_text* become the head's
-    own, see `Manifest`; a step without a version is the newest.
+    own, see `Manifest`; a step without a version is the newest. *level_separator* becomes its *label_separator*.
     """
 
     head: HeadName
@@ -45,6 +45,7 @@ class TrainingOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     publish: Publish = "live"
     preprocess: Annotated[tuple[StepName, ...], msgspec.Meta(max_length=32)] = ()
     long_text: LongText = "cut"
+    level_separator: Annotated[str, msgspec.Meta(max_length=16)] = ""
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
