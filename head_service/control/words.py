@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 
 from clients.wire.catalogue import LongText, Task, View
+from clients.wire.credentials import NO_CREDENTIALS, Credentials
 from head_service.repository import Repository
 
 Publish = Literal["live", "version"]
@@ -77,7 +78,8 @@ class RunContext:
     *data* is the file of rows with *text_column* and *label_column* (None: guess). *folder* is the run's own, for its report.
     *repository* publishes in the run's name: a second attempt finds what the first one published in *published*.
     *say* and *progress* (step, done, total) raise `RunCancelledError` when the run is to stop, unless it has published: a version
-    that exists is seen through.
+    that exists is seen through. *to_embedding* and *to_heads* are what clients show those services. *bundles*: a head that has
+    become live belongs into them.
     """
 
     run_id: str
@@ -92,6 +94,9 @@ class RunContext:
     cache_dir: Path
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
+    to_embedding: Credentials = NO_CREDENTIALS
+    to_heads: Credentials = NO_CREDENTIALS
+    bundles: bool = False
 
 
 class Trainer(Protocol):
