@@ -16,6 +16,7 @@ from gateway import logs
 from gateway.admin import ADMIN_HOST
 from gateway.app import OPEN_ENDED, MissingExtra, create_app
 from gateway.credentials import CredentialsError
+from gateway.drain import Drain
 from gateway.settings import Settings
 
 _log = logging.getLogger("gateway")
@@ -35,7 +36,8 @@ def main() -> int:
     try:
         listener = _listen(settings.host, settings.port, "--port", backlog=2_048)
         admin = None if settings.admin_port is None else _listen(ADMIN_HOST, settings.admin_port, "--admin-port")
-        app = create_app(settings, admin)
+        drain = Drain()
+        app = create_app(settings, admin, drain)
     except (OSError, KeysError, CredentialsError, MissingExtra) as error:
         _log.error("%s", error)
         return 1
@@ -48,7 +50,8 @@ def main() -> int:
     config = http_config(app, drain_seconds=settings.drain_seconds, bounds=bounds)
     try:
         calm_collector()
-        AnnouncingServer(config, f"gateway {url}").run([listener])
+        server = AnnouncingServer(config, f"gateway {url}", on_stop=drain.begin, delay_seconds=settings.drain_delay_seconds)
+        server.run([listener])
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0

@@ -13,6 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.responses import Response
 from starlette.routing import Mount
+from starlette.types import Scope
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
 from clients.wire.http_server import Shortcuts
@@ -28,6 +29,7 @@ from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
 from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
 from gateway.door import Door
+from gateway.drain import Drain
 from gateway.drift import DriftMonitor
 from gateway.edges import open_inference, openai, stream, tei
 from gateway.edges.open_streams import OpenStreams
@@ -59,10 +61,11 @@ class Lifespan(TypedDict):
     gateway: State
 
 
-def create_app(settings: Settings, admin_listener: socket.socket | None = None) -> Starlette:
+def create_app(settings: Settings, admin_listener: socket.socket | None = None, drain: Drain | None = None) -> Starlette:
     """The gateway's ASGI application: the hot route by itself, and FastAPI for everything people read.
 
     On *admin_listener*, where there is one, what operators read is served without a key for as long as the application lives.
+    Who stops it begins *drain*.
 
     Routers and FastAPI's layers of middleware would cost more than the gateway's own work on a short text; FastAPI's route of
     the same path stays for the documentation.
@@ -76,19 +79,22 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
     @contextlib.asynccontextmanager
     async def lifespan(_: Starlette) -> AsyncIterator[Lifespan]:
         asyncio.get_running_loop().set_exception_handler(logs.on_loop_fault)
-        async with started(settings, to_embedding, to_heads) as state, on_admin_port(api, {"gateway": state}, admin_listener):
-            yield Lifespan(gateway=state)
+        async with started(settings, to_embedding, to_heads) as state:
+            state.drain = drain or state.drain
+            async with on_admin_port(api, {"gateway": state}, admin_listener):
+                yield Lifespan(gateway=state)
         if traces is not None:
             await traces.aclose()
 
     to_embedding, to_heads = embedding_credentials(settings), head_credentials(settings)
     api = create_api(docs=settings.docs)
+    guarded = layers(settings, request_id_of, _telemetry_of)
     heard = Middleware(WithExchanges, exchanges=Exchanges([logs.access] if settings.access_log else [], traces))
     door = Middleware(Door, paths=["/v1/classify", "/v1/embeddings", "/predict"])
     return Starlette(
         routes=[Mount("/", api)],
         # Outermost: what is refused at the door has an id and a line, too. Innermost: the hot route.
-        middleware=[heard, door, *layers(settings, request_id_of), Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
+        middleware=[heard, door, *guarded, Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )
@@ -115,6 +121,11 @@ def create_api(*, docs: bool = True) -> FastAPI:
     return api
 
 
+def _telemetry_of(scope: Scope) -> Telemetry:
+    state: State = scope["state"]["gateway"]
+    return state.telemetry
+
+
 @contextlib.asynccontextmanager
 async def started(
     settings: Settings, to_embedding: Credentials = NO_CREDENTIALS, to_heads: Credentials = NO_CREDENTIALS
@@ -136,7 +147,7 @@ async def started(
         catalogue = CataloguePoller(
             source_of(settings.catalogue),
             poll_seconds=settings.catalogue_poll_seconds,
-            followers=[outputs, drift, versions, predictor],
+            followers=[outputs, drift, versions, predictor, facts],
         )
         await catalogue.refresh()
         polling = asyncio.create_task(catalogue.run())
@@ -148,7 +159,7 @@ async def started(
         telemetry.watch_bound(lambda: admission.bound)
         bundles = Bundles(catalogue) if settings.bundles else None
         timed = TimedPredictor(predictor, telemetry)
-        fan_out = FanOut(timed, head_timeout=settings.head_timeout_seconds, bundles=bundles)
+        fan_out = FanOut(timed, head_timeout=settings.head_timeout_seconds, bundles=bundles, telemetry=telemetry)
         pipeline = Pipeline(
             trunks,
             embedder,

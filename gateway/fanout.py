@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -28,17 +29,33 @@ HeadScores = FloatArray | TrunklineError
 """float32 [inputs, labels], finite; or why there are none, in words for the caller."""
 
 
+class BundleTelemetry(Protocol):
+    """Told of heads that were asked by way of their bundle; must be quick and never raise."""
+
+    def head_ended(self, head: str, version: int, outcome: str, seconds: float) -> None:
+        """The call of a bundle that was to answer for a head version took *seconds*; *outcome* is "ok" or an error's code."""
+        ...
+
+
 class FanOut:
     """Asks versions; holds nothing of any request. *head_timeout*: seconds that a version may take.
 
     Where *bundles* has a current one, heads that read the same are asked together. What does not come of it in half the time is
-    asked of the heads themselves in the other half.
+    asked of the heads themselves in the other half. *telemetry* hears what a bundle's call was for each head that it answered.
     """
 
-    def __init__(self, predictor: Predictor, *, head_timeout: float, bundles: Bundles | None = None) -> None:
+    def __init__(
+        self,
+        predictor: Predictor,
+        *,
+        head_timeout: float,
+        bundles: Bundles | None = None,
+        telemetry: BundleTelemetry | None = None,
+    ) -> None:
         self._predictor = predictor
         self._head_timeout = head_timeout
         self._bundles = bundles
+        self._telemetry = telemetry
 
     async def ask(self, calls: Sequence[HeadCall], deadline: Deadline) -> list[HeadScores]:
         """What each of *calls* came to, in order; never raises for one of them."""
@@ -80,12 +97,15 @@ class FanOut:
     ) -> None:
         """Put into *scores*, by the number of the call, what *shared* came to, or else what each of its heads did."""
         assert self._bundles is not None
+        asked = [calls[index].manifest for index, _ in shared.places]
         patience = deadline.remaining() / 2
+        started = time.perf_counter()
         try:
             found = await self._predictor.predict(shared.bundle, shared.rows, Deadline.after(patience))
             check_shape(found, shared.bundle, len(shared.rows))
         except Overloaded as error:
             # Many calls in the place of one would be no relief.
+            self._tell(asked, error.code, started)
             scores |= {index: named(error, calls[index].manifest.name) for index, _ in shared.places}
             return
         except Exception as error:  # whatever it was, the heads answer
@@ -96,6 +116,7 @@ class FanOut:
             await asyncio.gather(*(self._into(scores, index, calls[index], deadline) for index, _ in shared.places))
             return
         self._bundles.answered(shared.bundle)
+        self._tell(asked, "ok", started)
         all_finite = bool(np.isfinite(found).all())
         for index, place in shared.places:
             part = found[:, place.start : place.end]
@@ -103,6 +124,13 @@ class FanOut:
                 scores[index] = named(InvalidResponse(_NOT_FINITE), calls[index].manifest.name)
             else:
                 scores[index] = part
+
+    def _tell(self, asked: Iterable[Manifest], outcome: str, started: float) -> None:
+        """What a head's call took was what its bundle's took."""
+        if self._telemetry is not None:
+            seconds = time.perf_counter() - started
+            for manifest in asked:
+                self._telemetry.head_ended(manifest.name, manifest.version, outcome, seconds)
 
     async def _into(self, scores: dict[int, HeadScores], index: int, call: HeadCall, deadline: Deadline) -> None:
         scores[index] = await self._one(call, deadline)

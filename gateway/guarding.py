@@ -15,12 +15,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clients.wire import guarded_http
 from clients.wire.guard import Guard, Refusal
-from clients.wire.guarded_http import OPEN, GuardedHttp, Needed, RefusalBody, RouteTable
+from clients.wire.guarded_http import OPEN, STATUS, GuardedHttp, Needed, RefusalBody, RouteTable
 from clients.wire.http_errors import error_body, place_of
 from clients.wire.keys import KeysFile
 from clients.wire.metadata import API_KEY, AUTHORIZATION, REQUEST_ID, REQUEST_TIMEOUT_MS, RETRY_AFTER, RETRY_AFTER_MS
 from gateway.errors import fault_response
 from gateway.settings import Settings
+from gateway.telemetry import RefusalTelemetry
 
 _log = logging.getLogger(__name__)
 
@@ -75,9 +76,11 @@ _FOR_PAGES: Final = (
 
 
 RequestId = Callable[[Request], str]
+TelemetryOf = Callable[[guarded_http.AsgiScope], RefusalTelemetry]
+"""The telemetry of the application that a request is for: it lives as long as the application, and the layers longer."""
 
 
-def layers(settings: Settings, request_id_of: RequestId) -> list[Middleware]:
+def layers(settings: Settings, request_id_of: RequestId, telemetry_of: TelemetryOf) -> list[Middleware]:
     """What a request goes through before the routes, the outermost first. Without keys nothing asks for one.
 
     Raises:
@@ -88,7 +91,7 @@ def layers(settings: Settings, request_id_of: RequestId) -> list[Middleware]:
         found.append(cross_origin(settings.cors_origins))
     if settings.keys_file is not None:
         guard = Guard(KeysFile(settings.keys_file), max_failures_per_minute=settings.auth_failures_per_minute)
-        found.append(Middleware(GuardedHttp, guard, RouteTable(ROUTES).needed, refusals(request_id_of)))
+        found.append(Middleware(GuardedHttp, guard, RouteTable(ROUTES).needed, refusals(request_id_of, telemetry_of)))
     return found
 
 
@@ -103,10 +106,11 @@ def cross_origin(origins: tuple[str, ...]) -> Middleware:
     )
 
 
-def refusals(request_id_of: RequestId) -> RefusalBody:
-    """How a refusal is told: in the gateway's one shape."""
+def refusals(request_id_of: RequestId, telemetry_of: TelemetryOf) -> RefusalBody:
+    """How a refusal is told: in the gateway's one shape, and counted."""
 
     def told(refusal: Refusal, scope: guarded_http.AsgiScope) -> tuple[bytes, dict[str, str]]:
+        telemetry_of(scope).refused(STATUS[refusal.code], refusal.code)
         request_id = request_id_of(Request(scope))
         return error_body(refusal.code, refusal.message, request_id), {REQUEST_ID: request_id}
 

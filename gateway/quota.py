@@ -6,15 +6,19 @@ from clients import Overloaded
 from clients.wire import guarded_http
 
 
+class QuotaUsedUp(Overloaded):
+    """It is the key's own bound that is reached, and not the gateway's."""
+
+
 def charge(request: Request, num_texts: int) -> None:
     """Take *num_texts* from the quota of the key that *request* came with, all or none.
 
     Raises:
-        Overloaded: there is not enough left; it says when there will be.
+        QuotaUsedUp: there is not enough left; it says when there will be.
     """
     refusal = guarded_http.charge(request.scope, num_texts)
     if refusal is not None:
-        raise Overloaded(refusal.message, retry_after=refusal.retry_after)
+        raise QuotaUsedUp(refusal.message, retry_after=refusal.retry_after)
 
 
 def caller_name(request: Request) -> str:

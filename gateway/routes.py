@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import msgspec
@@ -21,6 +21,7 @@ from gateway.admission import Admission
 from gateway.backends.embedding import ClientTrunks
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer
+from gateway.drain import Drain
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
@@ -29,7 +30,7 @@ from gateway.pipeline import Pipeline
 from gateway.plan import refusal
 from gateway.ports import LiveTrunk
 from gateway.preprocess import INLINE_CHARACTERS
-from gateway.quota import charge
+from gateway.quota import QuotaUsedUp, charge
 from gateway.schemas import Asked, classify_answer, parse_classify, parse_head_classify, server_timing
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
@@ -52,7 +53,12 @@ class State:
     telemetry: Telemetry
     text_embedder: TextEmbedder
     streams: OpenStreams
-    is_draining: bool = False
+    drain: Drain = field(default_factory=Drain)
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether the gateway is stopping."""
+        return self.drain.is_on
 
 
 def ref(name: str) -> dict[str, Any]:
@@ -189,7 +195,7 @@ async def respond(
     except (TrunklineError, HeadFailed) as raised:
         error = raised.error if isinstance(raised, HeadFailed) else public(raised)
         response = tell(error, request_id)
-        state.telemetry.refused(response.status_code, error.code)
+        state.telemetry.refused(response.status_code, "quota" if isinstance(error, QuotaUsedUp) else error.code)
         if response.status_code >= 500:
             _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
         return response
@@ -252,7 +258,7 @@ def request_id_of(_: Request) -> str:
 
 @router.get("/v1/heads", summary="The live heads")
 async def heads(request: Request) -> Response:
-    """Name, version, labels and measured accuracy of each head, and why one is refused where it is."""
+    """Name, version, labels, reading and measured accuracy of each head, and why one is refused where it is."""
     state: State = request.state.gateway
     try:
         trunk = await state.trunks.trunk(Deadline.after(2.0))
@@ -270,6 +276,8 @@ def describe(name: str, head: CatalogueHead, trunk: LiveTrunk) -> dict[str, Any]
         "version": manifest.version,
         "task": manifest.task,
         "labels": manifest.labels,
+        "preprocess": manifest.preprocess,
+        "long_text": manifest.long_text,
         "default": head.default,
         "tags": head.tags,
         "stable": head.stable,

@@ -116,7 +116,12 @@ class Settings(BaseSettings):
         256, ge=0, description="Under way in shadow versions at once; more are left out. 0: no shadow runs."
     )
     max_streams: int = Field(64, ge=1, description="Open at once; each holds a connection and up to 8 MiB of lines.")
-    drain_seconds: float = Field(5.0, ge=0, description="Given to requests in flight when told to stop.")
+    drain_delay_seconds: float = Field(
+        0.0,
+        ge=0,
+        description="When told to stop: for so long not ready, and requests are taken all the same; for balancers.",
+    )
+    drain_seconds: float = Field(5.0, ge=0, description="After that: given to requests in flight.")
 
     @field_validator("cors_origins", mode="before")
     @classmethod

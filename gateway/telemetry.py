@@ -11,7 +11,7 @@ from typing import Final, Literal, Protocol
 from prometheus_client import CollectorRegistry, generate_latest
 
 from clients import HTTP_ERRORS, Deadline, Refused, TrunklineError
-from clients.wire.catalogue import Catalogue, Manifest
+from clients.wire.catalogue import Catalogue, Manifest, servables_of
 from gateway import exchange
 from gateway.classification import Answer
 from gateway.ports import FloatArray, Predictor, Rows
@@ -20,7 +20,7 @@ from gateway.series import OTHER, Counts, Durations, Gauges, Labels, Series
 STAGES: Final = ("preprocess", "embed", "heads", "total")
 
 CODES: Final = frozenset(
-    {"departed", "deadline_expired", "quota", "too_large", "unsupported_media_type", "draining"}
+    {"departed", "deadline_expired", "quota", "too_large", "unsupported_media_type", "draining", "method_not_allowed"}
     | {TrunklineError.code, Refused.code, *(error.code for error in HTTP_ERRORS.values())}
 )
 """The reasons and outcomes that have series of their own."""
@@ -174,7 +174,7 @@ class Telemetry:
         catalogue = self._catalogue()
         if catalogue is None:
             return
-        live = {(name, str(version)) for name, head in catalogue.heads.items() for version in head.versions}
+        live = {(name, str(version)) for name, version in servables_of(catalogue)}
         names = catalogue.heads.keys()
         for family in (self._heads, self._lookups):
             family.keep(lambda labels: labels[0] in names or labels[0] == OTHER)
@@ -240,7 +240,7 @@ class BackendMetrics:
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._pools: list[PoolFacts] = []
-        self._breaker_states: dict[str, int] = {}
+        self._breaker_states: dict[tuple[str, int], int] = {}
         self._ejections = Counts("trunkline_gateway_backend_ejections_total", "Ejections.", ["backend", "replica", "reason"])
         self._retries = Counts(
             "trunkline_gateway_backend_retries_total", "Calls tried elsewhere, by outcome.", ["backend", "outcome"]
@@ -262,7 +262,7 @@ class BackendMetrics:
                 ["backend", "replica"],
                 self._outstanding,
             ),
-            Gauges("trunkline_gateway_head_breaker_state", "0 closed, 1 half open, 2 open.", ["head"], self._breakers),
+            Gauges("trunkline_gateway_head_breaker_state", "0 closed, 1 half open, 2 open.", ["head", "version"], self._breakers),
         ]
         Series(registry, self.families)
 
@@ -289,9 +289,14 @@ class BackendMetrics:
         """A call that takes long is made a second time, elsewhere."""
         self._hedges.add((backend,))
 
-    def breaker(self, head: str, state: Literal["closed", "open", "half_open"]) -> None:
-        """A head's breaker changed."""
-        self._breaker_states[head] = {"closed": 0, "half_open": 1, "open": 2}[state]
+    def breaker(self, head: str, version: int, state: Literal["closed", "open", "half_open"]) -> None:
+        """A head version's breaker changed."""
+        self._breaker_states[head, version] = {"closed": 0, "half_open": 1, "open": 2}[state]
+
+    def follow(self, catalogue: Catalogue) -> None:
+        """See `gateway.ports.CatalogueFollower`: the series of versions that are gone end."""
+        live = servables_of(catalogue)
+        self._breaker_states = {key: state for key, state in self._breaker_states.items() if key in live}
 
     def _left_alone(self) -> Iterable[tuple[Labels, float]]:
         return [((pool.backend,), sum(state in {"ejected", "draining"} for state, _ in pool.snapshot)) for pool in self._pools]
@@ -304,7 +309,7 @@ class BackendMetrics:
         ]
 
     def _breakers(self) -> Iterable[tuple[Labels, float]]:
-        return [((head,), state) for head, state in sorted(self._breaker_states.items())]
+        return [((head, str(version)), state) for (head, version), state in sorted(self._breaker_states.items())]
 
 
 class TimedPredictor:

@@ -23,6 +23,7 @@ import numpy as np
 
 from clients import HeadClient, TrunklineError
 from clients.wire.catalogue import MANIFEST_PATH, Catalogue, Manifest, bundles_of, members_of, views_of
+from clients.wire.credentials import NO_CREDENTIALS, Credentials
 from head_service import configuration
 from head_service.errors import ConflictError, HeadServiceError, ManifestError, RepositoryError
 from head_service.head_server import loaded, wait_until_available
@@ -273,12 +274,12 @@ def is_same(scores: FloatArray, others: FloatArray) -> bool:
 
 
 @contextlib.contextmanager
-def asking(address: str, repository: Repository) -> Iterator[Ask]:
+def asking(address: str, repository: Repository, credentials: Credentials = NO_CREDENTIALS) -> Iterator[Ask]:
     """Asks the head server at *address*; where that is "", versions of *repository* are loaded for it."""
     if not address:
         yield lambda manifest, rows: np.asarray(loaded(repository, manifest, {manifest.input: rows}), np.float32)
         return
-    with HeadClient(address, timeout=ASK_SECONDS) as client:
+    with HeadClient(address, timeout=ASK_SECONDS, **credentials._asdict()) as client:
 
         def ask(manifest: Manifest, rows: FloatArray) -> FloatArray:
             answer = client.predict(
@@ -290,7 +291,7 @@ def asking(address: str, repository: Repository) -> Iterator[Ask]:
 
 
 def main() -> int:
-    """The command line: one round; its exit status."""
+    """The command line: one round, with the key in TRUNKLINE_API_KEY where the head server takes one; its exit status."""
     parser = argparse.ArgumentParser("python -m head_service.bundling", description="Make the bundles that are out of date.")
     parser.add_argument("--repository", required=True, help="a directory, or s3://bucket/prefix")
     parser.add_argument("--heads-address", default="", help="HOST:PORT of the head server's gRPC; without it versions are loaded")
@@ -298,18 +299,24 @@ def main() -> int:
     # What is made here is wanted soon, and what answers meanwhile goes first.
     os.nice(_NICENESS)
     try:
-        bundle_once(asked.repository, asked.heads_address)
+        key = os.environ.get("TRUNKLINE_API_KEY") or None
+        bundle_once(asked.repository, asked.heads_address, credentials=Credentials(key))
     except (HeadServiceError, TrunklineError) as error:
         print(f"bundling: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def bundle_once(location: str | Path, heads_address: str, say: Callable[[str], None] = print) -> None:
+def bundle_once(
+    location: str | Path,
+    heads_address: str,
+    say: Callable[[str], None] = print,
+    credentials: Credentials = NO_CREDENTIALS,
+) -> None:
     """Bring all bundles of the repository at *location* up to date; see `Bundler.run` for what it raises."""
     repository = Repository(location)
-    lifecycle = Lifecycle(repository, partial(wait_until_available, heads_address))
-    with asking(heads_address, repository) as ask:
+    lifecycle = Lifecycle(repository, partial(wait_until_available, heads_address, credentials=credentials))
+    with asking(heads_address, repository, credentials) as ask:
         Bundler(lifecycle, ask, say).run()
 
 

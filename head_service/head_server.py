@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from clients import HeadClient, NotFound
 from clients.wire.catalogue import Manifest
+from clients.wire.credentials import NO_CREDENTIALS, Credentials
 from head_service.errors import RepositoryError
 from head_service.gate import Scorer
 from head_service.repository import Repository
@@ -23,7 +24,7 @@ AVAILABLE_WITHIN_SECONDS: Final = 60.0
 SCORE_TIMEOUT_SECONDS: Final = 60.0
 
 
-def wait_until_available(address: str, head: str, version: int) -> None:
+def wait_until_available(address: str, head: str, version: int, *, credentials: Credentials = NO_CREDENTIALS) -> None:
     """Wait until the head server at *address* serves *version*; nothing when there is none.
 
     Raises:
@@ -33,7 +34,7 @@ def wait_until_available(address: str, head: str, version: int) -> None:
         return
     give_up = time.monotonic() + AVAILABLE_WITHIN_SECONDS
     state = "UNKNOWN"
-    with HeadClient(address) as client:
+    with HeadClient(address, **credentials._asdict()) as client:
         while time.monotonic() < give_up:
             state, message = _status(client, head, version)
             if state == "AVAILABLE":
@@ -54,12 +55,14 @@ def _status(client: HeadClient, head: str, version: int) -> tuple[str, str]:
 
 
 @contextlib.contextmanager
-def scorer_at(address: str, embedder: Embeds, repository: Repository) -> Iterator[Scorer]:
+def scorer_at(
+    address: str, embedder: Embeds, repository: Repository, credentials: Credentials = NO_CREDENTIALS
+) -> Iterator[Scorer]:
     """Scores by the head server at *address*; "" for none: by loading the version from *repository*."""
     if not address:
         yield TextScorer(embedder, partial(loaded, repository))
         return
-    with HeadClient(address, timeout=SCORE_TIMEOUT_SECONDS) as client:
+    with HeadClient(address, timeout=SCORE_TIMEOUT_SECONDS, **credentials._asdict()) as client:
         yield TextScorer(embedder, partial(served, client))
 
 

@@ -112,6 +112,7 @@ def train(
         str | None, typer.Option(help="What the head reads, -1 is the last; the embedding service must compute them.")
     ] = None,
     label_separator: Annotated[str, typer.Option(help="Between the labels of a cell, for multi_label.")] = "|",
+    level_separator: Annotated[str, typer.Option(help="Between the levels of a label: / in sports/football.")] = "",
     texts_in_report: Annotated[bool, typer.Option(help="Show the hardest errors' texts in the report.")] = True,
     balanced: Annotated[bool, typer.Option("--balanced", help="Let rare labels weigh as much as common ones.")] = False,
     seed: Annotated[int, typer.Option(help="Of all that is drawn: same data, same seed, same head.", min=0)] = 0,
@@ -133,6 +134,7 @@ def train(
         FitOptions(_one_of(head_type, HEAD_CHOICES, "--head-type"), balanced=balanced, seed=seed),
         task=_one_of(task, get_args(Task), "--task"),
         label_separator=label_separator,
+        level_separator=level_separator,
         layers=_numbers(layers),
         weights=weights,
         with_texts=texts_in_report,

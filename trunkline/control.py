@@ -97,6 +97,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow", help="Show what it says until it ends.")] = False,
     preprocess: Annotated[str, typer.Option(help="Steps for the head's texts, such as nfkc,html-strip,lower.")] = "",
     long_text: Annotated[str, typer.Option(help="cut, or the windows' mean or max of each score.")] = "cut",
+    level_separator: Annotated[str, typer.Option(help="Between a label's levels: / in sports/football.")] = "",
     control: Url = None,
 ) -> None:
     """Submit a training run; its id is printed."""
@@ -104,6 +105,7 @@ def submit(
         raise InvalidRequest("give either FILE or --path")
     order: dict[str, Any] = {"head": head, "head_type": head_type, "task": task, "seed": seed, "publish": publish}
     order |= {"long_text": long_text, "preprocess": [name for name in preprocess.split(",") if name]}
+    order |= {"level_separator": level_separator}
     order |= {name: value for name, value in (("text_column", text_column), ("label_column", label_column)) if value is not None}
     with _control(control) as service:
         order["data"] = {"path": path} if file is None else {"upload": _upload(service, file)}

@@ -17,6 +17,7 @@ from clients import AsyncClient, EmbeddingClient
 from head_service.catalogue import read_catalogue
 from trunkline.bulk import REQUESTS_IN_FLIGHT, TEXTS_A_REQUEST, patiently
 from trunkline.demo_data import DemoHead, prepare_demo_data
+from trunkline.keys import key_from_environment
 from trunkline.processes import StackError
 from trunkline.stack import Addresses, Stack
 from trunkline.training import LiveStack, train_head
@@ -50,7 +51,7 @@ def read_labelled(path: Path) -> tuple[list[str], list[str]]:
 
 def ensure_heads(heads: Sequence[DemoHead], live: LiveStack, say: Say) -> None:
     """Train each demo head that this trunk has none of yet."""
-    with EmbeddingClient(live.embedding_grpc) as client:
+    with EmbeddingClient(live.embedding_grpc, api_key=key_from_environment()) as client:
         fingerprint = client.trunk().fingerprint
     known = read_catalogue(live.repository)
     for head in heads:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -20,6 +21,7 @@ from trunkline.keys import key_from_environment
 
 if TYPE_CHECKING:
     from clients.wire.catalogue import CatalogueHead, Manifest
+    from clients.wire.credentials import Credentials
     from head_service.gate import Comparison, Scorer
     from head_service.lifecycle import HeadState, Lifecycle
 
@@ -255,7 +257,7 @@ def bundle() -> None:
     from head_service.bundling import bundle_once  # noqa: PLC0415
 
     found = _recorded()
-    bundle_once(paths.repository(), found.heads_grpc if found else "", _say)
+    bundle_once(paths.repository(), found.heads_grpc if found else "", _say, _shown())
     _say("the bundles are up to date")
 
 
@@ -267,8 +269,6 @@ def mirror(
     once: Annotated[bool, typer.Option("--once", help="One round, then end.")] = False,
 ) -> None:
     """Follow a repository in an object store (TRUNKLINE_REPOSITORY=s3://…) into a local directory until Ctrl-C."""
-    from functools import partial  # noqa: PLC0415
-
     from clients import HeadClient  # noqa: PLC0415
     from head_service.mirror import Mirror, follow_once  # noqa: PLC0415
     from head_service.repository import Repository  # noqa: PLC0415
@@ -276,7 +276,7 @@ def mirror(
 
     followed = Mirror(Repository(paths.repository()), directory, base_path=base_path)
     if heads_address:
-        followed.is_available = partial(is_available, HeadClient(heads_address))
+        followed.is_available = partial(is_available, HeadClient(heads_address, api_key=key_from_environment()))
     while True:
         follow_once(followed, _say)
         if once:
@@ -294,8 +294,8 @@ def _scorer() -> "Iterator[Scorer]":
     if found is None:
         raise HeadsError("the gate needs the running stack to check golden examples; start `trunkline up`, or give --force")
     with (
-        EmbeddingClient(found.embedding_grpc) as embedder,
-        scorer_at(found.heads_grpc, embedder, _lifecycle().repository) as scorer,
+        EmbeddingClient(found.embedding_grpc, api_key=key_from_environment()) as embedder,
+        scorer_at(found.heads_grpc, embedder, _lifecycle().repository, _shown()) as scorer,
     ):
         yield scorer
 
@@ -309,7 +309,7 @@ def _lifecycle() -> "Lifecycle":
     if found is not None:
         from head_service.head_server import wait_until_available  # noqa: PLC0415
 
-        lifecycle.wait_until_available = lambda name, version: wait_until_available(found.heads_grpc, name, version)
+        lifecycle.wait_until_available = partial(wait_until_available, found.heads_grpc, credentials=_shown())
     return lifecycle
 
 
@@ -325,6 +325,13 @@ def _grace_seconds() -> float:
     if not 0.0 <= seconds < math.inf:
         raise HeadsError("TRUNKLINE_GRACE_SECONDS is not a number of seconds")
     return seconds
+
+
+def _shown() -> "Credentials":
+    """What the services of the running stack are shown."""
+    from clients.wire.credentials import Credentials  # noqa: PLC0415
+
+    return Credentials(key_from_environment())
 
 
 def _recorded() -> Any:

@@ -23,6 +23,7 @@ from head_service.lifecycle import Lifecycle
 from head_service.mirror import Mirror, follow_once, mirror_layout
 from head_service.repository import Repository
 from head_service.scoring import is_available
+from trunkline.keys import key_from_environment
 from trunkline.processes import Child, StackError
 
 START_TIMEOUT_SECONDS: Final = 600.0
@@ -119,7 +120,7 @@ class Stack:
             self._heads = (match[1], f"http://{match[2]}")
         await asyncio.to_thread(self._tell_heads, labels=True)
         if self._mirror is not None:
-            self._mirror.is_available = partial(is_available, HeadClient(self._heads[0]))
+            self._mirror.is_available = partial(is_available, HeadClient(self._heads[0], api_key=key_from_environment()))
             self._watchers.append(asyncio.create_task(self._follow_source(self._mirror)))
         return self._heads
 
@@ -252,7 +253,8 @@ class Stack:
         s = self.settings
         command = [sys.executable, "-m", "head_service.control", "worker", *self._control_places()]
         command += ["--embedding-address", self._embedding[0], "--heads-address", self._heads[0]]
-        command += ["--cache-dir", str(s.cache_dir)]
+        # The stack keeps its bundles itself, also after changes by hand.
+        command += ["--cache-dir", str(s.cache_dir), "--no-bundles"]
         return [*command, "--drain-seconds", str(RUN_DRAIN_SECONDS), "--stop-seconds", str(RUN_DRAIN_SECONDS)]
 
     def _control_places(self) -> list[str]:

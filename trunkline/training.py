@@ -9,6 +9,7 @@ from typing import Final
 
 from clients import EmbeddingClient
 from clients.wire.catalogue import LongText, Task
+from clients.wire.credentials import Credentials
 from head_service.head_server import scorer_at, wait_until_available
 from head_service.lifecycle import Lifecycle
 from head_service.pieces import named_steps
@@ -20,6 +21,7 @@ from head_service.training.embeddings import EmbeddingCache
 from head_service.training.fit import FitOptions
 from head_service.training.run import TrainingRequest, TrainingResult, train
 from trunkline import paths
+from trunkline.keys import key_from_environment
 from trunkline.stack import Addresses, Stack, recorded
 
 SHOW_EVERY_TEXTS: Final = 500
@@ -47,7 +49,8 @@ class HeadWanted:
     """How a head is to be made; *weights* is an .npz file of one that is fitted already, see `read_weights`.
 
     *label_separator* is what stands between several labels in one cell. *preprocess* are names of steps, the newest version of
-    each where none is given, and *long_text* is as in `clients.wire.catalogue.Manifest`.
+    each where none is given, and *long_text* is as in `clients.wire.catalogue.Manifest`. *level_separator* is the
+    manifest's *label_separator*: what stands between the levels of one label.
     """
 
     fit: FitOptions = field(default_factory=FitOptions)
@@ -58,6 +61,7 @@ class HeadWanted:
     with_texts: bool = True
     preprocess: tuple[str, ...] = ()
     long_text: LongText = "cut"
+    level_separator: str = ""
 
 
 def train_head(
@@ -81,10 +85,11 @@ def train_head(
     say(f"head {name}: {len(data.examples)} texts, {_said_of_labels(data)}{repeated}")
     started = time.monotonic()
     repository = Repository(live.repository)
-    lifecycle = Lifecycle(repository, partial(wait_until_available, live.heads_grpc))
+    shown = Credentials(key_from_environment())
+    lifecycle = Lifecycle(repository, partial(wait_until_available, live.heads_grpc, credentials=shown))
     with (
-        EmbeddingClient(live.embedding_grpc, timeout=120.0) as embedder,
-        scorer_at(live.heads_grpc, embedder, repository) as scorer,
+        EmbeddingClient(live.embedding_grpc, timeout=120.0, api_key=shown.api_key) as embedder,
+        scorer_at(live.heads_grpc, embedder, repository, shown) as scorer,
     ):
         result = train(
             TrainingRequest(
@@ -97,6 +102,7 @@ def train_head(
                 with_texts=wanted.with_texts,
                 preprocess=named_steps(wanted.preprocess),
                 long_text=wanted.long_text,
+                level_separator=wanted.level_separator,
             ),
             embedder=embedder,
             cache=EmbeddingCache(live.cache_dir / "training-embeddings.sqlite"),

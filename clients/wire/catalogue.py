@@ -188,6 +188,12 @@ def members_of(bundle: Manifest) -> tuple[BundleMember, ...]:
     return bundle.members or ()
 
 
+def servables_of(catalogue: Catalogue) -> set[tuple[str, int]]:
+    """(name, version) of all that may be asked: versions of heads, and bundles."""
+    versions = {(name, version) for name, head in catalogue.heads.items() for version in head.versions}
+    return versions | {(bundle.name, bundle.version) for bundle in bundles_of(catalogue).values()}
+
+
 def decode_manifest(data: bytes) -> Manifest:
     """Parse a manifest; `msgspec.ValidationError` or `msgspec.DecodeError` says what is wrong with it."""
     return msgspec.json.decode(data, type=Manifest)

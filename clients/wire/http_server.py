@@ -7,6 +7,7 @@ arrive: a byte a second would hold a connection for ever.
 import asyncio
 import gc
 import signal
+import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -207,11 +208,19 @@ def http_config(app: ASGIApp, *, drain_seconds: float, bounds: HttpBounds | None
 
 
 class AnnouncingServer(uvicorn.Server):
-    """uvicorn, printing *line* once it listens."""
+    """uvicorn, printing *line* once it listens.
 
-    def __init__(self, config: uvicorn.Config, line: str) -> None:
+    Told to stop it calls *on_stop*, goes on as before for *delay_seconds*, so that balancers see that it is not ready any more,
+    and only then takes no more connections. Being told to hurry (SIGINT for the second time) ends the delay.
+    """
+
+    def __init__(
+        self, config: uvicorn.Config, line: str, *, on_stop: Callable[[], None] = lambda: None, delay_seconds: float = 0.0
+    ) -> None:
         super().__init__(config)
         self._line = line
+        self._on_stop = on_stop
+        self._delay_seconds = delay_seconds
 
     def run(self, sockets: Any = None) -> None:
         """See uvicorn, which raises the signal that stopped it once more when it has drained: no reason to end as if killed."""
@@ -223,6 +232,14 @@ class AnnouncingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self._line, flush=True)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """See uvicorn."""
+        self._on_stop()
+        until = time.monotonic() + self._delay_seconds
+        while not self.force_exit and time.monotonic() < until:  # noqa: ASYNC110 (a signal's handler sets it)
+            await asyncio.sleep(0.1)
+        await super().shutdown(sockets)
 
 
 def calm_collector() -> None:

@@ -29,8 +29,8 @@ class BackendFacts(Protocol):
         """A call that takes long is made a second time, elsewhere."""
         ...
 
-    def breaker(self, head: str, state: BreakerState) -> None:
-        """A head's breaker changed."""
+    def breaker(self, head: str, version: int, state: BreakerState) -> None:
+        """A head version's breaker changed."""
         ...
 
 
@@ -52,5 +52,5 @@ class NoFacts:
     def hedged(self, backend: str) -> None:
         """See `BackendFacts`."""
 
-    def breaker(self, head: str, state: BreakerState) -> None:
+    def breaker(self, head: str, version: int, state: BreakerState) -> None:
         """See `BackendFacts`."""

@@ -23,7 +23,7 @@ from clients import (
     TrunklineError,
     Unavailable,
 )
-from clients.wire.catalogue import Catalogue, Manifest, bundles_of
+from clients.wire.catalogue import Catalogue, Manifest, servables_of
 from gateway.backends.breaker import Breaker, BreakerPolicy
 from gateway.backends.budget import Budget
 from gateway.backends.facts import BackendFacts, NoFacts
@@ -127,7 +127,7 @@ class ClientPredictor:
         verdict = head.breaker.admit(now)
         if verdict != "ask":
             if verdict == "try":
-                self._facts.breaker(manifest.name, "half_open")
+                self._facts.breaker(manifest.name, manifest.version, "half_open")
                 self._try(head, [np.array(rows[0])])
             raise Unavailable("the head failed again and again", retry_after=head.breaker.seconds_left(now))
         try:
@@ -140,8 +140,7 @@ class ClientPredictor:
 
     def follow(self, catalogue: Catalogue) -> None:
         """See `gateway.ports.CatalogueFollower`. Calls still out on versions that are gone end by themselves."""
-        live = {(name, version) for name, head in catalogue.heads.items() for version in head.versions}
-        live |= {(bundle.name, bundle.version) for bundle in bundles_of(catalogue).values()}
+        live = servables_of(catalogue)
         self._heads = {key: head for key, head in self._heads.items() if key in live}
 
     @property
@@ -198,7 +197,7 @@ class ClientPredictor:
             # Whose rows they are gets the error; the others' are good.
             self._failed(head, self._clock())
         elif head.breaker.succeeded(self._clock()):
-            self._facts.breaker(head.manifest.name, "closed")
+            self._facts.breaker(head.manifest.name, head.manifest.version, "closed")
         return scores
 
     async def _scores(self, head: _Head, rows: Sequence[FloatArray], deadline: Deadline) -> Sequence[FloatArray]:
@@ -250,7 +249,7 @@ class ClientPredictor:
 
     def _opened(self, head: _Head, now: float) -> None:
         """Nobody waits for a head that does not answer."""
-        self._facts.breaker(head.manifest.name, "open")
+        self._facts.breaker(head.manifest.name, head.manifest.version, "open")
         head.coalescer.fail(Unavailable("the head failed again and again", retry_after=head.breaker.seconds_left(now)))
 
     def _try(self, head: _Head, rows: Sequence[FloatArray]) -> None:

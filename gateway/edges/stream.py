@@ -168,13 +168,14 @@ class StreamAnswer(Response):
 
     async def _received(self, receive: Receive) -> tuple[bytes, bool]:
         """The next piece of the body, and whether more follow."""
-        if self._state.is_draining:
-            self._error = Unavailable("the gateway is stopping; send the rest again")
-            return b"", True
+        drain = self._state.drain
         try:
-            async with asyncio.timeout(IDLE_SECONDS):
+            async with drain.patience(IDLE_SECONDS):
                 message = await receive()
         except TimeoutError:
+            if drain.is_on:
+                self._error = Unavailable("the gateway is stopping; send the rest again")
+                return b"", True
             self._error = InvalidRequest(f"no line came for {IDLE_SECONDS:.0f} seconds")
             return b"", True
         if message["type"] == "http.disconnect":

@@ -10,7 +10,7 @@ const KEY_NAME = "trunkline.key";
 const byId = (id) => document.getElementById(id);
 
 /** State of this page, in memory only: what is live, what is chosen, what was asked and what went wrong. */
-const session = { heads: new Map(), chosen: new Map(), texts: [], errors: [], rows: new Map(), asking: null, typing: 0 };
+const session = { heads: new Map(), chosen: new Map(), texts: [], errors: [], rows: new Map(), asking: null, compared: null, typing: 0 };
 
 class Failure extends Error {
   constructor(status, code, message, requestId) {
@@ -179,6 +179,10 @@ function scoreItems(head, said, isValue) {
   );
   const rest = (head.labels?.length ?? 0) - scores.length;
   if (rest > 0) items.push(element("li", { class: "more" }, `and ${counted(rest, "label")} with less`));
+  if (said.path) items.push(element("li", { class: "more path" }, said.path.join(" › ")));
+  if (!isValue && said.confidence !== undefined && said.confidence !== said.score) {
+    items.push(element("li", { class: "more confidence" }, `confidence in all of it ${percent(said.confidence)}`));
+  }
   return items;
 }
 
@@ -187,6 +191,7 @@ function scoreItems(head, said, isValue) {
 async function ask() {
   const text = byId("text").value;
   if (!text.trim()) return tellStatus("Write a text first.", true);
+  if (text !== session.compared) forgetComparison();
   const names = chosenNames();
   if (session.heads.size && !names.length) return tellStatus("Choose a head first.", true);
   session.asking?.abort();
@@ -226,6 +231,7 @@ function showAnswer(answer, requestId, tripMs) {
   setText(byId("fact-tokens"), result.num_tokens.toLocaleString());
   setText(byId("fact-cut"), result.truncated ? "cut at its end" : "read whole");
   byId("fact-cut").className = result.truncated ? "cut" : "";
+  setText(byId("fact-notes"), (result.notes ?? []).join(", ").replaceAll("_", " ") || "nothing");
   setText(byId("fact-cached"), result.cached ? "from the cache" : "computed");
   setText(byId("fact-trip"), milliseconds(tripMs));
   setText(byId("fact-trunk"), answer.trunk.name);
@@ -296,11 +302,20 @@ async function compare() {
       addError(message, failed?.error?.code ?? "", "", requestId);
       return tellComparison(message, true);
     }
+    session.compared = text;
     showComparison(name, said);
   } catch (error) {
     tellComparison(error.message, true);
     addError(error.message, error.code, error.status, error.requestId);
   }
+}
+
+/** An answer beside the comparison of another text would look as if they belonged together. */
+function forgetComparison() {
+  session.compared = null;
+  byId("compare-scroll").hidden = true;
+  byId("compare-rows").replaceChildren();
+  tellComparison("");
 }
 
 function showComparison(name, [one, other]) {

@@ -13,7 +13,9 @@ from typing import Final, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from clients.wire.credentials import CredentialsError
 from clients.wire.guard import is_loopback
+from head_service.control.credentials import embedding_credentials, head_credentials
 from head_service.control.errors import ControlError
 from head_service.control.keep import Kept, open_kept, open_store
 from head_service.control.keys import Scope, add_key
@@ -67,6 +69,11 @@ def work(arguments: list[str]) -> int:
 
     settings = _settings(WorkerSettings, arguments)
     check_trainer(settings.trainer)
+    try:
+        embedding_credentials(settings)
+        head_credentials(settings)
+    except CredentialsError as error:
+        raise ControlError(str(error)) from None
     ensure_layout(settings.location)
     kept = open_kept(settings)
     try:

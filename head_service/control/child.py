@@ -139,6 +139,9 @@ def _attempt(worker: Worker, start: Start) -> Outcome:
             cache_dir=Path(start.cache_dir),
             say=run.say,
             progress=run.progress,
+            to_embedding=start.to_embedding,
+            to_heads=start.to_heads,
+            bundles=start.bundles,
         )
         return load_trainer(start.trainer)(start.order, context)
     except BaseException as error:

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from clients.wire.credentials import NO_CREDENTIALS, Credentials
 from head_service.control.words import Outcome, TrainingOrder
 
 
@@ -20,6 +21,9 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
     embedding_address: str
     heads_address: str
     max_bytes: int
+    to_embedding: Credentials = NO_CREDENTIALS
+    to_heads: Credentials = NO_CREDENTIALS
+    bundles: bool = False
 
 
 class MayPublish(msgspec.Struct, frozen=True, tag=True):

@@ -80,7 +80,15 @@ class Retraining:
         live = self._live_head(head)
         if live is None:
             return TrainingOrder(head=head)
-        return TrainingOrder(head=head, task=live.task, head_type=live.head_type, view=live.view)
+        return TrainingOrder(
+            head=head,
+            task=live.task,
+            head_type=live.head_type,
+            view=live.view,
+            preprocess=live.preprocess,
+            long_text=live.long_text,
+            level_separator=live.label_separator,
+        )
 
     def submit_due(self, schedule: Schedule) -> list[RunFacts]:
         """Submit what is due; workers that do this at the same time submit it once."""

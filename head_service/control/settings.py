@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from clients.wire.guard import why_not_listen
@@ -93,6 +93,21 @@ class WorkerSettings(Settings):
 
     embedding_address: str = Field("127.0.0.1:8101", description="HOST:PORT of the embedding service's gRPC.")
     heads_address: str = Field("", description="HOST:PORT of the head server's gRPC: it must serve a version before it is live.")
+    embedding_key: SecretStr | None = Field(
+        None, exclude=True, description="The key for the embedding service; others see flags, so set it in the environment."
+    )
+    embedding_key_file: Path | None = Field(None, exclude=True, description="In its place: a file with nothing but the key.")
+    embedding_ca_file: Path | None = Field(
+        None, exclude=True, description="PEM: who signed the embedding service's certificate. Turns TLS on."
+    )
+    heads_key: SecretStr | None = Field(None, exclude=True, description="Like --embedding-key, for the head server.")
+    heads_key_file: Path | None = Field(None, exclude=True, description="In its place: a file with nothing but the key.")
+    heads_ca_file: Path | None = Field(None, exclude=True, description="Like --embedding-ca-file, for the head server.")
+    tls_certificate_file: Path | None = Field(
+        None, exclude=True, description="PEM: the worker's own, for services that ask for one (mutual TLS)."
+    )
+    tls_key_file: Path | None = Field(None, exclude=True, description="PEM, that certificate's private key.")
+    bundles: bool = Field(True, description="Make bundles anew when a run has made a head live; not where something else does.")
     cache_dir: Path = Field(Path("cache"), description="Where embeddings for training are kept.")
     trainer: str = Field("head_service.control.trainer:train_head", description="MODULE:FUNCTION that trains one head.")
 
@@ -109,6 +124,16 @@ class WorkerSettings(Settings):
     retrain_every_hours: float = Field(0.0, ge=0, description="Retrain heads on new feedback that often; 0: only by command.")
     retrain_min_rows: int = Field(100, ge=1, description="New rows that make a retraining worth it.")
     retrain_publish: Publish = Field("version", description="What a scheduled retraining's version becomes: version, or live.")
+
+    @model_validator(mode="after")
+    def _credentials_fit(self) -> Self:
+        if (self.tls_certificate_file is None) != (self.tls_key_file is None):
+            raise ValueError("the worker's certificate takes both tls_certificate_file and tls_key_file, or neither")
+        if self.tls_certificate_file and not (self.embedding_ca_file or self.heads_ca_file):
+            raise ValueError("tls_certificate_file is for services with TLS; give embedding_ca_file or heads_ca_file too")
+        if (self.embedding_key and self.embedding_key_file) or (self.heads_key and self.heads_key_file):
+            raise ValueError("a service's key is given by itself or by a file, not both")
+        return self
 
     @model_validator(mode="after")
     def _make_sense_together(self) -> Self:

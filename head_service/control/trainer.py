@@ -5,10 +5,11 @@ from typing import Any, Final
 
 import msgspec
 
-from clients import EmbeddingClient
+from clients import EmbeddingClient, TrunklineError
 from clients.wire.catalogue import Manifest, Metrics
+from head_service.bundling import bundle_once
 from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
-from head_service.errors import DataError
+from head_service.errors import DataError, HeadServiceError
 from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.head_server import scorer_at, wait_until_available
 from head_service.lifecycle import Lifecycle
@@ -27,14 +28,14 @@ EMBED_TIMEOUT_SECONDS: Final = 120.0
 def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
     """See `words.Trainer`."""
     with (
-        EmbeddingClient(run.embedding_address, timeout=EMBED_TIMEOUT_SECONDS) as embedder,
-        scorer_at(run.heads_address, embedder, run.repository) as scorer,
+        EmbeddingClient(run.embedding_address, timeout=EMBED_TIMEOUT_SECONDS, **run.to_embedding._asdict()) as embedder,
+        scorer_at(run.heads_address, embedder, run.repository, run.to_heads) as scorer,
     ):
         release_it = partial(_release, order, run, scorer)
         if run.published is not None:
             run.say(f"version {run.published} was published by an attempt before this one")
             comparison = release_it(order.head, run.published, partial(_remeasure, order, run, scorer))
-            return _ended(order, run, run.published, comparison)
+            return with_bundles(run, _ended(order, run, run.published, comparison))
         options = _options(order)
         data = _rows(order, run)
         run.say(f"{len(data.examples)} texts, {len(data.label_names)} labels, {data.num_repeated} repeated rows left out")
@@ -46,6 +47,7 @@ def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
                 options=options,
                 preprocess=named_steps(order.preprocess),
                 long_text=order.long_text,
+                level_separator=order.level_separator,
             ),
             embedder=embedder,
             cache=EmbeddingCache(run.cache_dir / "training-embeddings.sqlite"),
@@ -57,7 +59,22 @@ def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
             reports=run.folder,
         )
     report = "" if result.report is None else result.report.relative_to(run.folder).as_posix()
-    return _ended(order, run, result.version, result.comparison, report)
+    return with_bundles(run, _ended(order, run, result.version, result.comparison, report))
+
+
+def with_bundles(run: RunContext, outcome: Outcome) -> Outcome:
+    """*outcome*, once a head that has become live is in its bundle: here, where TensorFlow is loaded already."""
+    if run.bundles and run.heads_address and outcome.result.is_live:
+        keep_bundles(run)
+    return outcome
+
+
+def keep_bundles(run: RunContext) -> None:
+    """Make the bundles that are out of date. What goes wrong costs no answer and fails no run: heads answer by themselves."""
+    try:
+        bundle_once(run.repository.store.url, run.heads_address, run.say, run.to_heads)
+    except (HeadServiceError, TrunklineError, OSError) as error:
+        run.say(f"bundles stay as they are: {error}")
 
 
 def _rows(order: TrainingOrder, run: RunContext) -> Dataset:
@@ -82,7 +99,7 @@ def _release(
     """Through the gate, unless the order says that the version shall not answer yet. Done again it changes nothing."""
     if order.publish == "version":
         return None
-    lifecycle = Lifecycle(run.repository, partial(wait_until_available, run.heads_address))
+    lifecycle = Lifecycle(run.repository, partial(wait_until_available, run.heads_address, credentials=run.to_heads))
     known, entry = lifecycle.comparison(head, version), lifecycle.state(head).entry
     if (known is not None and known.verdict != "passed") or (entry is not None and entry.stable >= version):
         # An attempt before this one was through, and another version may have followed since: never backwards.

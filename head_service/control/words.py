@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Protocol
 import msgspec
 
 from clients.wire.catalogue import LongText, Task, View
+from clients.wire.credentials import NO_CREDENTIALS, Credentials
 from head_service.repository import Repository
 
 Publish = Literal["live", "version"]
@@ -30,7 +31,7 @@ class TrainingOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
     *data* and feedback may be given together; where both speak of a text, feedback is right. Feedback rows up to number
     *feedback_until* are taken, so that a second attempt trains on the same ones. *preprocess* and *long_text* become the head's
-    own, see `Manifest`; a step without a version is the newest.
+    own, see `Manifest`; a step without a version is the newest. *level_separator* becomes its *label_separator*.
     """
 
     head: HeadName
@@ -45,6 +46,7 @@ class TrainingOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
     publish: Publish = "live"
     preprocess: Annotated[tuple[StepName, ...], msgspec.Meta(max_length=32)] = ()
     long_text: LongText = "cut"
+    level_separator: Annotated[str, msgspec.Meta(max_length=16)] = ""
 
 
 class RunResult(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -76,7 +78,8 @@ class RunContext:
     *data* is the file of rows with *text_column* and *label_column* (None: guess). *folder* is the run's own, for its report.
     *repository* publishes in the run's name: a second attempt finds what the first one published in *published*.
     *say* and *progress* (step, done, total) raise `RunCancelledError` when the run is to stop, unless it has published: a version
-    that exists is seen through.
+    that exists is seen through. *to_embedding* and *to_heads* are what clients show those services. *bundles*: a head that has
+    become live belongs into them.
     """
 
     run_id: str
@@ -91,6 +94,9 @@ class RunContext:
     cache_dir: Path
     say: Callable[[str], None]
     progress: Callable[[str, int, int], None]
+    to_embedding: Credentials = NO_CREDENTIALS
+    to_heads: Credentials = NO_CREDENTIALS
+    bundles: bool = False
 
 
 class Trainer(Protocol):

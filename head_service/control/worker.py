@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Final
 
 from clients import TrunklineError, Unavailable
+from clients.wire.credentials import CredentialsError
+from head_service.control.credentials import embedding_credentials, head_credentials
 from head_service.control.data import TrainingData
 from head_service.control.messages import AskToPublish, FromChild, MayPublish, Progress, Said, Start, ToChild
 from head_service.control.process import TrainingProcess
@@ -107,7 +109,10 @@ class Attempt:
             return Outcome(kind="failed", message=str(error))
         if self._is_ending:
             return Outcome(kind="cancelled", message="it was cancelled")
-        start = self._start(folder, file, text, label)
+        try:
+            start = self._start(folder, file, text, label)
+        except CredentialsError as error:
+            return Outcome(kind="lost", message=str(error))
         child = await TrainingProcess.start(start, show_errors=self._settings.show_child_errors)
         self._have(child)
         timeout = asyncio.get_running_loop().call_later(self._settings.run_timeout_seconds, self._time_out)
@@ -141,6 +146,9 @@ class Attempt:
             embedding_address=s.embedding_address,
             heads_address=s.heads_address,
             max_bytes=s.max_child_bytes,
+            to_embedding=embedding_credentials(s),
+            to_heads=head_credentials(s),
+            bundles=s.bundles,
         )
 
     async def _heard(self, message: FromChild) -> ToChild | None:

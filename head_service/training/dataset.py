@@ -310,6 +310,26 @@ def complain_of_lines(says: str, lines: Sequence[int]) -> None:
     _complain([f"{says} in {_lines(lines)}"] if lines else [])
 
 
+def check_levels(data: Dataset, separator: str) -> None:
+    """See that each label of *data* is levels with *separator* between them, none of which is empty; "" separates nothing.
+
+    Raises:
+        DataError: one is not, or the answers are numbers.
+    """
+    if not separator:
+        return
+    if data.task == "regression":
+        raise DataError("numbers have no levels; leave the level separator out")
+    labels = {one.line: one.labels if data.task == "multi_label" else (one.label,) for one in data.examples}
+    wrong = [line for line, said in labels.items() if not all(has_levels(label, separator) for label in said)]
+    complain_of_lines("a label has an empty level", wrong)
+
+
+def has_levels(label: str, separator: str) -> bool:
+    """Whether *label* is levels with *separator* between them, none of which is empty; with "" it is always."""
+    return not separator or all(level.strip() for level in label.split(separator))
+
+
 def _complain(complaints: list[str]) -> None:
     if complaints:
         more = len(complaints) - MAX_COMPLAINTS

@@ -20,7 +20,7 @@ from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.pieces import pieces_of, prepared
 from head_service.repository import Repository
 from head_service.training.calibration import fit_sigmoid_temperature, fit_temperature
-from head_service.training.dataset import Dataset, complain_of_lines, split
+from head_service.training.dataset import Dataset, check_levels, complain_of_lines, has_levels, split
 from head_service.training.embeddings import Embedder, EmbeddingCache, embed_features
 from head_service.training.features import Features, take, width_of
 from head_service.training.fit import FitOptions, Reading, fit, reading_for
@@ -77,7 +77,8 @@ class TrainingRequest:
 
     *view* is what pooled heads read; *mix_layers* what is mixed, all that the trunk offers when empty. *brought* is a head that
     is fitted already: then all of the data is held out, and *options* mean nothing. Not *with_texts*, the report shows none.
-    *preprocess*, names of steps with their versions, and *long_text* become the head's own, see `Manifest`.
+    *preprocess*, names of steps with their versions, and *long_text* become the head's own, see `Manifest`;
+    *level_separator* becomes its *label_separator*.
     """
 
     name: str
@@ -90,6 +91,7 @@ class TrainingRequest:
     with_texts: bool = True
     preprocess: tuple[str, ...] = ()
     long_text: LongText = "cut"
+    level_separator: str = ""
 
     @property
     def task(self) -> Task:
@@ -136,6 +138,8 @@ def train(
     began = time.monotonic()
     for data in (request.data, request.held_out):
         _check_something_is_left(data, request.preprocess)
+        if data:
+            check_levels(data, request.level_separator)
     trunk = embedder.trunk()
     source = _Source(request, embedder, cache, embedding_progress)
     made = _brought(request, source) if request.brought else _fitted(request, trunk, source, say)
@@ -248,6 +252,8 @@ def _brought(request: TrainingRequest, source: _Source) -> _Made:
     if request.brought.task != request.task:
         raise DataError(f"the weights are of a {request.brought.task} head, and {request.task} was asked for")
     labels = request.brought.labels
+    if not all(has_levels(label, request.level_separator) for label in labels):
+        raise DataError("a label of the weights has an empty level")
     nothing = Fitted(request.brought, np.zeros((0, len(labels)), np.float32), targets_of(Dataset((), task=request.task), labels))
     held = request.held_out or request.data
     return _Made(nothing, Reading(request.view), held, *source.features(held, [request.view]), 0)
@@ -310,6 +316,7 @@ def manifest_of(
         mask_input="mask" if head.spec.reads_tokens else "",
         preprocess=request.preprocess,
         long_text=request.long_text,
+        label_separator=request.level_separator,
         metrics=metrics,
         validation=validation_summary(head.task, head.labels, scores, thresholds=calibration.thresholds),
     )

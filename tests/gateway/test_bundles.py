@@ -66,6 +66,17 @@ class FakeHeads:
         return self.broken.get(manifest.name, lambda whole: whole)(scores)
 
 
+class Heard:
+    """Keeps what is told of heads."""
+
+    def __init__(self) -> None:
+        self.heads: list[tuple[str, int, str]] = []
+
+    def head_ended(self, head: str, version: int, outcome: str, seconds: float) -> None:
+        assert seconds >= 0
+        self.heads.append((head, version, outcome))
+
+
 class World:
     """Three heads and their bundle, and a clock that passes when told to."""
 
@@ -75,7 +86,8 @@ class World:
         self.server = FakeHeads(*self.heads)
         self.now = 0.0
         self.bundles = Bundles(self.source, clock=lambda: self.now)
-        self.fan_out = FanOut(self.server, head_timeout=4.0, bundles=self.bundles)
+        self.heard = Heard()
+        self.fan_out = FanOut(self.server, head_timeout=4.0, bundles=self.bundles, telemetry=self.heard)
 
     async def ask(self, *heads: Manifest, seconds: float = 60.0) -> list[FloatArray | TrunklineError]:
         self.server.asked.clear()
@@ -109,6 +121,24 @@ async def test_heads_of_a_bundle_are_asked_in_one_call(world: World) -> None:
 
     await world.check_answers(world.heads[2], world.heads[0])
     assert ["bundle-1"] == world.server.asked
+
+
+async def test_what_a_bundle_takes_is_told_of_the_heads_that_it_was_asked_for(world: World) -> None:
+    await world.check_answers(world.heads[2], world.heads[0])
+    assert [("three", 1, "ok"), ("one", 1, "ok")] == world.heard.heads
+
+    # Heads that are asked by themselves are told of by whoever asks them.
+    world.heard.heads.clear()
+    world.server.broken["bundle-1"] = fails(Unavailable("away"))
+    await world.check_answers()
+    await world.check_answers(world.heads[1])
+    assert [] == world.heard.heads
+
+
+async def test_heads_that_get_nothing_by_their_bundle_are_told_of(world: World) -> None:
+    world.server.broken["bundle-1"] = fails(Overloaded("full", retry_after=0.5))
+    await world.ask()
+    assert [(name, 1, "overloaded") for name in ("one", "two", "three")] == world.heard.heads
 
 
 async def test_one_head_is_asked_by_itself(world: World) -> None:

@@ -165,6 +165,24 @@ def test_a_quota_is_taken_by_texts_all_or_none(tmp_path: Path, keys_file: Path) 
         assert ask(1) >= 500
 
 
+def test_what_the_door_and_the_quotas_refuse_is_counted(tmp_path: Path, keys_file: Path, keys: dict[Scope, str]) -> None:
+    poor = add_key(keys_file, "poor", ("classify",), texts_per_second=0.001, burst=3)
+    with TestClient(create_app(settings_of(tmp_path, keys_file=keys_file, auth_failures_per_minute=2))) as api:
+        for key in ("x", "x", "x", keys["embed"]):
+            sent(api, "GET", "/info", key)
+        sent(api, "PUT", "/info", keys["admin"])
+        for _ in range(2):
+            # The backends are not there: the first one is let in, and is 503.
+            api.post("/v1/classify", json={"texts": ["a", "b"]}, headers={"x-api-key": poor})
+        shown = api.get("/metrics", headers={"x-api-key": keys["admin"]}).text
+
+    refused = {"unauthenticated": 2, "overloaded": 1, "permission_denied": 1, "method_not_allowed": 1, "quota": 1}
+    for reason, count in refused.items():
+        assert f'trunkline_gateway_refusals_total{{reason="{reason}"}} {count:.1f}\n' in shown
+    for status, count in {401: 2, 403: 1, 405: 1, 429: 2}.items():
+        assert f'trunkline_gateway_requests_total{{status="{status}"}} {count:.1f}\n' in shown
+
+
 def test_without_keys_nothing_is_in_the_way(tmp_path: Path) -> None:
     app = create_app(settings_of(tmp_path))
 

@@ -125,6 +125,15 @@ async def test_heads_are_asked_for_by_tag(trunks: FakeTrunks) -> None:
     assert {"tagged"} == answer.json()["results"][0]["heads"].keys()
 
 
+async def test_what_a_head_reads_of_a_text_is_shown(trunks: FakeTrunks) -> None:
+    read = msgspec.structs.replace(manifest("read"), preprocess=("nfkc/1", "html-unescape/1"), long_text="max")
+    async with gateway(trunks, live(read), head("plain")).http() as http:
+        plain, shown = (await http.get("/v1/heads")).json()["heads"]
+
+    assert (["nfkc/1", "html-unescape/1"], "max") == (shown["preprocess"], shown["long_text"])
+    assert ([], "cut") == (plain["preprocess"], plain["long_text"])
+
+
 async def test_the_same_sticky_key_in_body_or_header_gets_the_same_side_of_a_canary(trunks: FakeTrunks) -> None:
     versions = {number: manifest("topic", version=number) for number in (3, 4)}
     app = gateway(trunks, CatalogueHead(3, versions, canary=4, canary_share=0.5))

@@ -2,10 +2,11 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from clients import Unavailable
-from clients.wire.catalogue import Catalogue
+from clients.wire.catalogue import BundleMember, Catalogue, Manifest
 from gateway.telemetry import CODES, BackendMetrics, Telemetry, versions_live
 from tests.gateway.page_fakes import HEADS, client_of, entry, fake_gateway, manifest
 
@@ -13,6 +14,13 @@ from tests.gateway.page_fakes import HEADS, client_of, entry, fake_gateway, mani
 def read(telemetry: Telemetry) -> dict[str, float]:
     lines = telemetry.render(inside=3, catalogue_age=1.5).decode().splitlines()
     return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines if not line.startswith("#"))}
+
+
+def bundle(*members: tuple[str, int]) -> Manifest:
+    """Of version 1, answering for *members* of one label each."""
+    listed = tuple(BundleMember(name, version, place, 1, "sha256:any") for place, (name, version) in enumerate(members))
+    labels = tuple(f"{name}.a" for name, _ in members)
+    return msgspec.structs.replace(manifest("bundle-1", 1, labels, task="multi_label"), members=listed)
 
 
 async def test_a_request_is_counted_by_stage_text_token_and_head(tmp_path: Path) -> None:
@@ -69,8 +77,9 @@ def test_caches_and_backends_tell_in_their_own_words() -> None:
     facts.retried("embedding")
     facts.retry_refused("embedding")
     facts.hedged("heads")
-    facts.breaker("spam", "half_open")
-    facts.breaker("spam", "open")
+    facts.breaker("spam", 4, "half_open")
+    facts.breaker("spam", 4, "open")
+    facts.breaker("spam", 5, "closed")
     found = read(telemetry)
 
     assert 2 == found['trunkline_gateway_cache_lookups_total{head="spam",result="hit"}']
@@ -82,7 +91,8 @@ def test_caches_and_backends_tell_in_their_own_words() -> None:
     for outcome in ("made", "no permit"):
         assert 1 == found[f'trunkline_gateway_backend_retries_total{{backend="embedding",outcome="{outcome}"}}']
     assert 1 == found['trunkline_gateway_backend_hedges_total{backend="heads"}']
-    assert 2 == found['trunkline_gateway_head_breaker_state{head="spam"}']
+    for version, state in ((4, 2), (5, 0)):
+        assert state == found[f'trunkline_gateway_head_breaker_state{{head="spam",version="{version}"}}']
 
 
 def test_an_unknown_reason_makes_no_series_of_its_own() -> None:
@@ -111,6 +121,29 @@ def test_series_of_versions_end_with_their_versions() -> None:
     telemetry.head_ended("spam", 5, "ok", 0.1)
 
     assert not [name for name in read(telemetry) if 'version="4"' in name]
+
+
+def test_a_bundle_has_series_for_as_long_as_it_is_there() -> None:
+    telemetry = Telemetry()
+    catalogue = Catalogue({"spam": entry(manifest("spam", 5, ("a", "b")))}, bundles={"bundle-1": bundle(("spam", 5))})
+    telemetry.watch_catalogue(lambda: catalogue)
+    for version in (1, 2):
+        telemetry.head_ended("bundle-1", version, "ok", 0.1)
+
+    assert ['head="bundle-1",version="1"'] == [
+        name.partition("{")[2].rstrip("}") for name in read(telemetry) if "seconds_count" in name and "bundle-" in name
+    ]
+
+
+def test_a_breaker_is_shown_for_as_long_as_its_version_is_there() -> None:
+    telemetry = Telemetry()
+    facts = BackendMetrics(telemetry.registry)
+    for name, version in (("spam", 4), ("spam", 5), ("bundle-1", 1)):
+        facts.breaker(name, version, "open")
+    facts.follow(Catalogue({"spam": entry(manifest("spam", 5, ("a", "b")))}, bundles={"bundle-1": bundle(("spam", 5))}))
+
+    shown = [name for name in read(telemetry) if "breaker_state" in name]
+    assert ['head="bundle-1",version="1"', 'head="spam",version="5"'] == [name.split("{")[1].rstrip("}") for name in shown]
 
 
 def test_roles_are_told_by_version() -> None:

@@ -1,17 +1,56 @@
-"""Scores without a head server: a version is loaded for them, wherever it lies."""
+"""What the head server is asked for, and how; and scores without one: a version is loaded for them, wherever it lies."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from clients.wire.catalogue import Manifest, TrunkRef
+from clients.wire.credentials import Credentials
+from clients.wire.metadata import MODEL_SERVICE, PREDICTION_SERVICE
+from clients.wire.tensors import fill_tensor
+from clients.wire.tfs import serving_pb2 as pb
+from head_service.bundling import asking
 from head_service.errors import ManifestError
-from head_service.head_server import loaded
+from head_service.head_server import loaded, wait_until_available
 from head_service.object_store import ObjectStore
 from head_service.repository import Repository
+from tests.clients.fakes import serving
 from tests.head_service.serving.saved_models import WEIGHTS, Linear, save, seal
 from tests.head_service.versions_on_disk import FINGERPRINT
+
+SPAM = Manifest(name="spam", version=1, labels=("ham", "spam"), width=4, trunk=TrunkRef("tiny", FINGERPRINT))
+
+
+async def test_whoever_waits_for_a_version_or_has_it_scored_shows_the_key(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    async def status(_: bytes, context: Any) -> bytes:
+        seen.append(dict(context.invocation_metadata())["authorization"])
+        answer = pb.GetModelStatusResponse()
+        answer.model_version_status.add(version=1, state=30)
+        return answer.SerializeToString()
+
+    async def predict(data: bytes, context: Any) -> bytes:
+        seen.append(dict(context.invocation_metadata())["authorization"])
+        answer = pb.PredictResponse()
+        fill_tensor(answer.outputs["scores"], np.ones((1, 2), np.float32))
+        return answer.SerializeToString()
+
+    def ask(address: str) -> None:
+        shown = Credentials("tlk_heads")
+        wait_until_available(address, "spam", 1, credentials=shown)
+        with asking(address, Repository(tmp_path), shown) as asked:
+            asked(SPAM, np.ones((1, 4), np.float32))
+
+    handlers = {f"/{MODEL_SERVICE}/GetModelStatus": status, f"/{PREDICTION_SERVICE}/Predict": predict}
+    async with serving(handlers) as address:
+        await asyncio.to_thread(ask, address)
+
+    assert ["Bearer tlk_heads"] * 2 == seen
 
 
 def export(directory: Path, version: int) -> None:

@@ -83,7 +83,7 @@ class Facts:
     def hedged(self, backend: str) -> None:
         self.seen.append("hedged")
 
-    def breaker(self, head: str, state: BreakerState) -> None:
+    def breaker(self, head: str, version: int, state: BreakerState) -> None:
         self.seen.append(f"{head} {state}")
 
 

@@ -192,7 +192,7 @@ def test_what_happens_at_the_backends_is_counted() -> None:
     facts.retried("heads")
     facts.retry_refused("heads")
     facts.hedged("heads")
-    facts.breaker("spam", "open")
+    facts.breaker("spam", 4, "open")
 
     def value(name: str, **labels: str) -> float | None:
         return registry.get_sample_value(f"trunkline_gateway_{name}", labels)
@@ -201,4 +201,4 @@ def test_what_happens_at_the_backends_is_counted() -> None:
     assert 1 == value("backend_retries_total", backend="heads", outcome="made")
     assert 1 == value("backend_retries_total", backend="heads", outcome="no permit")
     assert 1 == value("backend_hedges_total", backend="heads")
-    assert 2 == value("head_breaker_state", head="spam")
+    assert 2 == value("head_breaker_state", head="spam", version="4")

@@ -107,7 +107,7 @@ async def test_the_server_and_its_heads_tell_whether_they_answer(gateway: FakeGa
             await status(f"/v2/models/{path}")
             for path in ("spam/ready", "spam/versions/6/ready", "old/ready", "none/ready", "spam/versions/9", "spam/versions/x")
         ]
-        gateway.state.is_draining = True
+        gateway.state.drain.begin()
         assert 400 == await status("/v2/health/ready")
 
 

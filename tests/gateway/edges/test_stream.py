@@ -136,7 +136,7 @@ async def test_too_many_streams_are_told_to_come_back(trunks: FakeTrunks) -> Non
 
 
 async def test_a_gateway_that_stops_ends_its_streams_before_their_end(gateway: FakeGateway) -> None:
-    gateway.state.is_draining = True
+    gateway.state.drain.begin()
     [end] = await lines_of(gateway, {"text": "a"})
     assert not end["done"]
     assert "unavailable" == end["error"]["code"]
@@ -200,6 +200,20 @@ async def test_no_more_is_read_than_can_be_answered(trunks: FakeTrunks) -> None:
     assert MAX_LINES <= read <= MAX_LINES + 32
     assert list(range(3_200)) == [line["index"] for line in lines[:-1]]
     assert 3_200 == lines[-1]["num_lines"]
+
+
+async def test_a_gateway_that_stops_does_not_wait_for_the_next_line(gateway: FakeGateway) -> None:
+    caller = Caller(gateway)
+    async with asyncio.timeout(10):
+        caller.put({"text": "a"})
+        while len(caller.sent) < 2:
+            await asyncio.sleep(0)
+        gateway.state.drain.begin()
+        await caller.task
+    answered, end = (json.loads(message["body"]) for message in caller.sent[1:])
+
+    assert "spam" in answered["heads"]
+    assert (False, 1, "unavailable") == (end["done"], end["num_lines"], end["error"]["code"])
 
 
 async def test_an_answer_comes_before_the_next_line_is_sent(gateway: FakeGateway) -> None:

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvicorn
 
 from clients import Unavailable
 from clients.wire.catalogue import CatalogueHead
 from gateway.routes import State
-from tests.gateway.page_fakes import entry, fake_gateway, manifest
+from tests.gateway.page_fakes import HEADS, entry, fake_gateway, manifest
 
 async_api: Any = pytest.importorskip("playwright.async_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -143,6 +144,38 @@ async def test_two_versions_of_a_head_are_compared(tmp_path: Path) -> None:
         )
         assert 2 == await visited.page.locator("#compare-rows tr").count()
         assert (await visited.page.text_content("#compare-status")).strip()
+
+
+async def test_a_comparison_goes_when_another_text_is_asked(tmp_path: Path) -> None:
+    async with visit(tmp_path) as visited:
+        await visited.page.fill("#text", "one two three")
+        await visited.page.click("#compare-submit")
+        await visited.page.wait_for_selector("#compare-rows tr")
+        await visited.ask("one two three")
+        assert 2 == await visited.page.locator("#compare-rows tr").count()
+        await visited.ask("another")
+
+        assert 0 == await visited.page.locator("#compare-rows tr").count()
+        assert not await visited.page.locator("#compare-scroll").is_visible()
+        assert "" == await visited.page.text_content("#compare-status")
+
+
+async def test_what_an_answer_has_beside_its_label_is_shown_where_it_is_there(tmp_path: Path) -> None:
+    deep = msgspec.structs.replace(manifest("deep", 1, ("sports/football", "sports/tennis")), label_separator="/")
+    async with visit(tmp_path, {**HEADS, "deep": entry(deep)}) as visited:
+        await visited.ask("one  two")
+        assert "white space collapsed" == await visited.page.text_content("#fact-notes")
+        shown = visited.page.locator("#rows details")
+        for place in range(await shown.count()):
+            await shown.nth(place).locator("summary").click()
+        assert (await visited.page.text_content("[data-head=deep] .path")).startswith("sports › ")
+        assert 1 == await visited.page.locator("#rows .path").count()
+        # Of several labels the confidence is that of all of them; of one label it is the score.
+        assert "confidence in all of it" in await visited.page.text_content("[data-head=tone] .confidence")
+        assert 1 == await visited.page.locator("#rows .confidence").count()
+
+        await visited.ask("one two")
+        assert "nothing" == await visited.page.text_content("#fact-notes")
 
 
 async def test_the_key_goes_with_requests_and_is_kept_only_when_asked(tmp_path: Path) -> None:

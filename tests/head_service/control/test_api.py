@@ -395,9 +395,10 @@ def test_beyond_loopback_it_takes_keys_or_the_will_to_do_without(host, tmp_path)
 
 
 def test_an_order_keeps_the_versions_of_its_steps_and_unknown_ones_are_refused(api):
-    run = api.post("/v1/runs", json={**GOOD, "preprocess": ["nfkc", "lower/1"], "long_text": "max"}).json()
+    order = {**GOOD, "preprocess": ["nfkc", "lower/1"], "long_text": "max", "level_separator": "/"}
+    found = api.post("/v1/runs", json=order).json()["order"]
 
-    assert (["nfkc/1", "lower/1"], "max") == (run["order"]["preprocess"], run["order"]["long_text"])
+    assert (["nfkc/1", "lower/1"], "max", "/") == (found["preprocess"], found["long_text"], found["level_separator"])
     error_of(api.post("/v1/runs", json={**GOOD, "preprocess": [CANARY]}), 400)
     error_of(api.post("/v1/runs", json={**GOOD, "preprocess": ["lower"] * 33}), 400)
     error_of(api.post("/v1/runs", json={**GOOD, "long_text": CANARY}), 400)

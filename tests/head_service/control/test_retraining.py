@@ -10,7 +10,16 @@ from head_service.control.words import DataSource, Outcome, TrainingOrder
 
 HOUR = 3_600.0
 LIVE = Manifest(name="spam", version=1, labels=("ham", "spam"), width=4, trunk=TrunkRef("t", "sha256:0"))
-TAGS = msgspec.structs.replace(LIVE, name="tags", task="multi_label", head_type="mlp", view=View(layer=-2))
+TAGS = msgspec.structs.replace(
+    LIVE,
+    name="tags",
+    task="multi_label",
+    head_type="mlp",
+    view=View(layer=-2),
+    preprocess=("nfkc/1",),
+    long_text="max",
+    label_separator="/",
+)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +88,15 @@ def test_a_head_that_no_run_has_made_is_trained_as_its_live_version_says(feedbac
     feedback.keep([FeedbackRow("tags", "text", ("a", "b"), "ann")])
 
     expected = TrainingOrder(
-        head="tags", task="multi_label", head_type="mlp", view=View(layer=-2), feedback_until=1, publish="version"
+        head="tags",
+        task="multi_label",
+        head_type="mlp",
+        view=View(layer=-2),
+        preprocess=("nfkc/1",),
+        long_text="max",
+        level_separator="/",
+        feedback_until=1,
+        publish="version",
     )
     assert expected == retraining.order("tags", "version")
 

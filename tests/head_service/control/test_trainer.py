@@ -1,22 +1,24 @@
 """The trainer by default, in this process, its embeddings made up."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
+from clients.wire.credentials import Credentials
 from head_service.catalogue import read_catalogue
 from head_service.control.publishing import RunRepository, published_by
-from head_service.control.trainer import train_head
-from head_service.control.words import Outcome, RunContext, TrainingOrder
-from head_service.errors import DataError
+from head_service.control.trainer import keep_bundles, train_head, with_bundles
+from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
+from head_service.errors import DataError, RepositoryError
 from tests.head_service.training.test_embeddings import FakeEmbedder
 
 RUN = "a" * 32
 
 
 class Client(FakeEmbedder):
-    def __init__(self, address: str, *, timeout: float) -> None:
+    def __init__(self, address: str, *, timeout: float, api_key: str | None, tls: object) -> None:
         super().__init__()
 
     def __enter__(self) -> "Client":
@@ -35,8 +37,8 @@ class Training:
     def repository(self, run_id: str = RUN) -> RunRepository:
         return RunRepository(self.folder / "heads", run_id, lambda: True, lambda _: None)
 
-    def train(self, published: int | None = None, run_id: str = RUN, **order) -> Outcome:
-        context = RunContext(
+    def context(self, published: int | None = None, run_id: str = RUN, heads_address: str = "", **more) -> RunContext:
+        return RunContext(
             run_id=run_id,
             data=self.folder / "rows.csv",
             text_column=None,
@@ -45,12 +47,15 @@ class Training:
             repository=self.repository(run_id),
             published=published,
             embedding_address="",
-            heads_address="",
+            heads_address=heads_address,
             cache_dir=self.folder,
             say=self.said.append,
             progress=lambda *now: self.progress.append(now),
+            **more,
         )
-        return train_head(TrainingOrder(head="parity", **order), context)
+
+    def train(self, published: int | None = None, run_id: str = RUN, **order) -> Outcome:
+        return train_head(TrainingOrder(head="parity", **order), self.context(published, run_id))
 
     def write(self, number: int) -> None:
         rows = "".join(f"text {n},{'odd' if n % 2 else 'even'}\n" for n in range(number))
@@ -154,3 +159,28 @@ def test_an_order_names_its_head_type_and_seed(training: Training):
     outcome = training.train(head_type="mlp", seed=3)
 
     assert "mlp" == training.repository().manifest("parity", outcome.result.version).head_type
+
+
+def test_bundles_are_kept_current_with_what_the_head_server_is_shown(training: Training, monkeypatch):
+    asked: list[tuple[str, str, Credentials]] = []
+
+    def bundle(location: str, address: str, say: Callable[[str], None], credentials: Credentials) -> None:
+        asked.append((location, address, credentials))
+        raise RepositoryError("no room")
+
+    monkeypatch.setattr("head_service.control.trainer.bundle_once", bundle)
+    keep_bundles(training.context(heads_address="h:1", to_heads=Credentials("tlk_heads")))
+
+    assert [(str(training.folder / "heads"), "h:1", Credentials("tlk_heads"))] == asked
+    # The run is none the worse for it.
+    assert ["bundles stay as they are: no room"] == training.said
+
+
+def test_bundles_are_made_once_a_head_is_live_and_a_head_server_could_ask_for_them(training: Training, monkeypatch):
+    made: list[str] = []
+    monkeypatch.setattr("head_service.control.trainer.keep_bundles", lambda run: made.append(run.heads_address))
+    live, waiting = Outcome(kind="succeeded", result=RunResult(version=1, is_live=True)), Outcome(kind="succeeded")
+
+    for address, bundles, outcome in (("h:1", False, live), ("", True, live), ("h:1", True, waiting), ("h:1", True, live)):
+        assert outcome is with_bundles(training.context(heads_address=address, bundles=bundles), outcome)
+    assert ["h:1"] == made

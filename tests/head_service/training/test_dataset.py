@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from clients.wire.catalogue import Task
 from head_service.errors import DataError
-from head_service.training.dataset import MAX_COMPLAINTS, Dataset, Example, read_dataset, split
+from head_service.training.dataset import MAX_COMPLAINTS, Dataset, Example, check_levels, read_dataset, split
 from head_service.training.rows import DataLimits
 
 GOOD = "text,label\ngood one,a\ngood two,a\nbad one,b\nbad two,b\n"
@@ -283,6 +283,29 @@ def test_one_label_that_some_texts_lack_can_be_learned(tmp_path: Path) -> None:
 
 def test_an_empty_separator_is_refused(tmp_path: Path) -> None:
     assert "the separator of labels is empty" in complaint(written(tmp_path, MULTI), task="multi_label", label_separator="")
+
+
+def test_a_label_of_levels_has_no_empty_one() -> None:
+    check_levels(Dataset((Example("a", "sport/tennis", 2), Example("b", "news", 3))), "/")
+    check_levels(Dataset((Example("a", "", 2), Example("b", "a/b, c", 3, ("a/b", "c"))), task="multi_label"), "/")
+    # Without a separator there are no levels.
+    check_levels(Dataset((Example("a", "/", 2),)), "")
+
+
+@pytest.mark.parametrize("label", ["sport/", "/tennis", "sport//tennis", "sport/ /tennis", "/"])
+def test_an_empty_level_is_told_by_its_line(label: str) -> None:
+    for data in (
+        Dataset((Example("a", "news", 2), Example("b", label, 3))),
+        Dataset((Example("a", "news", 2, ("news",)), Example("b", label, 3, ("news", label))), task="multi_label"),
+    ):
+        with pytest.raises(DataError, match="a label has an empty level in line 3") as raised:
+            check_levels(data, "/")
+        assert label not in str(raised.value).partition("in line")[0]
+
+
+def test_numbers_have_no_levels() -> None:
+    with pytest.raises(DataError, match="numbers have no levels"):
+        check_levels(Dataset((Example("a", "1.5", 2, value=1.5),), task="regression"), "/")
 
 
 def test_numbers_are_read(tmp_path: Path) -> None:
