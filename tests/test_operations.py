@@ -3,15 +3,21 @@
 import re
 from pathlib import Path
 
+import pytest
+from prometheus_client import CollectorRegistry
+
 from embedding_service.settings import Settings as EmbeddingSettings
 from gateway.settings import Settings as GatewaySettings
 from gateway.telemetry import BackendMetrics, Telemetry
+from gateway.versions import VersionCounts
 from head_service.control.settings import ServeSettings, WorkerSettings
 from head_service.serving.flags import Flags
 from tests.deploy.test_watching import RULES, exposed
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "operations.md").read_text()
+PAGES = ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "perf/README.md"]
+PAGES += [path.relative_to(ROOT).as_posix() for path in sorted((ROOT / "docs").rglob("*.md"))]
 
 
 def flags() -> set[str]:
@@ -37,9 +43,10 @@ def test_every_metric_of_the_gateway_is_told_and_every_metric_told_exists() -> N
     named = set(re.findall(r"trunkline_(?:gateway|embedding)_\w+", TEXT))
     telemetry = Telemetry()
     gateway = {one._name for one in (*telemetry._counted(), *telemetry._asked(), *BackendMetrics(telemetry.registry).families)}
+    versions = {f"{family.name}_total" for family in VersionCounts(CollectorRegistry()).describe()}
 
-    assert gateway <= named
-    assert all(name in exposed() or f"{name}_count" in exposed() for name in named)
+    assert gateway | versions <= named
+    assert all(name in exposed().keys() | versions or f"{name}_count" in exposed() for name in named)
 
 
 def test_every_alert_named_is_one() -> None:
@@ -49,7 +56,16 @@ def test_every_alert_named_is_one() -> None:
     assert named <= {rule["alert"] for rule in RULES}
 
 
-def test_links_lead_somewhere() -> None:
-    for name in ("operations.md", "api.md"):
-        for target in re.findall(r"\]\(([^)#]+)\)", (ROOT / "docs" / name).read_text()):
-            assert (ROOT / "docs" / target).exists(), target
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page: str) -> None:
+    path = ROOT / page
+    for target, place in re.findall(r"\]\((?!https?:)([^)#]*)(#[^)]+)?\)", path.read_text()):
+        found = path.parent / target if target else path
+        assert found.exists(), target
+        assert not place or place[1:] in headings(found), f"{target}{place}"
+
+
+def headings(page: Path) -> set[str]:
+    """As links name them."""
+    lines = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", line).lower().replace(" ", "-") for line in lines}
