@@ -1,10 +1,11 @@
-"""docs/operations.md is about settings and metrics that there are."""
+"""Documents are about settings, metrics, commands and pages that there are."""
 
 import re
 from pathlib import Path
 
 import pytest
 from prometheus_client import CollectorRegistry
+from typer.main import get_command
 
 from embedding_service.settings import Settings as EmbeddingSettings
 from gateway.settings import Settings as GatewaySettings
@@ -13,6 +14,7 @@ from gateway.versions import VersionCounts
 from head_service.control.settings import ServeSettings, WorkerSettings
 from head_service.serving.flags import Flags
 from tests.deploy.test_watching import RULES, exposed
+from trunkline.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 TEXT = (ROOT / "docs" / "operations.md").read_text()
@@ -54,6 +56,28 @@ def test_every_alert_named_is_one() -> None:
 
     assert named
     assert named <= {rule["alert"] for rule in RULES}
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_command_named_is_one(page: str) -> None:
+    text = (ROOT / page).read_text()
+    for module in re.findall(r"python -m ([a-z_][\w.]*\w)", text):
+        path = ROOT / module.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), module
+    for line in re.findall(r"(?:^|`|bin/|\$ )trunkline ([^`#\n]+)", text, re.MULTILINE):
+        assert_is_command(line.split())
+
+
+def assert_is_command(words: list[str]) -> None:
+    """Whether `trunkline` knows *words* up to its arguments, and every option among them."""
+    command, rest = get_command(app), words
+    while rest and not rest[0].startswith("-") and (commands := getattr(command, "commands", {})):
+        name = re.sub(r"\W+$", "", rest[0].partition("|")[0])
+        assert name in commands, words
+        command, rest = commands[name], rest[1:]
+    known = {option for one in command.params for option in (*one.opts, *one.secondary_opts)} | {"--help"}
+    named = {option for word in rest for option in re.findall(r"(?<!\S)\[?(--[a-z-]+)", word)}
+    assert named <= known, words
 
 
 @pytest.mark.parametrize("page", PAGES)
