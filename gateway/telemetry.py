@@ -1,7 +1,7 @@
 """What is counted, and its names in Prometheus, which stand here alone.
 
-Each part of the gateway is told of by a Protocol of its own, in words of that part; `Telemetry` is all of them. Everything
-belongs to the event loop. Labels are bounded: routes, statuses, codes and stages are ours, heads and versions are those of the
+Each part of the gateway has a Protocol of its own for what it tells, in words of that part; `Telemetry` is all of them.
+Everything belongs to the event loop. Labels are bounded: routes, statuses, codes and stages are ours, heads and versions are those of the
 catalogue and end with them, backends are those of the settings; whatever else comes is "other".
 """
 
@@ -11,7 +11,7 @@ from typing import Final, Literal, Protocol
 from prometheus_client import CollectorRegistry, generate_latest
 
 from clients import HTTP_ERRORS, Deadline, Refused, TrunklineError
-from clients.wire.catalogue import Catalogue, Manifest
+from clients.wire.catalogue import Catalogue, Manifest, bundles_of
 from gateway import exchange
 from gateway.classification import Answer
 from gateway.ports import FloatArray, Predictor, Rows
@@ -31,26 +31,6 @@ class HeadTelemetry(Protocol):
 
     def head_ended(self, head: str, version: int, outcome: str, seconds: float) -> None:
         """A request's call of one head version was over after *seconds*; *outcome* is "ok" or an error's code."""
-        ...
-
-
-class RefusalTelemetry(Protocol):
-    """Told of requests that are not served; must be quick and never raise."""
-
-    def refused(self, status: int, reason: str = "") -> None:
-        """A request ended with an error's *status*; *reason* is the error's code, "quota", "departed" or the like."""
-        ...
-
-
-class CacheTelemetry(Protocol):
-    """Told of the cache of heads' answers; must be quick and never raise."""
-
-    def cache_looked_up(self, head: str, *, hits: int, misses: int) -> None:
-        """Texts of a request were looked up for one head."""
-        ...
-
-    def cache_dropped(self, reason: str, count: int) -> None:
-        """Entries left: "room", "version", "accuracy", "corrupt"."""
         ...
 
 
@@ -126,7 +106,7 @@ class Telemetry:
         exchange.answered(answer)
 
     def refused(self, status: int, reason: str = "") -> None:
-        """See `RefusalTelemetry`."""
+        """A request ended with an error's *status*; *reason* is the error's code, "quota", "departed" or the like."""
         self._requests.add((str(status),))
         self._refusals.add((_code(reason or str(status)),))
         exchange.refused(reason)
@@ -138,14 +118,14 @@ class Telemetry:
             self._head_errors.add((head, str(version), _code(outcome)))
 
     def cache_looked_up(self, head: str, *, hits: int, misses: int) -> None:
-        """See `CacheTelemetry`."""
+        """See `gateway.outputs.OutputTelemetry`."""
         if hits:
             self._lookups.add((head, "hit"), hits)
         if misses:
             self._lookups.add((head, "miss"), misses)
 
     def cache_dropped(self, reason: str, count: int) -> None:
-        """See `CacheTelemetry`."""
+        """See `gateway.outputs.OutputTelemetry`."""
         self._dropped.add((reason,), count)
 
     def watch_queue(self, name: str, depth: Callable[[], int]) -> None:
@@ -175,6 +155,7 @@ class Telemetry:
         if catalogue is None:
             return
         live = {(name, str(version)) for name, head in catalogue.heads.items() for version in head.versions}
+        live |= {(bundle.name, str(bundle.version)) for bundle in bundles_of(catalogue).values()}
         names = catalogue.heads.keys()
         for family in (self._heads, self._lookups):
             family.keep(lambda labels: labels[0] in names or labels[0] == OTHER)
