@@ -7,7 +7,7 @@ answered for at once, with an error, until one call in the background has shown 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -145,7 +145,7 @@ class ClientPredictor:
         """See `gateway.ports.CatalogueFollower`. Calls still out on versions that are gone end by themselves."""
         live = {(name, version) for name, head in catalogue.heads.items() for version in head.versions}
         live |= {(bundle.name, bundle.version) for bundle in bundles_of(catalogue).values()}
-        self._heads = {key: head for key, head in self._heads.items() if key in live}
+        self._keep(key for key in self._heads if key in live)
 
     @property
     def num_waiting(self) -> int:
@@ -187,7 +187,15 @@ class ClientPredictor:
 
     def _forget_unused(self) -> None:
         old = self._clock() - FORGET_SECONDS
-        self._heads = {key: head for key, head in self._heads.items() if head.asked_at > old or head.under_way}
+        self._keep(key for key, head in self._heads.items() if head.asked_at > old or head.under_way)
+
+    def _keep(self, keys: Iterable[tuple[str, int]]) -> None:
+        """Forget the others; whose breaker was open is told to be so no more."""
+        kept = {key: self._heads[key] for key in keys}
+        for head in self._heads.values():
+            if head.breaker.state != "closed" and (head.manifest.name, head.manifest.version) not in kept:
+                self._facts.breaker(head.manifest.name, "closed")
+        self._heads = kept
 
     async def _send(self, head: _Head, rows: Sequence[FloatArray], deadline: Deadline) -> Sequence[FloatArray]:
         """One coalesced call, over whichever replicas it takes; the breaker is told how it ended."""
