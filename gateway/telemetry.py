@@ -1,8 +1,8 @@
 """What is counted, and its names in Prometheus, which stand here alone.
 
 Each part of the gateway has a Protocol of its own for what it tells, in words of that part; `Telemetry` is all of them.
-Everything belongs to the event loop. Labels are bounded: routes, statuses, codes and stages are ours, heads and versions are those of the
-catalogue and end with them, backends are those of the settings; whatever else comes is "other".
+Everything belongs to the event loop. Labels are bounded: routes, statuses, codes and stages are ours, heads and versions are
+those of the catalogue and end with them, backends are those of the settings; whatever else comes is "other".
 """
 
 from collections.abc import Callable, Iterable, Sequence
