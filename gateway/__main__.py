@@ -14,7 +14,7 @@ from clients.wire.http_server import AnnouncingServer, HttpBounds, calm_collecto
 from clients.wire.keys import KeysError
 from gateway import logs
 from gateway.admin import ADMIN_HOST
-from gateway.app import OPEN_ENDED, MissingExtra, create_app
+from gateway.app import OPEN_ENDED, MissingExtra, create_app, drain
 from gateway.credentials import CredentialsError
 from gateway.settings import Settings
 
@@ -48,7 +48,7 @@ def main() -> int:
     config = http_config(app, drain_seconds=settings.drain_seconds, bounds=bounds)
     try:
         calm_collector()
-        AnnouncingServer(config, f"gateway {url}").run([listener])
+        AnnouncingServer(config, f"gateway {url}", on_stop=lambda: drain(app)).run([listener])
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0

@@ -74,9 +74,10 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
     traces = _traces(settings)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[Lifespan]:
+    async def lifespan(app: Starlette) -> AsyncIterator[Lifespan]:
         asyncio.get_running_loop().set_exception_handler(logs.on_loop_fault)
         async with started(settings, to_embedding, to_heads) as state, on_admin_port(api, {"gateway": state}, admin_listener):
+            app.state.gateway = state
             yield Lifespan(gateway=state)
         if traces is not None:
             await traces.aclose()
@@ -92,6 +93,12 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None) 
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )
+
+
+def drain(app: Starlette) -> None:
+    """Have *app*, which is served, say that it is not ready, and end its streams."""
+    state: State = app.state.gateway
+    state.is_draining = True
 
 
 def create_api(*, docs: bool = True) -> FastAPI:

@@ -207,11 +207,12 @@ def http_config(app: ASGIApp, *, drain_seconds: float, bounds: HttpBounds | None
 
 
 class AnnouncingServer(uvicorn.Server):
-    """uvicorn, printing *line* once it listens."""
+    """uvicorn, printing *line* once it listens, and calling *on_stop* when it begins to drain."""
 
-    def __init__(self, config: uvicorn.Config, line: str) -> None:
+    def __init__(self, config: uvicorn.Config, line: str, *, on_stop: Callable[[], None] | None = None) -> None:
         super().__init__(config)
         self._line = line
+        self._on_stop = on_stop
 
     def run(self, sockets: Any = None) -> None:
         """See uvicorn, which raises the signal that stopped it once more when it has drained: no reason to end as if killed."""
@@ -223,6 +224,12 @@ class AnnouncingServer(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             print(self._line, flush=True)
+
+    async def shutdown(self, sockets: Any = None) -> None:
+        """See uvicorn."""
+        if self._on_stop is not None:
+            self._on_stop()
+        await super().shutdown(sockets)
 
 
 def calm_collector() -> None:
