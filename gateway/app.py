@@ -77,7 +77,7 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None, 
     traces = _traces(settings)
 
     @contextlib.asynccontextmanager
-    async def lifespan(_: Starlette) -> AsyncIterator[Lifespan]:
+    async def lifespan(app: Starlette) -> AsyncIterator[Lifespan]:
         asyncio.get_running_loop().set_exception_handler(logs.on_loop_fault)
         async with started(settings, to_embedding, to_heads) as state:
             state.drain = drain or state.drain

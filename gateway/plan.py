@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import astuple
+
 from clients import InvalidRequest, NotFound
 from clients.wire import chain
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, View, views_of
@@ -20,6 +22,9 @@ MAX_NAMES: Final = 50
 """Of known heads in the message that one is not known."""
 
 MAX_KEPT: Final = 256
+
+MAX_SCORES: Final = 2**20
+"""Of one answer: they become objects and then JSON, all of them at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +102,17 @@ def choose(
     return chosen
 
 
+def check_size(plan: Plan, request: Classification) -> None:
+    """InvalidRequest where the answer would be too long: texts, heads and labels multiply."""
+    num_scores = len(plan.heads)
+    if request.with_scores or request.top_k or request.threshold is not None:
+        most = request.top_k or MAX_SCORES
+        num_scores = sum(min(len(head.manifest.labels), most) for head in plan.heads.values())
+    if num_scores * len(request.texts) > MAX_SCORES:
+        said = f"{num_scores} scores for each of {len(request.texts)} texts are more than the {MAX_SCORES} of one answer"
+        raise InvalidRequest(f"{said}; send fewer texts at once, ask fewer heads, or use top_k")
+
+
 def refusal(manifest: Manifest, trunk: LiveTrunk) -> str:
     """Why *manifest*'s version cannot answer on *trunk*; "" when it can.
 
@@ -123,8 +139,9 @@ def is_canary(name: str, version: int, sticky_key: str, share: float) -> bool:
 
 
 def views_for(versions: Sequence[Manifest]) -> tuple[View, ...]:
-    """The views that *versions* read, each once."""
-    return tuple(dict.fromkeys(view for manifest in versions for view in views_of(manifest)))
+    """The views that *versions* read, each once; the same ones in the same order, whatever that of *versions* is."""
+    views = {view for manifest in versions for view in views_of(manifest)}
+    return tuple(views) if len(views) == 1 else tuple(sorted(views, key=astuple))
 
 
 def _asked(catalogue: Catalogue, request: Classification) -> list[str]:

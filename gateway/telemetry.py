@@ -1,8 +1,8 @@
 """What is counted, and its names in Prometheus, which stand here alone.
 
-Each part of the gateway is told of by a Protocol of its own, in words of that part; `Telemetry` is all of them. Everything
-belongs to the event loop. Labels are bounded: routes, statuses, codes and stages are ours, heads and versions are those of the
-catalogue and end with them, backends are those of the settings; whatever else comes is "other".
+Each part of the gateway has a Protocol of its own for what it tells, in words of that part; `Telemetry` is all of them.
+Everything belongs to the event loop. Labels are bounded: routes, statuses, codes and stages are ours, heads and versions are
+those of the catalogue and end with them, backends are those of the settings; whatever else comes is "other".
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -39,18 +39,6 @@ class RefusalTelemetry(Protocol):
 
     def refused(self, status: int, reason: str = "") -> None:
         """A request ended with an error's *status*; *reason* is the error's code, "quota", "departed" or the like."""
-        ...
-
-
-class CacheTelemetry(Protocol):
-    """Told of the cache of heads' answers; must be quick and never raise."""
-
-    def cache_looked_up(self, head: str, *, hits: int, misses: int) -> None:
-        """Texts of a request were looked up for one head."""
-        ...
-
-    def cache_dropped(self, reason: str, count: int) -> None:
-        """Entries left: "room", "version", "accuracy", "corrupt"."""
         ...
 
 
@@ -126,7 +114,7 @@ class Telemetry:
         exchange.answered(answer)
 
     def refused(self, status: int, reason: str = "") -> None:
-        """See `RefusalTelemetry`."""
+        """A request ended with an error's *status*; *reason* is the error's code, "quota", "departed" or the like."""
         self._requests.add((str(status),))
         self._refusals.add((_code(reason or str(status)),))
         exchange.refused(reason)
@@ -138,14 +126,14 @@ class Telemetry:
             self._head_errors.add((head, str(version), _code(outcome)))
 
     def cache_looked_up(self, head: str, *, hits: int, misses: int) -> None:
-        """See `CacheTelemetry`."""
+        """See `gateway.outputs.OutputTelemetry`."""
         if hits:
             self._lookups.add((head, "hit"), hits)
         if misses:
             self._lookups.add((head, "miss"), misses)
 
     def cache_dropped(self, reason: str, count: int) -> None:
-        """See `CacheTelemetry`."""
+        """See `gateway.outputs.OutputTelemetry`."""
         self._dropped.add((reason,), count)
 
     def watch_queue(self, name: str, depth: Callable[[], int]) -> None:

@@ -5,8 +5,9 @@ answered for at once, with an error, until one call in the background has shown 
 """
 
 import asyncio
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -32,6 +33,8 @@ from gateway.backends.replicas import Policy
 from gateway.coalesce import CallLimits, Coalescer
 from gateway.exchange import ids_passed_on
 from gateway.ports import FloatArray, Rows
+
+_log = logging.getLogger(__name__)
 
 MAX_CALL_BYTES: Final = 16 * 1024 * 1024
 """Of token vectors in one call to a head server, whose messages are bounded."""
@@ -141,7 +144,7 @@ class ClientPredictor:
     def follow(self, catalogue: Catalogue) -> None:
         """See `gateway.ports.CatalogueFollower`. Calls still out on versions that are gone end by themselves."""
         live = servables_of(catalogue)
-        self._heads = {key: head for key, head in self._heads.items() if key in live}
+        self._keep(key for key in self._heads if key in live)
 
     @property
     def num_waiting(self) -> int:
@@ -183,7 +186,15 @@ class ClientPredictor:
 
     def _forget_unused(self) -> None:
         old = self._clock() - FORGET_SECONDS
-        self._heads = {key: head for key, head in self._heads.items() if head.asked_at > old or head.under_way}
+        self._keep(key for key, head in self._heads.items() if head.asked_at > old or head.under_way)
+
+    def _keep(self, keys: Iterable[tuple[str, int]]) -> None:
+        """Forget the others; whose breaker was open is told to be so no more."""
+        kept = {key: self._heads[key] for key in keys}
+        for head in self._heads.values():
+            if head.breaker.state != "closed" and (head.manifest.name, head.manifest.version) not in kept:
+                self._facts.breaker(head.manifest.name, head.manifest.version, "closed")
+        self._heads = kept
 
     async def _send(self, head: _Head, rows: Sequence[FloatArray], deadline: Deadline) -> Sequence[FloatArray]:
         """One coalesced call, over whichever replicas it takes; the breaker is told how it ended."""
@@ -194,8 +205,11 @@ class ClientPredictor:
                 self._failed(head, self._clock())
             raise
         if not np.isfinite(scores).all():
-            # Whose rows they are gets the error; the others' are good.
-            self._failed(head, self._clock())
+            # Whose rows they are gets the error; the others' are good. A row that is no numbers itself is not the head's fault.
+            if all(np.isfinite(row).all() for row in rows):
+                self._failed(head, self._clock())
+            else:
+                head.breaker.left()
         elif head.breaker.succeeded(self._clock()):
             self._facts.breaker(head.manifest.name, head.manifest.version, "closed")
         return scores
@@ -258,8 +272,10 @@ class ClientPredictor:
         async def trial() -> None:
             try:
                 await self._send(head, rows, Deadline.after(max(1.0, head.patience)))
-            except TrunklineError:
+            except Exception as error:  # whatever it was, somebody else must be let try
                 head.breaker.left()
+                if not isinstance(error, TrunklineError):
+                    _log.exception("the trial of head %r failed unexpectedly", head.manifest.name)
 
         task = asyncio.create_task(trial())
         self._trials.add(task)

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from clients import InvalidRequest, NotFound
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, View
 from gateway.classification import Classification
-from gateway.plan import Planner, is_canary, views_for
+from gateway.plan import Planner, check_size, is_canary, views_for
 from gateway.ports import LiveTrunk
 from tests.gateway.fakes import live, manifest
 
@@ -126,7 +126,7 @@ def test_views_are_asked_for_once_whoever_reads_them() -> None:
     def reading(*layers: int) -> Manifest:
         return Manifest(name="h", version=1, labels=("a",), width=4, trunk=TrunkRef("t", "f"), mix_layers=layers)
 
-    assert (View(), View(layer=-2)) == views_for([reading(), reading(-1, -2), reading(-2)])
+    assert (View(layer=-2), View()) == views_for([reading(), reading(-1, -2), reading(-2)])
 
 
 @pytest.mark.parametrize("step", ["lower/99", "entrypoint:not.installed/1"])
@@ -137,3 +137,21 @@ def test_a_head_whose_texts_cannot_be_prepared_here_says_why(step: str) -> None:
     assert ["a"] == [version.name for version in plan.versions]
     assert "cannot be given texts as it was trained on: " in plan.heads["b"].refused
     assert step.partition("/")[0] in plan.heads["b"].refused
+
+
+def test_heads_in_another_order_read_the_same_views_in_the_same_order() -> None:
+    heads = [manifest(str(layer), view=View(layer=layer)) for layer in (-1, -3, -2)]
+
+    assert views_for(heads) == views_for(heads[::-1])
+
+
+def test_an_answer_has_a_bound_that_texts_heads_and_labels_reach_together() -> None:
+    wide = replace(manifest("wide"), labels=tuple(map(str, range(2_000))))
+    plan = Planner().plan(Catalogue({"wide": live(wide)}), trunk(), Classification(["a"]))
+    texts = ["a"] * 600
+
+    check_size(plan, Classification(texts))
+    check_size(plan, Classification(texts, with_scores=True, top_k=5))
+    check_size(plan, Classification(texts[:500], with_scores=True))
+    with pytest.raises(InvalidRequest, match="top_k"):
+        check_size(plan, Classification(texts, with_scores=True))

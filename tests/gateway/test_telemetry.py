@@ -169,3 +169,14 @@ async def test_a_caller_that_is_refused_for_a_backends_sake_is_counted_with_the_
         await http.post("/v1/classify", json={"text": "one"})
 
         assert 1 == read(state.telemetry)['trunkline_gateway_refusals_total{reason="unavailable"}']
+
+
+def test_calls_of_bundles_have_series_as_long_as_the_catalogue_has_the_bundle() -> None:
+    telemetry, series = Telemetry(), 'trunkline_gateway_head_seconds_count{head="together",version="1"}'
+    bundle = manifest("together", 1, ("ham", "spam"), members=(BundleMember("spam", 5, 0, 2, "sha256:" + "0" * 64),))
+    telemetry.watch_catalogue(lambda: Catalogue(HEADS, bundles={"together": bundle}))
+    telemetry.head_ended("together", 1, "ok", 0.01)
+
+    assert [1, 1] == [read(telemetry)[series] for _ in range(2)]
+    telemetry.watch_catalogue(lambda: Catalogue(HEADS))
+    assert series not in read(telemetry)

@@ -7,7 +7,7 @@ import pytest
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from clients.wire.http_server import HttpBounds, http_config
+from clients.wire.http_server import AnnouncingServer, HttpBounds, http_config
 
 QUICK = HttpBounds(receive_seconds=0.1, open_ended={"/stream"})
 ASKING = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
@@ -153,3 +153,24 @@ async def test_one_connection_too_many_is_dropped_and_the_others_stay() -> None:
             assert b"" == await answer_to(port, ASKING)
         writer.write(ASKING + b"more")
         await reader.readuntil(b"more")
+
+
+async def test_who_wants_to_know_hears_of_the_end_while_requests_are_still_answered(capsys: pytest.CaptureFixture[str]) -> None:
+    app, told = Echo(), asyncio.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        server = AnnouncingServer(http_config(app, drain_seconds=5, lifespan="off"), "it listens", on_stop=told.set)
+        serving = asyncio.create_task(server._serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0)
+        async with connected(port) as (reader, writer):
+            writer.write(ASKING.replace(b"/echo", b"/slow") + b"body")
+            while not app.seen:
+                await asyncio.sleep(0)
+            server.should_exit = True
+            await told.wait()
+            app.go.set()
+            assert b"200" in await reader.readline()
+        await serving
+
+    assert "it listens\n" == capsys.readouterr().out
