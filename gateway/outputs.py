@@ -19,7 +19,6 @@ import numpy as np
 from clients.wire.catalogue import Catalogue, Manifest
 from clients.wire.text import Encoded
 from gateway.ports import FloatArray, Known, VersionOutputs
-from gateway.preprocess import reading_of
 
 KEY_BYTES: Final = 16
 
@@ -76,7 +75,7 @@ def _means_the_same(one: Manifest, other: Manifest) -> bool:
     apart = [abs(a - b) for a, b in zip(one.thresholds, other.thresholds, strict=False)]
     return (
         (one.task, one.labels, one.trunk.fingerprint) == (other.task, other.labels, other.trunk.fingerprint)
-        and reading_of(one) == reading_of(other)
+        and (one.preprocess, one.long_text) == (other.preprocess, other.long_text)
         and max(one.temperature, other.temperature) <= (1.0 + CALIBRATION_TOLERANCE) * min(one.temperature, other.temperature)
         and len(one.thresholds) == len(other.thresholds)
         and max(apart, default=0.0) <= CALIBRATION_TOLERANCE

@@ -102,6 +102,15 @@ def test_gains_add_up_until_they_end_what_was_kept() -> None:
     assert found(outputs, third, b"of the second") == (2, [0.5, 0.5])
 
 
+def test_what_was_made_of_long_texts_in_another_way_is_not_answered() -> None:
+    mean, highest = rated(1, 0.9, long_text="mean"), rated(2, 0.9, long_text="max")
+    outputs = cache(mean)
+    keep(outputs, mean)
+    outputs.follow(catalogue(highest))
+
+    assert found(outputs, highest) is None
+
+
 def test_what_ended_does_not_come_back_with_a_worse_version() -> None:
     first, better, worse = rated(1, 0.9), rated(2, 0.95), rated(3, 0.9)
     outputs = cache(first)
