@@ -269,7 +269,7 @@ async def _model_ready(request: Request, state: State) -> Response:
 
 
 async def _infer(request: Request, state: State) -> Response:
-    head, _ = found(request, state)
+    head, asked = found(request, state)
     content = await read_body(request, state.settings.max_body_bytes)
     body, behind = split_body(content, request.headers.get(JSON_LENGTH))
     texts = texts_of(body.inputs[0], behind)
@@ -287,13 +287,13 @@ async def _infer(request: Request, state: State) -> Response:
     answer = await classified(request, state, Asked(work, is_strict=True))
     said = answer.outcomes[word]
     assert isinstance(said, list)  # the request was strict
-    manifest = head.versions.get(said[0].version)
-    if manifest is None:
+    version = said[0].version
+    # An output kept of a version that is gone by now stands for the one that was asked, and has its labels.
+    labels = head.versions.get(version, asked).labels
+    if any(one.scores is not None and one.scores.keys() != set(labels) for one in said):
         raise Unavailable("the head has been exchanged meanwhile; send it again")
-    tensors = [tensor_of(output.name, said, manifest) for output in wanted]
-    return written(
-        InferAnswer(manifest.name, str(manifest.version), [], body.id), tensors, [output.is_binary for output in wanted]
-    )
+    tensors = [tensor_of(output.name, said, labels) for output in wanted]
+    return written(InferAnswer(asked.name, str(version), [], body.id), tensors, [output.is_binary for output in wanted])
 
 
 def asked_word(request: Request) -> str:
@@ -396,13 +396,13 @@ class Tensor:
     values: list[str] | FloatArray
 
 
-def tensor_of(name: OutputName, said: Sequence[HeadAnswer], manifest: Manifest) -> Tensor:
-    """The output *name* of what a head *said* of each text."""
+def tensor_of(name: OutputName, said: Sequence[HeadAnswer], labels: Sequence[str]) -> Tensor:
+    """The output *name* of what a head with *labels* *said* of each text."""
     if name == "label":
         return Tensor(name, [one.label or "" for one in said])
     if name == "score":
         return Tensor(name, np.array([one.score for one in said], np.float32))
-    rows = [[one.score] if one.scores is None else [one.scores[label] for label in manifest.labels] for one in said]
+    rows = [[one.score] if one.scores is None else [one.scores[label] for label in labels] for one in said]
     return Tensor(name, np.array(rows, np.float32))
 
 

@@ -10,10 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from clients import InvalidRequest, Unavailable
-from clients.wire.catalogue import CatalogueHead
+from clients import Deadline, InvalidRequest, Unavailable
+from clients.wire.catalogue import Catalogue, CatalogueHead, Metrics
+from gateway.classification import Classification
 from gateway.edges.open_inference import JSON_LENGTH, InferAnswer, InferInput, ModelMetadata, split_body, texts_of
-from tests.gateway.fakes import FakeGateway, FakePredictor, FakeTrunks, head, live, manifest, raises, state_of
+from gateway.fanout import FanOut
+from gateway.outputs import OutputCache, OutputRules
+from gateway.pipeline import Pipeline
+from gateway.plan import Planner
+from tests.gateway.fakes import (
+    FakeCatalogue,
+    FakeEmbedder,
+    FakeGateway,
+    FakePredictor,
+    FakeTrunks,
+    head,
+    live,
+    manifest,
+    raises,
+    state_of,
+)
 
 
 @pytest.fixture
@@ -165,3 +181,26 @@ def test_a_binary_tensor_of_noise_is_texts_or_a_refusal(behind: bytes, shape: li
 def test_a_body_of_noise_is_refused(content: bytes, length: str) -> None:
     with pytest.raises(InvalidRequest):
         split_body(content, length)
+
+
+async def test_an_output_kept_of_a_version_that_is_gone_is_answered_as_that_versions(trunks: FakeTrunks) -> None:
+    measured = Metrics(0.9, 0.9, 100, 100, "sha256:data")
+    old, new = (replace(manifest("spam", version=version), metrics=measured) for version in (1, 2))
+    state = state_of(trunks, live(new))
+    outputs = OutputCache(1_000_000, OutputRules(), state.telemetry)
+    for one in (old, new):
+        outputs.follow(Catalogue({"spam": live(one)}))
+        if one is old:
+            kept = Pipeline(
+                trunks, FakeEmbedder(trunks), FanOut(FakePredictor(), head_timeout=1), FakeCatalogue(live(old)), outputs, Planner()
+            )
+            await kept.classify(Classification(["a"]), Deadline.after(5))
+    state.pipeline = Pipeline(
+        trunks, FakeEmbedder(trunks), FanOut(FakePredictor(), head_timeout=1), state.catalogue, outputs, Planner()
+    )
+
+    said = await infer(FakeGateway(state), {"inputs": [tensor("a")], "outputs": [{"name": "scores"}]})
+
+    assert 200 == said.status_code
+    assert "1" == said.json()["model_version"]
+    assert [0.25, 0.75] == said.json()["outputs"][0]["data"]
