@@ -9,7 +9,18 @@ from typing import Final, Protocol
 
 import numpy as np
 
-from clients import Deadline, DeadlineExceeded, InvalidResponse, Overloaded, ServerFault, TrunklineError
+from clients import (
+    Cancelled,
+    Deadline,
+    DeadlineExceeded,
+    InvalidResponse,
+    Overloaded,
+    PermissionDenied,
+    ServerFault,
+    TrunklineError,
+    Unauthenticated,
+    Unavailable,
+)
 from clients.wire.catalogue import Manifest
 from gateway.bundles import MIN_CALLS, Bundles, Place
 from gateway.ports import FloatArray, Predictor, Rows
@@ -172,6 +183,18 @@ def check_scores(scores: FloatArray, manifest: Manifest, num_inputs: int) -> Flo
     return scores
 
 
+def as_the_callers(error: TrunklineError) -> TrunklineError:
+    """A backend's *error* as it is the caller's: what it refused to the gateway, or cancelled, was neither of the caller.
+
+    A 401 would tell callers that their own keys are no good.
+    """
+    if not isinstance(error, Unauthenticated | PermissionDenied | Cancelled):
+        return error
+    found = Unavailable(error.message, retry_after=error.retry_after)
+    found.__cause__ = error
+    return found
+
+
 def named(error: TrunklineError, head: str) -> TrunklineError:
     """*error* as that of one head, in words that do not tell where it lives."""
     reasons = {
@@ -181,6 +204,7 @@ def named(error: TrunklineError, head: str) -> TrunklineError:
         "not_found": "is not loaded in the head server",
         "invalid_response": "answered something that is not its contract",
     }
+    error = as_the_callers(error)
     said = type(error)(f"head {head!r} {reasons.get(error.code, 'failed')}", retry_after=error.retry_after)
     said.__cause__ = error
     return said

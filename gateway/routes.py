@@ -26,6 +26,7 @@ from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
 from gateway.exchange import current_request_id
+from gateway.fanout import as_the_callers
 from gateway.pipeline import Pipeline
 from gateway.plan import refusal
 from gateway.ports import LiveTrunk
@@ -225,9 +226,12 @@ def patience(request: Request, timeout: float | None, settings: Settings) -> flo
 
 def public(error: TrunklineError) -> TrunklineError:
     """*error* without what only operators should read: addresses and internals of the backends."""
-    if status_of(error) < 500 or error.code == "deadline_exceeded":
-        return error
-    return type(error)("the embedding service is not available; try again shortly", retry_after=error.retry_after)
+    ours = as_the_callers(error)
+    if ours is not error:
+        _log.error("the embedding service does not serve the gateway: %s", error.code)
+    if status_of(ours) < 500 or ours.code == "deadline_exceeded":
+        return ours
+    return type(ours)("the embedding service is not available; try again shortly", retry_after=ours.retry_after)
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:

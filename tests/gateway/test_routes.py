@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from clients import Unavailable
+from clients import Cancelled, PermissionDenied, TrunklineError, Unauthenticated, Unavailable
 from clients.wire.catalogue import CatalogueHead
 from gateway.ports import FloatArray, Rows
 from gateway.schemas import ClassifyAnswer, ErrorAnswer
 from gateway.settings import Settings
-from tests.gateway.fakes import FakeGateway, FakePredictor, FakeTrunks, head, live, manifest, raises, state_of
+from tests.gateway.fakes import FakeEmbedder, FakeGateway, FakePredictor, FakeTrunks, head, live, manifest, raises, state_of
 
 
 def gateway(trunks: FakeTrunks, *heads: CatalogueHead, settings: Settings | None = None, **scores: Any) -> FakeGateway:
@@ -245,3 +245,27 @@ async def test_an_answer_has_the_id_of_its_request_once(trunks: FakeTrunks, path
         answer = await http.post(path, json=body, headers={"x-request-id": "mine"})
 
     assert ["mine"] == answer.headers.get_list("x-request-id")
+
+
+class RefusingEmbedder(FakeEmbedder):
+    """Serves nobody."""
+
+    def __init__(self, trunks: FakeTrunks, error: TrunklineError) -> None:
+        super().__init__(trunks)
+        self._error = error
+
+    async def embed(self, *_: object) -> list[Rows]:
+        raise self._error
+
+
+@pytest.mark.parametrize("error", [Unauthenticated("at 10.0.0.7"), PermissionDenied("at 10.0.0.7"), Cancelled("at 10.0.0.7")])
+async def test_what_a_backend_refuses_to_the_gateway_is_no_fault_of_the_callers_key(
+    trunks: FakeTrunks, error: TrunklineError
+) -> None:
+    refused = FakeGateway(state_of(trunks, head("spam"), embedder=RefusingEmbedder(trunks, error)))
+    by_head = await post(gateway(trunks, spam=raises(error)), {"text": "a"}, "/v1/heads/spam/classify")
+    by_trunk = await post(refused, {"text": "a"})
+
+    for said in (by_head, by_trunk):
+        assert (503, "unavailable") == (said.status_code, said.json()["error"]["code"])
+        assert "10.0.0.7" not in said.text
