@@ -40,19 +40,21 @@ class TextEmbedder:
         Raises:
             TrunklineError: none can be answered.
         """
+        trunk = await self._trunks.trunk(deadline)
         try:
-            return await self._embed(inputs, deadline, priority)
+            return await self._embed(trunk, inputs, deadline, priority)
         except FailedPrecondition:
             # The embedding service has another trunk now than the token ids were made for.
-            self._trunks.forget()
-            return await self._embed(inputs, deadline, priority)
+            self._trunks.forget(trunk)
+            return await self._embed(await self._trunks.trunk(deadline), inputs, deadline, priority)
 
     async def trunk(self, deadline: Deadline) -> LiveTrunk:
         """What embeds."""
         return await self._trunks.trunk(deadline)
 
-    async def _embed(self, inputs: Sequence[str | list[int]], deadline: Deadline, priority: PriorityName) -> TextVectors:
-        trunk = await self._trunks.trunk(deadline)
+    async def _embed(
+        self, trunk: LiveTrunk, inputs: Sequence[str | list[int]], deadline: Deadline, priority: PriorityName
+    ) -> TextVectors:
         texts = [one for one in inputs if isinstance(one, str)]
         if texts:
             prepared = await prepare(trunk.encoder, texts, [Reading()])

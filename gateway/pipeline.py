@@ -57,17 +57,17 @@ class Pipeline:
         Raises:
             TrunklineError: nothing can be answered. A single head's failure is that head's outcome instead.
         """
-        try:
-            return await self._classify(request, deadline)
-        except FailedPrecondition:
-            # The embedding service has another trunk now than the token ids were made for.
-            self._trunks.forget()
-            return await self._classify(request, deadline)
-
-    async def _classify(self, request: Classification, deadline: Deadline) -> Answer:
-        timings = StageTimings()
         started = time.perf_counter()
         trunk = await self._trunks.trunk(deadline)
+        try:
+            return await self._classify(trunk, request, deadline, started)
+        except FailedPrecondition:
+            # The embedding service has another trunk now than the token ids were made for.
+            self._trunks.forget(trunk)
+            return await self._classify(await self._trunks.trunk(deadline), request, deadline, started)
+
+    async def _classify(self, trunk: LiveTrunk, request: Classification, deadline: Deadline, started: float) -> Answer:
+        timings = StageTimings()
         plan = self._planner.plan(self._catalogue.catalogue, trunk, request)
         prepared = await prepare(trunk.encoder, request.texts, plan.readings, request.truncation)
         work = look_up(self._outputs, plan, prepared, may_reuse=request.may_reuse)

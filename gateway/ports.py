@@ -39,8 +39,8 @@ class Trunks(Protocol):
         """The live trunk; cheap once known. Raises TrunklineError while the embedding service cannot tell."""
         ...
 
-    def forget(self) -> None:
-        """What is known is out of date; the next `trunk` asks again."""
+    def forget(self, trunk: LiveTrunk) -> None:
+        """*trunk* is out of date; where it is what is known still, the next `trunk` asks again."""
         ...
 
 

@@ -53,8 +53,9 @@ class FakeTrunks:
     def known(self) -> LiveTrunk | None:
         return LiveTrunk("tiny", self._known, self.tokens, 64, self.layers) if self._known else None
 
-    def forget(self) -> None:
-        self._known = ""
+    def forget(self, trunk: LiveTrunk) -> None:
+        if self._known == trunk.fingerprint:
+            self._known = ""
 
 
 class FakeEmbedder:

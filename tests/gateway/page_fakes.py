@@ -83,7 +83,7 @@ class FakeTrunks(ClientTrunks):
         assert self._known is not None
         return self._known
 
-    def forget(self) -> None:
+    def forget(self, trunk: LiveTrunk) -> None:
         pass
 
 
