@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from msgspec.structs import astuple
+
 from clients import InvalidRequest, NotFound
 from clients.wire import chain
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, View, views_of
@@ -123,8 +125,9 @@ def is_canary(name: str, version: int, sticky_key: str, share: float) -> bool:
 
 
 def views_for(versions: Sequence[Manifest]) -> tuple[View, ...]:
-    """The views that *versions* read, each once."""
-    return tuple(dict.fromkeys(view for manifest in versions for view in views_of(manifest)))
+    """The views that *versions* read, each once; the same ones in the same order, whatever that of *versions* is."""
+    views = {view for manifest in versions for view in views_of(manifest)}
+    return tuple(views) if len(views) == 1 else tuple(sorted(views, key=astuple))
 
 
 def _asked(catalogue: Catalogue, request: Classification) -> list[str]:

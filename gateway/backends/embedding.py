@@ -39,6 +39,9 @@ ASK_SECONDS: Final = 2.0
 FINISH_SECONDS: Final = 60.0
 """For what is under way on a stream of another trunk; no request takes longer."""
 
+MAX_STREAMS: Final = 32
+"""Open to one replica: what views a request reads is its caller's choice of heads, and each choice has a stream of its own."""
+
 _GREETINGS: Final = 5
 _GREET_AGAIN_SECONDS: Final = 0.2
 _UNLIKE: Final = "another"
@@ -64,9 +67,10 @@ class ClientTrunks:
         """What is known now, without asking."""
         return self._known
 
-    def forget(self) -> None:
+    def forget(self, trunk: LiveTrunk) -> None:
         """See `gateway.ports.Trunks`."""
-        self._known = None
+        if self._known is trunk:
+            self._known = None
 
     async def trunk(self, deadline: Deadline) -> LiveTrunk:
         """See `gateway.ports.Trunks`."""
@@ -237,7 +241,7 @@ class ClientEmbedder:
 
     def _stream(self, number: int, key: StreamKey) -> AsyncEmbeddingStream:
         streams = self._streams[number]
-        known = streams.get(key)
+        known = streams.pop(key, None)
         if known is None:
             fingerprint, views, priority = key
             wanted = [View(pooling=v.pooling, layer=v.layer, normalize=v.normalize, dims=v.dims) for v in views]
@@ -245,12 +249,18 @@ class ClientEmbedder:
                 views=wanted, priority=priority, trunk_fingerprint=fingerprint, max_open=self._max_open
             )
             self._retire(streams, fingerprint)
-            streams[key] = known
+        # Those used last stand at the end.
+        streams[key] = known
         return known
 
     def _retire(self, streams: dict[StreamKey, AsyncEmbeddingStream], fingerprint: str) -> None:
-        """End the streams of other trunks than *fingerprint*'s, once they have answered what is under way."""
-        for key in [key for key in streams if key[0] != fingerprint]:
+        """End the streams of other trunks than *fingerprint*'s once they have answered what is under way, and idle ones to make room."""
+        ending = [key for key in streams if key[0] != fingerprint]
+        num_too_many = len(streams) - len(ending) + 1 - MAX_STREAMS
+        if num_too_many > 0:
+            idle = [key for key, stream in streams.items() if key[0] == fingerprint and not stream.num_open]
+            ending += idle[:num_too_many]
+        for key in ending:
             self._spawn(streams.pop(key).finish(Deadline.after(FINISH_SECONDS)))
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:

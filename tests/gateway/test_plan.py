@@ -126,7 +126,7 @@ def test_views_are_asked_for_once_whoever_reads_them() -> None:
     def reading(*layers: int) -> Manifest:
         return Manifest(name="h", version=1, labels=("a",), width=4, trunk=TrunkRef("t", "f"), mix_layers=layers)
 
-    assert (View(), View(layer=-2)) == views_for([reading(), reading(-1, -2), reading(-2)])
+    assert (View(layer=-2), View()) == views_for([reading(), reading(-1, -2), reading(-2)])
 
 
 @pytest.mark.parametrize("step", ["lower/99", "entrypoint:not.installed/1"])
@@ -137,3 +137,9 @@ def test_a_head_whose_texts_cannot_be_prepared_here_says_why(step: str) -> None:
     assert ["a"] == [version.name for version in plan.versions]
     assert "cannot be given texts as it was trained on: " in plan.heads["b"].refused
     assert step.partition("/")[0] in plan.heads["b"].refused
+
+
+def test_heads_in_another_order_read_the_same_views_in_the_same_order() -> None:
+    heads = [manifest(str(layer), view=View(layer=layer)) for layer in (-1, -3, -2)]
+
+    assert views_for(heads) == views_for(heads[::-1])

@@ -135,9 +135,18 @@ async def test_a_failure_nobody_waited_for_is_no_noise() -> None:
 
 async def test_a_forgotten_trunk_is_asked_for_again() -> None:
     trunks, service = trunks_of(GOOD, GOOD)
+    trunks.forget(await trunks.trunk(Deadline.after(5)))
     await trunks.trunk(Deadline.after(5))
-    trunks.forget()
-    await trunks.trunk(Deadline.after(5))
+
+    assert 2 == service.calls
+
+
+async def test_one_who_hears_late_that_a_trunk_is_gone_does_not_end_the_next_one() -> None:
+    trunks, service = trunks_of(GOOD, GOOD)
+    gone = await trunks.trunk(Deadline.after(5))
+    for _ in range(3):
+        trunks.forget(gone)
+        await trunks.trunk(Deadline.after(5))
 
     assert 2 == service.calls
 
@@ -156,6 +165,7 @@ class FakeStream:
 
     def __init__(self, replica: "EmbeddingReplica", fingerprint: str) -> None:
         self.heard_at = 0.0
+        self.num_open = 0
         self.ended = ""
         self._replica = replica
         self._fingerprint = fingerprint
@@ -309,6 +319,18 @@ async def test_streams_of_an_older_trunk_end_when_they_are_done() -> None:
         replica.has = OTHER
         await embed(embedder, live(OTHER))
         await until(lambda: ["finished", "finished", ""] == [stream.ended for stream in replica.streams])
+
+
+async def test_idle_streams_make_room_for_those_of_other_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gateway.backends.embedding.MAX_STREAMS", 2)
+    replica = EmbeddingReplica()
+    async with embedder_of(replica) as embedder:
+        for layer in (0, 1):
+            await embed(embedder, live(), views=(catalogue.View(layer=layer),))
+        replica.streams[0].num_open = 1
+        for layer in (2, 1, 2):
+            await embed(embedder, live(), views=(catalogue.View(layer=layer),))
+        await until(lambda: ["", "finished", "finished", "finished", ""] == [stream.ended for stream in replica.streams])
 
 
 async def test_the_trunk_is_asked_of_another_replica_where_one_is_down() -> None:
