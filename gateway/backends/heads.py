@@ -5,6 +5,7 @@ answered for at once, with an error, until one call in the background has shown 
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +33,8 @@ from gateway.backends.replicas import Policy
 from gateway.coalesce import CallLimits, Coalescer
 from gateway.exchange import ids_passed_on
 from gateway.ports import FloatArray, Rows
+
+_log = logging.getLogger(__name__)
 
 MAX_CALL_BYTES: Final = 16 * 1024 * 1024
 """Of token vectors in one call to a head server, whose messages are bounded."""
@@ -194,8 +197,11 @@ class ClientPredictor:
                 self._failed(head, self._clock())
             raise
         if not np.isfinite(scores).all():
-            # Whose rows they are gets the error; the others' are good.
-            self._failed(head, self._clock())
+            # Whose rows they are gets the error; the others' are good. A row that is no numbers itself is not the head's fault.
+            if all(np.isfinite(row).all() for row in rows):
+                self._failed(head, self._clock())
+            else:
+                head.breaker.left()
         elif head.breaker.succeeded(self._clock()):
             self._facts.breaker(head.manifest.name, head.manifest.version, "closed")
         return scores
@@ -258,8 +264,10 @@ class ClientPredictor:
         async def trial() -> None:
             try:
                 await self._send(head, rows, Deadline.after(max(1.0, head.patience)))
-            except TrunklineError:
+            except Exception as error:  # whatever it was, somebody else must be let try
                 head.breaker.left()
+                if not isinstance(error, TrunklineError):
+                    _log.exception("the trial of head %r failed unexpectedly", head.manifest.name)
 
         task = asyncio.create_task(trial())
         self._trials.add(task)

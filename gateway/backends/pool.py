@@ -220,7 +220,7 @@ class Pool:
             self._facts.hedged(self._habits.backend)
             try:
                 trying.add(asyncio.create_task(self._try(other, attempt, size, is_movable=False)))
-                return await _first_good(trying)
+                return await first_good(trying)
             finally:
                 await _ended(trying)
                 self._budget.give_back()
@@ -321,14 +321,14 @@ def is_retryable(error: TrunklineError) -> bool:
     return isinstance(error, Unavailable | Cancelled) and not isinstance(error, Overloaded)
 
 
-async def _first_good(trying: "set[asyncio.Task[Answer]]") -> Answer:
+async def first_good(trying: "set[asyncio.Task[Answer]]") -> Answer:
     """The answer of the first that has one; the error of the last where none has."""
     waiting = set(trying)
     while True:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            if task.exception() is None or not waiting:
-                return task.result()
+        good = next((task for task in done if task.exception() is None), None)
+        if good is not None or not waiting:
+            return (good or done.pop()).result()
 
 
 async def _ended(trying: "set[asyncio.Task[Answer]]") -> None:

@@ -230,6 +230,28 @@ async def test_one_call_in_the_background_finds_out_that_a_head_is_well_again() 
     assert ["sick open", "sick half_open", "sick closed"] == facts.seen
 
 
+async def test_a_trial_that_fails_unexpectedly_is_followed_by_another(caplog: pytest.LogCaptureFixture) -> None:
+    replica = HeadReplica()
+    replica.sick["sick"] = ServerFault("broken")
+    async with predictor_of(replica, breakers=BreakerPolicy(max_failures=1, base_seconds=0.0)) as predictor:
+        await outcome(predictor, named("sick"))
+        replica.sick["sick"] = RuntimeError("a fault of ours")
+        await outcome(predictor, named("sick"))
+        await until(lambda: "unexpectedly" in caplog.text)
+        del replica.sick["sick"]
+        await outcome(predictor, named("sick"))
+        await until(lambda: len(replica.asked) == 3)
+        await asyncio.sleep(0)
+        assert "ok" == await outcome(predictor, named("sick"))
+
+
+async def test_a_text_whose_vector_is_no_numbers_opens_no_breaker() -> None:
+    replica, nothing = HeadReplica(), [np.full(2, np.nan, np.float32)]
+    async with predictor_of(replica, breakers=BreakerPolicy(max_failures=1, base_seconds=60.0)) as predictor:
+        await predictor.predict(named("head"), nothing, Deadline.after(5))
+        assert "ok" == await outcome(predictor, named("head"))
+
+
 async def test_a_frozen_head_is_noticed_while_others_answer_and_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heads, "STALL_SECONDS", 0.05)
     monkeypatch.setattr(heads, "TICK_SECONDS", 0.01)

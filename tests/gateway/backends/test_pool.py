@@ -20,7 +20,7 @@ from clients import (
     Unavailable,
 )
 from gateway.backends.budget import Budget
-from gateway.backends.pool import Habits, Pool, for_backend, verdict
+from gateway.backends.pool import Habits, Pool, first_good, for_backend, verdict
 from gateway.backends.replicas import Outcome, Policy
 from tests.gateway.backends.fakes import Facts, FakeReplica, until
 
@@ -268,6 +268,18 @@ async def test_a_hedge_that_fails_does_not_fail_the_call() -> None:
         await until(lambda: second.calls == 1)
         first.gate.set()
         assert "answer" == await call
+
+
+async def test_a_hedge_that_fails_in_the_moment_of_the_answer_does_not_fail_the_call() -> None:
+    async def fails() -> str:
+        raise Unavailable("down")
+
+    async def answers() -> str:
+        return "answer"
+
+    for order in ((fails, answers), (answers, fails)):
+        for _ in range(8):  # a set has no order
+            assert "answer" == await first_good({asyncio.create_task(one()) for one in order})
 
 
 async def test_hedges_share_the_budget() -> None:

@@ -192,7 +192,12 @@ async def test_an_output_kept_of_a_version_that_is_gone_is_answered_as_that_vers
         outputs.follow(Catalogue({"spam": live(one)}))
         if one is old:
             kept = Pipeline(
-                trunks, FakeEmbedder(trunks), FanOut(FakePredictor(), head_timeout=1), FakeCatalogue(live(old)), outputs, Planner()
+                trunks,
+                FakeEmbedder(trunks),
+                FanOut(FakePredictor(), head_timeout=1),
+                FakeCatalogue(live(old)),
+                outputs,
+                Planner(),
             )
             await kept.classify(Classification(["a"]), Deadline.after(5))
     state.pipeline = Pipeline(
