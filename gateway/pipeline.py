@@ -10,7 +10,7 @@ from clients import Deadline, FailedPrecondition, TrunklineError
 from clients.wire.text import Encoded
 from gateway.classification import Answer, Classification, HeadOutcome, StageTimings, TextFacts
 from gateway.fanout import FanOut, HeadCall, HeadScores
-from gateway.plan import Plan, Planner, views_for
+from gateway.plan import Plan, Planner, check_size, views_for
 from gateway.ports import (
     AnswerWatcher,
     CatalogueSource,
@@ -69,6 +69,7 @@ class Pipeline:
     async def _classify(self, trunk: LiveTrunk, request: Classification, deadline: Deadline, started: float) -> Answer:
         timings = StageTimings()
         plan = self._planner.plan(self._catalogue.catalogue, trunk, request)
+        check_size(plan, request)
         prepared = await prepare(trunk.encoder, request.texts, plan.readings, request.truncation)
         work = look_up(self._outputs, plan, prepared, may_reuse=request.may_reuse)
         timings.preprocess = time.perf_counter() - started

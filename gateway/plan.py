@@ -23,6 +23,9 @@ MAX_NAMES: Final = 50
 
 MAX_KEPT: Final = 256
 
+MAX_SCORES: Final = 2**20
+"""Of one answer: they become objects and then JSON, all of them at once."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChosenHead:
@@ -97,6 +100,17 @@ def choose(
         is_exact = manifest.version != head.stable or word.partition("@")[2] not in {"", "stable"}
         chosen[word] = ChosenHead(manifest, shadow, refusal(manifest, trunk), is_exact)
     return chosen
+
+
+def check_size(plan: Plan, request: Classification) -> None:
+    """InvalidRequest where the answer would be too long: texts, heads and labels multiply."""
+    num_scores = len(plan.heads)
+    if request.with_scores or request.top_k or request.threshold is not None:
+        most = request.top_k or MAX_SCORES
+        num_scores = sum(min(len(head.manifest.labels), most) for head in plan.heads.values())
+    if num_scores * len(request.texts) > MAX_SCORES:
+        said = f"{num_scores} scores for each of {len(request.texts)} texts are more than the {MAX_SCORES} of one answer"
+        raise InvalidRequest(f"{said}; send fewer texts at once, ask fewer heads, or use top_k")
 
 
 def refusal(manifest: Manifest, trunk: LiveTrunk) -> str:

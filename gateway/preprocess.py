@@ -20,6 +20,10 @@ INLINE_CHARACTERS: Final = 20_000
 MAX_CHARACTERS: Final = 1_000_000
 
 
+MAX_WINDOWS: Final = 2_048
+"""Of one request beyond one a text: each is a forward pass over all that the trunk reads, and permits are counted by text."""
+
+
 class Reading(NamedTuple):
     """How a head wants texts to be read: after *steps*, a long one in *windows*, whose outputs it aggregates, or cut."""
 
@@ -104,8 +108,14 @@ def _after(steps: tuple[str, ...], texts: Sequence[str]) -> Sequence[str] | Trun
 def _read(
     encoder: TextEncoder, given: Sequence[str], ready: Sequence[str], reading: Reading, truncation: Truncation
 ) -> list[list[Encoded]] | TrunklineError:
-    """The pieces of each of the texts that are *ready*; an error where only the reading's steps left nothing of one."""
+    """The pieces of each of the texts that are *ready*; an error where only the reading makes them nothing, or too many."""
     encoded = _encode(encoder, ready, reading, truncation)
+    num_windows = sum(map(len, encoded))
+    if num_windows - len(encoded) > MAX_WINDOWS:
+        said = f"{len(encoded)} texts in {num_windows} windows are too much for one request; send fewer or shorter ones at once"
+        if truncation == "window":
+            raise InvalidRequest(said)
+        return InvalidRequest(said)
     left: TrunklineError | None = None
     for index, pieces in enumerate(encoded):
         if len(pieces[0].ids) > 2:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from clients import InvalidRequest, NotFound
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, View
 from gateway.classification import Classification
-from gateway.plan import Planner, is_canary, views_for
+from gateway.plan import Planner, check_size, is_canary, views_for
 from gateway.ports import LiveTrunk
 from tests.gateway.fakes import live, manifest
 
@@ -143,3 +143,15 @@ def test_heads_in_another_order_read_the_same_views_in_the_same_order() -> None:
     heads = [manifest(str(layer), view=View(layer=layer)) for layer in (-1, -3, -2)]
 
     assert views_for(heads) == views_for(heads[::-1])
+
+
+def test_an_answer_has_a_bound_that_texts_heads_and_labels_reach_together() -> None:
+    wide = replace(manifest("wide"), labels=tuple(map(str, range(2_000))))
+    plan = Planner().plan(Catalogue({"wide": live(wide)}), trunk(), Classification(["a"]))
+    texts = ["a"] * 600
+
+    check_size(plan, Classification(texts))
+    check_size(plan, Classification(texts, with_scores=True, top_k=5))
+    check_size(plan, Classification(texts[:500], with_scores=True))
+    with pytest.raises(InvalidRequest, match="top_k"):
+        check_size(plan, Classification(texts, with_scores=True))

@@ -116,3 +116,15 @@ async def test_long_texts_are_read_the_same_off_the_loop(encoder: TextEncoder, r
 async def test_a_text_too_long_to_look_at_is_refused(encoder: TextEncoder) -> None:
     with pytest.raises(InvalidRequest, match="text 1 is longer than 1000000 characters"):
         await prepare(encoder, ["a", "b" * 1_000_001], [PLAIN])
+
+
+@pytest.mark.parametrize("reading", [PLAIN, WINDOWS])
+async def test_there_is_a_bound_on_the_windows_of_a_request(encoder: TextEncoder, reading: Reading) -> None:
+    texts = ["a " * (8 * preprocess.MAX_WINDOWS), "b"]
+    if reading == WINDOWS:
+        prepared = await prepare(encoder, texts, [PLAIN, WINDOWS])
+        assert isinstance(prepared.failed[WINDOWS], InvalidRequest)
+        assert {PLAIN: [(0,), (1,)]} == prepared.places
+    else:
+        with pytest.raises(InvalidRequest, match="windows"):
+            await prepare(encoder, texts, [reading], "window")
