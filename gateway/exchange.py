@@ -33,6 +33,9 @@ _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
 _REQUEST_ID_KEY: Final = REQUEST_ID.encode()
 _TRACEPARENT_KEY: Final = TRACEPARENT.encode()
 
+MAX_HEADS_TOLD: Final = 512
+"""Calls of heads kept of one request: a stream is one request for as long as its caller likes."""
+
 clock: Final = time.perf_counter
 """Seconds, of no known beginning; that of all times here."""
 
@@ -59,7 +62,7 @@ class RequestFacts:
     """A request that ended. *method* is its route, "" where there is none; *reason* an error's code where it was refused.
 
     *ended_ns* counts from 1970, *total* is seconds from arrival until then, *ended* is the same moment by `clock`. *timings* is
-    None where nothing was classified.
+    None where nothing was classified. *heads* are the first `MAX_HEADS_TOLD` calls.
     """
 
     method: str
@@ -147,7 +150,7 @@ def refused(reason: str) -> None:
 def head_ended(name: str, version: int, outcome: str, started: float, seconds: float) -> None:
     """A head was called for the request that this works for."""
     found = _current.get()
-    if found is not None and found.is_observed:
+    if found is not None and found.is_observed and len(found.heads) < MAX_HEADS_TOLD:
         found.heads.append(HeadFacts(name, version, outcome, started, seconds))
 
 

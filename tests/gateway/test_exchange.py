@@ -15,13 +15,14 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
 from pydantic import ValidationError
+from starlette.types import Receive, Scope, Send
 
 from clients import AsyncHeadClient, Deadline, Prediction
 from gateway import app as app_module
 from gateway import logs
 from gateway.backends.heads import ClientPredictor
 from gateway.coalesce import CallLimits
-from gateway.exchange import Exchanges, RequestFacts, WithExchanges, ids_passed_on
+from gateway.exchange import MAX_HEADS_TOLD, Exchanges, RequestFacts, WithExchanges, head_ended, ids_passed_on
 from gateway.settings import Settings
 from gateway.traces import Traces
 from tests.gateway.page_fakes import client_of, fake_gateway, manifest
@@ -236,3 +237,18 @@ def test_an_address_that_is_no_collectors_is_refused_without_repeating_it(url: s
     [problem] = refusal.value.errors(include_url=False, include_input=False)
     assert "OTEL_EXPORTER_OTLP_HEADERS" in problem["msg"]
     assert "s3cret" not in problem["msg"]
+
+
+async def test_of_a_request_that_goes_on_for_ever_the_first_calls_are_kept() -> None:
+    told: list[RequestFacts] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        for number in range(2 * MAX_HEADS_TOLD):
+            head_ended("spam", 7, "ok", float(number), 0.1)
+
+    async def nothing(*_: object) -> Any:
+        return None
+
+    await WithExchanges(app, Exchanges([told.append]))({"type": "http", "headers": []}, nothing, nothing)
+
+    assert [MAX_HEADS_TOLD] == [len(facts.heads) for facts in told]
