@@ -120,7 +120,10 @@ class CataloguePoller:
         """Refresh until cancelled, then close the source."""
         try:
             while True:
-                await self.refresh()
+                try:
+                    await self.refresh()
+                except Exception:  # whatever it was, the next catalogue is not to be missed
+                    _log.exception("taking the catalogue failed unexpectedly")
                 await asyncio.sleep(self._poll_seconds)
         finally:
             await self._source.close()

@@ -1,5 +1,8 @@
+import asyncio
+import contextlib
 from pathlib import Path
 
+from clients.wire.catalogue import Catalogue
 from gateway.catalogue import CataloguePoller, FileFetch
 
 
@@ -29,3 +32,32 @@ async def test_a_broken_catalogue_is_not_in_order_at_the_next_poll_either(tmp_pa
     path.write_text('{"heads":  {}}')
     await poller.refresh()
     assert poller.age < broken_for
+
+
+class StumblingFollower:
+    """Cannot take the first catalogue it hears of."""
+
+    def __init__(self) -> None:
+        self.heard = 0
+        self.has_taken = asyncio.Event()
+
+    def follow(self, catalogue: Catalogue) -> None:
+        self.heard += 1
+        if self.heard == 1:
+            raise KeyError("a fault of ours")
+        self.has_taken.set()
+
+
+async def test_a_follower_that_fails_does_not_end_the_polling(tmp_path: Path) -> None:
+    path, follower = tmp_path / "catalogue.json", StumblingFollower()
+    path.write_text('{"heads": {}}')
+    poller = CataloguePoller(FileFetch(path), poll_seconds=0.001, followers=[follower])
+    polling = asyncio.create_task(poller.run())
+    async with asyncio.timeout(5):
+        while not follower.heard:
+            await asyncio.sleep(0.001)
+        path.write_text('{"heads":  {}}')
+        await follower.has_taken.wait()
+    polling.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await polling
