@@ -18,7 +18,7 @@ from clients.wire.guard import Guard, Refusal
 from clients.wire.guarded_http import OPEN, STATUS, GuardedHttp, Needed, RefusalBody, RouteTable
 from clients.wire.http_errors import error_body, place_of
 from clients.wire.keys import KeysFile
-from clients.wire.metadata import API_KEY, AUTHORIZATION, REQUEST_ID, REQUEST_TIMEOUT_MS, RETRY_AFTER, RETRY_AFTER_MS
+from clients.wire.metadata import API_KEY, AUTHORIZATION, REQUEST_ID, REQUEST_TIMEOUT_MS, RETRY_AFTER, RETRY_AFTER_MS, STICKY_KEY
 from gateway.errors import fault_response
 from gateway.settings import Settings
 from gateway.telemetry import RefusalTelemetry
@@ -101,7 +101,7 @@ def cross_origin(origins: tuple[str, ...]) -> Middleware:
         CORSMiddleware,
         allow_origins=origins,
         allow_methods=["GET", "POST"],
-        allow_headers=[AUTHORIZATION, API_KEY, "content-type", REQUEST_ID, REQUEST_TIMEOUT_MS],
+        allow_headers=[AUTHORIZATION, API_KEY, "content-type", "cache-control", REQUEST_ID, REQUEST_TIMEOUT_MS, STICKY_KEY],
         expose_headers=[REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS, "server-timing"],
     )
 
