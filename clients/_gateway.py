@@ -177,7 +177,7 @@ class Client:
                     response.read()
                     raise error_for_response(response)
                 for part in response.iter_bytes():
-                    yield waiting.settle(part)
+                    yield from waiting.settle(part)
         if waiting:
             raise Unavailable("the gateway's answer ended early")
 
@@ -274,7 +274,8 @@ class AsyncClient:
                     await response.aread()
                     raise error_for_response(response)
                 async for part in response.aiter_bytes():
-                    yield waiting.settle(part)
+                    for results in waiting.settle(part):
+                        yield results
         if waiting:
             raise Unavailable("the gateway's answer ended early")
 

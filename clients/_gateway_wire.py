@@ -1,7 +1,7 @@
 """The words of the gateway, to JSON and back. Pure: nothing here waits or remembers."""
 
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypedDict, TypeVar, get_type_hints
 
@@ -247,16 +247,24 @@ class Unanswered:
         """Where to."""
         return f"/v1/classify/stream?start={self.first}"
 
-    def settle(self, content: bytes) -> list[Result | TextError]:
-        """What the next bytes of the answer say, in order.
+    def settle(self, content: bytes) -> Iterator[list[Result | TextError]]:
+        """What the next bytes of the answer say, in order; what stands before the line that is an error is given, too.
 
         Raises:
             InvalidResponse: they are not the contract.
             Unavailable: the gateway ended the stream before its end.
         """
         *lines, self._begun = (self._begun + content).split(b"\n")
-        found = [self._settled(line) for line in lines]
-        return [one for one in found if one is not None]
+        found: list[Result | TextError] = []
+        try:
+            for line in lines:
+                one = self._settled(line)
+                if one is not None:
+                    found.append(one)
+        finally:
+            # Nothing found is no success: who only ever hears that the gateway stops must come to an end.
+            if found:
+                yield found
 
     def _settled(self, content: bytes) -> Result | TextError | None:
         try:

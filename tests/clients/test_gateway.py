@@ -365,6 +365,25 @@ async def test_a_stream_that_breaks_goes_on_with_the_first_line_that_was_not_ans
             assert texts[start : start + len(sent)] == sent
 
 
+def test_answers_that_come_together_with_the_streams_early_end_are_given():
+    lines = [{"index": 0, "heads": {}, "num_tokens": 1}, {"done": False, "error": {"code": "unavailable", "message": "stopping"}}]
+    both = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+    answers = iter([httpx.Response(200, content=both), StreamedGateway()])
+
+    def answer(request):
+        one = next(answers)
+        return one if isinstance(one, httpx.Response) else one(request)
+
+    with Client(transport=httpx.MockTransport(answer)) as client:
+        assert [result.num_tokens for result in client.classify_stream(["a", "ab"])] == [1, 2]
+
+
+def test_a_gateway_that_only_ever_stops_is_given_up():
+    gateway = StreamedGateway(*["stopped"] * 1_000)
+    with Client(transport=httpx.MockTransport(gateway), timeout=0.3) as client, pytest.raises(Unavailable, match="stopping"):
+        list(client.classify_stream(["a"]))
+
+
 def test_a_stream_that_never_gets_on_raises_what_stopped_it():
     gateway = StreamedGateway(*["full"] * 1_000)
     with Client(transport=httpx.MockTransport(gateway), timeout=0.05) as client, pytest.raises(Overloaded, match="full"):
