@@ -34,10 +34,6 @@ class Rates:
         self._clock = clock
         self._buckets: OrderedDict[str, _Bucket] = OrderedDict()
 
-    def wait_of(self, name: str) -> float:
-        """Seconds until *name* has a token; 0: it has one. Takes none."""
-        return _wait(self._filled(name, self._rate), 1.0, self._rate)
-
     def take(self, name: str) -> float:
         """Take a token of *name*: 0, or the seconds until there is one."""
         return self.spend(name, 1.0, self._rate)

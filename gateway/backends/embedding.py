@@ -254,7 +254,7 @@ class ClientEmbedder:
         return known
 
     def _retire(self, streams: dict[StreamKey, AsyncEmbeddingStream], fingerprint: str) -> None:
-        """End the streams of other trunks than *fingerprint*'s once they have answered what is under way, and idle ones to make room."""
+        """End streams of other trunks than *fingerprint*'s, once what is under way is answered; idle ones, too, to make room."""
         ending = [key for key in streams if key[0] != fingerprint]
         num_too_many = len(streams) - len(ending) + 1 - MAX_STREAMS
         if num_too_many > 0:
