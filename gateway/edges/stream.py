@@ -212,14 +212,14 @@ class StreamAnswer(Response):
         said = iter(found)
         return [failed(line, line.asked) if isinstance(line.asked, TrunklineError) else next(said) for line in batch]
 
-    async def _classified(self, lines: Sequence[Line]) -> list[StreamResult]:
+    async def _classified(self, lines: Sequence[Line], *, is_charged: bool = False) -> list[StreamResult]:
         asked = [line.asked for line in lines if isinstance(line.asked, StreamLine)]
         try:
-            answer = await self._when_there_is_room(asked)
+            answer = await self._when_there_is_room(asked, is_charged=is_charged)
         except TrunklineError as error:
             # One text can make the whole request one that cannot be served; a head that is not there is so for all.
             if isinstance(error, InvalidRequest) and not isinstance(error, NotFound) and len(lines) > 1:
-                return [result for line in lines for result in await self._classified([line])]
+                return [result for line in lines for result in await self._classified([line], is_charged=True)]
             return [failed(line, public(error)) for line in lines]
         self._state.telemetry.answered(answer)
         notes = await notes_of([line.text for line in asked])
@@ -228,12 +228,11 @@ class StreamAnswer(Response):
             for line, body in zip(lines, result_bodies(answer, notes), strict=True)
         ]
 
-    async def _when_there_is_room(self, asked: Sequence[StreamLine]) -> Answer:
+    async def _when_there_is_room(self, asked: Sequence[StreamLine], *, is_charged: bool) -> Answer:
         """The answer to lines that ask for the same. Refused for want of room they try again, as long as a request may take."""
         state = self._state
         work = classification_of(asked, sticky_key=self._sticky_key, may_reuse=self._may_reuse)
         until = Deadline.after(state.settings.max_timeout_seconds)
-        is_charged = False
         for attempt in count():
             try:
                 with state.admission.admit(len(asked), is_bulk=True):

@@ -135,6 +135,17 @@ async def test_too_many_streams_are_told_to_come_back(trunks: FakeTrunks) -> Non
     assert 0 == app.state.streams.num_open
 
 
+async def test_a_line_that_is_tried_alone_for_anothers_fault_is_charged_once(
+    gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    charged: list[int] = []
+    monkeypatch.setattr(stream, "charge", lambda _, num_texts: charged.append(num_texts))
+    *results, _ = await lines_of(gateway, {"text": "a"}, {"text": ""}, {"text": "b"})
+
+    assert 3 == sum(charged)
+    assert [False, True, False] == ["error" in result for result in results]
+
+
 async def test_a_gateway_that_stops_ends_its_streams_before_their_end(gateway: FakeGateway) -> None:
     gateway.state.drain.begin()
     [end] = await lines_of(gateway, {"text": "a"})
