@@ -1,4 +1,4 @@
-"""Who a request is from, and what it takes from their quota. Where no keys are set everybody may take all."""
+"""What a request takes from the quota of whose key it came with. Where no keys are set everybody may take all."""
 
 from starlette.requests import Request
 
@@ -19,9 +19,3 @@ def charge(request: Request, num_texts: int) -> None:
     refusal = guarded_http.charge(request.scope, num_texts)
     if refusal is not None:
         raise QuotaUsedUp(refusal.message, retry_after=refusal.retry_after)
-
-
-def caller_name(request: Request) -> str:
-    """Whose key *request* came with; "" where none was asked for."""
-    entry: guarded_http.Entry | None = request.scope.get(guarded_http.ENTRY)
-    return "" if entry is None else entry.caller.name
