@@ -37,6 +37,7 @@ async def test_whoever_waits_for_a_version_or_has_it_scored_shows_the_key(tmp_pa
     async def predict(data: bytes, context: Any) -> bytes:
         seen.append(dict(context.invocation_metadata())["authorization"])
         answer = pb.PredictResponse()
+        answer.model_spec.CopyFrom(pb.PredictRequest.FromString(data).model_spec)
         fill_tensor(answer.outputs["scores"], np.ones((1, 2), np.float32))
         return answer.SerializeToString()
 

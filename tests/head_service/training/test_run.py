@@ -100,9 +100,9 @@ def test_a_csvs_head_ends_up_live_with_a_manifest_that_holds(training: Training)
 
 def test_what_separates_the_levels_of_labels_is_in_the_manifest(training: Training) -> None:
     data = Dataset(tuple(replace(example, label=f"number/{example.label}") for example in DATA.examples))
-    training.train(data=data, level_separator="/")
+    manifest = training.manifest(data=data, level_separator="/")
 
-    assert ("/", ("number/even", "number/odd")) == (training.manifest().label_separator, training.manifest().labels)
+    assert ("/", ("number/even", "number/odd")) == (manifest.label_separator, manifest.labels)
     with pytest.raises(DataError, match="a label has an empty level in line"):
         training.train(data=data, level_separator="number")
     assert 1 == training.stable("parity")
