@@ -23,7 +23,7 @@ from clients import (
     VersionStatus,
 )
 from clients.wire import catalogue
-from clients.wire.catalogue import Manifest, TrunkRef
+from clients.wire.catalogue import Catalogue, Manifest, TrunkRef
 from gateway.backends import heads
 from gateway.backends.breaker import BreakerPolicy
 from gateway.backends.heads import ClientPredictor, groups_by_length, padded
@@ -250,6 +250,17 @@ async def test_a_text_whose_vector_is_no_numbers_opens_no_breaker() -> None:
     async with predictor_of(replica, breakers=BreakerPolicy(max_failures=1, base_seconds=60.0)) as predictor:
         await predictor.predict(named("head"), nothing, Deadline.after(5))
         assert "ok" == await outcome(predictor, named("head"))
+
+
+async def test_the_breaker_of_a_version_that_left_the_catalogue_is_told_to_be_open_no_more() -> None:
+    replica, facts = HeadReplica(), Facts()
+    replica.sick["sick"] = ServerFault("broken")
+    async with predictor_of(replica, breakers=BreakerPolicy(max_failures=1, base_seconds=60.0), facts=facts) as predictor:
+        for name in ("sick", "well"):
+            await outcome(predictor, named(name))
+        predictor.follow(Catalogue())
+
+    assert ["sick open", "sick closed"] == facts.seen
 
 
 async def test_a_frozen_head_is_noticed_while_others_answer_and_nobody_waits_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
