@@ -9,6 +9,7 @@ from platformdirs import user_cache_path
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from clients.wire.addresses import is_http_url
 from clients.wire.chain import with_versions
 from clients.wire.guard import why_not_listen
 from embedding_service.bert_as_service import PoolingStrategy
@@ -139,7 +140,7 @@ class Settings(BaseSettings):
     @field_validator("otlp_endpoint")
     @classmethod
     def _is_a_collector(cls, url: str | None) -> str | None:
-        if url is not None and not _is_http_url(url):
+        if url is not None and not is_http_url(url):
             raise ValueError("is not an address such as http://HOST:4318; credentials go into OTEL_EXPORTER_OTLP_HEADERS")
         return url
 
@@ -188,16 +189,6 @@ class Settings(BaseSettings):
             max_wait_seconds=self.max_wait_seconds,
             max_queue_seconds=self.max_queue_seconds,
         )
-
-
-def _is_http_url(url: str) -> bool:
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 (reading it is the check)
-    except ValueError:
-        return False
-    is_bare = not (parts.username or parts.password or parts.query or parts.fragment)
-    return parts.scheme in {"http", "https"} and bool(parts.hostname) and is_bare
 
 
 def _is_redis_url(url: str) -> bool:

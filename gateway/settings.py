@@ -3,11 +3,11 @@
 import re
 from pathlib import Path
 from typing import Annotated, Final, Self
-from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from clients.wire.addresses import is_http_url
 from clients.wire.guard import why_not_listen
 from clients.wire.logs import LogFormat
 
@@ -179,17 +179,6 @@ class Settings(BaseSettings):
         if self.max_concurrent_texts < self.max_texts:
             raise ValueError("max_concurrent_texts is below max_texts: the largest request could only come in alone")
         return self
-
-
-def is_http_url(url: str) -> bool:
-    """Whether *url* is http(s)://HOST, with or without a port and a path, and nothing else: no credentials, no query."""
-    try:
-        parts = urlsplit(url)
-        parts.port  # noqa: B018 (reading it is the check)
-    except ValueError:
-        return False
-    is_bare = not (parts.username or parts.password or parts.query or parts.fragment)
-    return parts.scheme in {"http", "https"} and bool(parts.hostname) and is_bare
 
 
 def addresses_of(addresses: str) -> list[str]:
