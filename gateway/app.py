@@ -34,7 +34,7 @@ from gateway.drift import DriftMonitor
 from gateway.edges import open_inference, openai, stream, tei
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
-from gateway.errors import error_response, fault_response
+from gateway.errors import error_response, fault_response, response_of
 from gateway.exchange import Exchanges, WithExchanges
 from gateway.fanout import FanOut
 from gateway.guarding import layers
@@ -90,11 +90,11 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None, 
     api = create_api(docs=settings.docs)
     guarded = layers(settings, request_id_of, _telemetry_of)
     heard = Middleware(WithExchanges, exchanges=Exchanges([logs.access] if settings.access_log else [], traces))
-    door = Middleware(Door, paths=["/v1/classify", "/v1/embeddings", "/predict"])
+    door = Middleware(Door, tells={"/v1/classify": response_of, "/v1/embeddings": openai.tell, "/predict": tei.tell})
     return Starlette(
         routes=[Mount("/", api)],
         # Outermost: what is refused at the door has an id and a line, too. Innermost: the hot route.
-        middleware=[heard, door, *guarded, Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
+        middleware=[heard, *guarded, door, Middleware(Shortcuts, endpoints={"/v1/classify": classify})],
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )

@@ -7,6 +7,8 @@ async def test_a_full_gateway_refuses_before_it_reads_and_lets_in_again(trunks: 
     gateway = FakeGateway(state)
     async with gateway.http() as http:
         with state.admission.admit(4):
+            by_openai = await http.post("/v1/embeddings", json={"input": "a"})
+            by_tei = await http.post("/predict", json={"inputs": "a"})
             refused = await http.post("/v1/classify", content=b"this is not read", headers={"x-request-id": "mine"})
             looked_at = await http.get("/v1/heads")
         answered = await http.post("/v1/classify", json={"text": "a"})
@@ -16,5 +18,8 @@ async def test_a_full_gateway_refuses_before_it_reads_and_lets_in_again(trunks: 
     assert ["mine"] == refused.headers.get_list("x-request-id")
     assert "500" == refused.headers["retry-after-ms"]
     assert "nosniff" == refused.headers["x-content-type-options"]
+    assert (429, 429) == (by_openai.status_code, by_tei.status_code)
+    assert "message" in by_openai.json()["error"]
+    assert "error_type" in by_tei.json()
     assert (200, 200) == (looked_at.status_code, answered.status_code)
-    assert 'trunkline_gateway_refusals_total{reason="overloaded"} 1' in state.telemetry.render(inside=0, catalogue_age=0).decode()
+    assert 'trunkline_gateway_refusals_total{reason="overloaded"} 3' in state.telemetry.render(inside=0, catalogue_age=0).decode()

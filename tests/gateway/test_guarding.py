@@ -186,7 +186,7 @@ def test_what_the_door_and_the_quotas_refuse_is_counted(tmp_path: Path, keys_fil
 def test_without_keys_nothing_is_in_the_way(tmp_path: Path) -> None:
     app = create_app(settings_of(tmp_path))
 
-    assert [WithExchanges, Door, guarding.Outermost, Shortcuts] == [layer.cls for layer in app.user_middleware]
+    assert [WithExchanges, guarding.Outermost, Door, Shortcuts] == [layer.cls for layer in app.user_middleware]
     with TestClient(app) as api:
         assert 200 == api.get("/info").status_code
 
