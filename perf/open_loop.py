@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 from perf.http_client import LOST, Connection
 from perf.load import MAX_UNDER_WAY, TIMEOUT_SECONDS, LoadResult, Target, cpu_measured, gaps_of
@@ -102,6 +103,8 @@ class _OpenLoop:
         except (OSError, TimeoutError) as error:
             self.result.outcomes[type(error).__name__] += 1
         else:
+            # From here it is under way, and is not counted twice.
+            self._opening.discard(cast("asyncio.Task[None]", asyncio.current_task()))
             self._ask(connection, body, kind, intended)
 
     def _ask(self, connection: Connection, body: bytes, kind: str, intended: float) -> None:
