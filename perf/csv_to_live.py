@@ -38,8 +38,6 @@ BEST: Final = {
 }
 """What did best on validation in `perf.heads_accuracy`, as flags of `trunkline train`."""
 
-KEPT: Final = "training-embeddings"
-
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -54,9 +52,9 @@ def fresh_cache(cache_dir: Path, scratch: Path) -> Path:
     """A cache with all that is prepared, but no vector of any text."""
     fresh = scratch / "cache"
     fresh.mkdir()
-    for path in cache_dir.iterdir():
-        if not path.name.startswith(KEPT):
-            (fresh / path.name).symlink_to(path)
+    # Lock files are never followed; each cache has its own.
+    for path in filter(Path.is_dir, cache_dir.iterdir()):
+        (fresh / path.name).symlink_to(path)
     return fresh
 
 
