@@ -79,6 +79,29 @@ class FakeEmbedder:
         return np.full(shape, num_tokens + view.layer, np.float32)
 
 
+class GatedEmbedder(FakeEmbedder):
+    """Answers once *opened* is set, and counts who gave up."""
+
+    def __init__(self, trunks: FakeTrunks, *, expected: PriorityName = "bulk") -> None:
+        super().__init__(trunks)
+        self.expected = expected
+        self.opened = asyncio.Event()
+        self.entered = asyncio.Event()
+        self.num_cancelled = 0
+
+    async def embed(
+        self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline, priority: PriorityName
+    ) -> list[Rows]:
+        assert self.expected == priority
+        self.entered.set()
+        try:
+            await self.opened.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        return await super().embed(trunk, inputs, views, deadline, priority)
+
+
 class FakePredictor:
     """Answers by head name with what it was given; the default is that the second label wins."""
 

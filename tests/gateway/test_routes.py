@@ -12,7 +12,18 @@ from clients.wire.catalogue import CatalogueHead
 from gateway.ports import FloatArray, Rows
 from gateway.schemas import ClassifyAnswer, ErrorAnswer
 from gateway.settings import Settings
-from tests.gateway.fakes import FakeEmbedder, FakeGateway, FakePredictor, FakeTrunks, head, live, manifest, raises, state_of
+from tests.gateway.fakes import (
+    FakeEmbedder,
+    FakeGateway,
+    FakePredictor,
+    FakeTrunks,
+    GatedEmbedder,
+    head,
+    live,
+    manifest,
+    raises,
+    state_of,
+)
 
 
 def gateway(trunks: FakeTrunks, *heads: CatalogueHead, settings: Settings | None = None, **scores: Any) -> FakeGateway:
@@ -269,3 +280,20 @@ async def test_what_a_backend_refuses_to_the_gateway_is_no_fault_of_the_callers_
     for said in (by_head, by_trunk):
         assert (503, "unavailable") == (said.status_code, said.json()["error"]["code"])
         assert "10.0.0.7" not in said.text
+
+
+async def test_a_caller_who_hangs_up_ends_its_work_and_gives_its_room_back(trunks: FakeTrunks) -> None:
+    embedder = GatedEmbedder(trunks, expected="interactive")
+    gateway = FakeGateway(state_of(trunks, head("one"), embedder=embedder))
+    body = b'{"text": "a"}'
+    asking = b"POST /v1/classify HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(body)
+    async with gateway.served() as url, asyncio.timeout(10):
+        _, writer = await asyncio.open_connection("127.0.0.1", int(url.rsplit(":", 1)[1]))
+        writer.write(asking + body)
+        await embedder.entered.wait()
+        assert 1 == gateway.state.admission.num_texts
+        writer.close()
+        while gateway.state.admission.num_texts:
+            await asyncio.sleep(0.001)
+
+    assert 1 == embedder.num_cancelled

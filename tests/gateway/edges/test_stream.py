@@ -1,42 +1,17 @@
 import asyncio
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from clients import AsyncClient, Client, Deadline, TextError, Unavailable
-from clients.wire.catalogue import View
-from clients.wire.text import Encoded
+from clients import AsyncClient, Client, TextError, Unavailable
 from gateway.edges import stream
 from gateway.edges.stream import MAX_LINES
-from gateway.ports import LiveTrunk, PriorityName, Rows
 from gateway.settings import Settings
-from tests.gateway.fakes import FakeEmbedder, FakeGateway, FakePredictor, FakeTrunks, head, raises, state_of
+from tests.gateway.fakes import FakeEmbedder, FakeGateway, FakePredictor, FakeTrunks, GatedEmbedder, head, raises, state_of
 
 PATH = "/v1/classify/stream"
-
-
-class GatedEmbedder(FakeEmbedder):
-    """Answers once *opened* is set, and counts who gave up."""
-
-    def __init__(self, trunks: FakeTrunks) -> None:
-        super().__init__(trunks)
-        self.opened = asyncio.Event()
-        self.entered = asyncio.Event()
-        self.num_cancelled = 0
-
-    async def embed(
-        self, trunk: LiveTrunk, inputs: Sequence[Encoded], views: tuple[View, ...], deadline: Deadline, priority: PriorityName
-    ) -> list[Rows]:
-        assert "bulk" == priority
-        self.entered.set()
-        try:
-            await self.opened.wait()
-        except asyncio.CancelledError:
-            self.num_cancelled += 1
-            raise
-        return await super().embed(trunk, inputs, views, deadline, priority)
 
 
 @pytest.fixture
