@@ -9,13 +9,13 @@ import sys
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from clients.wire.credentials import CredentialsError
 from clients.wire.guard import is_loopback
 from clients.wire.http_server import AnnouncingServer, HttpBounds, calm_collector, http_config
 from clients.wire.keys import KeysError
 from gateway import logs
 from gateway.admin import ADMIN_HOST
 from gateway.app import OPEN_ENDED, MissingExtra, create_app
-from gateway.credentials import CredentialsError
 from gateway.drain import Drain
 from gateway.settings import Settings
 

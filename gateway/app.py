@@ -16,6 +16,7 @@ from starlette.routing import Mount
 from starlette.types import Scope
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
+from clients.wire.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
 from clients.wire.http_server import Shortcuts
 from gateway import logs, ui
 from gateway.admin import on_admin_port
@@ -27,7 +28,6 @@ from gateway.backends.replicas import Policy
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
-from gateway.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
 from gateway.door import Door
 from gateway.drain import Drain
 from gateway.drift import DriftMonitor
@@ -77,7 +77,7 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None, 
     traces = _traces(settings)
 
     @contextlib.asynccontextmanager
-    async def lifespan(app: Starlette) -> AsyncIterator[Lifespan]:
+    async def lifespan(_: Starlette) -> AsyncIterator[Lifespan]:
         asyncio.get_running_loop().set_exception_handler(logs.on_loop_fault)
         async with started(settings, to_embedding, to_heads) as state:
             state.drain = drain or state.drain

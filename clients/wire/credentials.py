@@ -1,7 +1,7 @@
 """What a service of ours shows the services that it calls: keys and certificates, read from its settings."""
 
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from clients import Tls
 
@@ -33,6 +33,55 @@ class TlsFiles(NamedTuple):
     key: Path | None
 
 
+class Secret(Protocol):
+    """A key that is not shown by accident, as pydantic's SecretStr."""
+
+    def get_secret_value(self) -> str:
+        """The key itself."""
+        ...
+
+
+class CallerSettings(Protocol):
+    """What the settings of a caller of both services have: a key or a file of it for each, and PEM files."""
+
+    @property
+    def embedding_key(self) -> Secret | None: ...  # noqa: D102 (the class says it)
+    @property
+    def embedding_key_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def embedding_ca_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def heads_key(self) -> Secret | None: ...  # noqa: D102
+    @property
+    def heads_key_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def heads_ca_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def tls_certificate_file(self) -> Path | None: ...  # noqa: D102
+    @property
+    def tls_key_file(self) -> Path | None: ...  # noqa: D102
+
+
+def embedding_credentials(settings: CallerSettings) -> Credentials:
+    """What *settings* show the embedding service.
+
+    Raises:
+        CredentialsError: a file cannot be used.
+    """
+    files = TlsFiles(settings.embedding_ca_file, settings.tls_certificate_file, settings.tls_key_file)
+    return credentials_of("embedding", _told(settings.embedding_key), settings.embedding_key_file, files)
+
+
+def head_credentials(settings: CallerSettings) -> Credentials:
+    """What *settings* show the head server.
+
+    Raises:
+        CredentialsError: a file cannot be used.
+    """
+    files = TlsFiles(settings.heads_ca_file, settings.tls_certificate_file, settings.tls_key_file)
+    return credentials_of("heads", _told(settings.heads_key), settings.heads_key_file, files)
+
+
 def credentials_of(service: str, key: str | None, key_file: Path | None, files: TlsFiles) -> Credentials:
     """What is shown to *service*, whose settings begin with that word. Given a *key_file*, *key* means nothing.
 
@@ -48,6 +97,10 @@ def credentials_of(service: str, key: str | None, key_file: Path | None, files: 
         private_key=_pem(files.key, "tls_key_file"),
     )
     return Credentials(found, tls)
+
+
+def _told(key: Secret | None) -> str | None:
+    return key.get_secret_value() if key else None
 
 
 def _key_in(path: Path, setting: str) -> str:

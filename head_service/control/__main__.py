@@ -13,9 +13,8 @@ from typing import Final, TypeVar, get_args
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
-from clients.wire.credentials import CredentialsError
+from clients.wire.credentials import CredentialsError, embedding_credentials, head_credentials
 from clients.wire.guard import is_loopback
-from head_service.control.credentials import embedding_credentials, head_credentials
 from head_service.control.errors import ControlError
 from head_service.control.keep import Kept, open_kept, open_store
 from head_service.control.keys import Scope, add_key

@@ -18,8 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from clients import TrunklineError, Unavailable
-from clients.wire.credentials import CredentialsError
-from head_service.control.credentials import embedding_credentials, head_credentials
+from clients.wire.credentials import CredentialsError, embedding_credentials, head_credentials
 from head_service.control.data import TrainingData
 from head_service.control.messages import AskToPublish, FromChild, MayPublish, Progress, Said, Start, ToChild
 from head_service.control.process import TrainingProcess

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.credentials import CredentialsError, embedding_credentials, head_credentials
+from clients.wire.credentials import CredentialsError, embedding_credentials, head_credentials
 from gateway.settings import Settings
 from tests.certificates import Authority
 

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from clients import Tls
-from clients.wire.credentials import NO_CREDENTIALS, Credentials, CredentialsError
-from head_service.control.credentials import embedding_credentials, head_credentials
+from clients.wire.credentials import NO_CREDENTIALS, Credentials, CredentialsError, embedding_credentials, head_credentials
 from head_service.control.messages import Start, packed, to_child
 from head_service.control.settings import WorkerSettings
 from head_service.control.words import TrainingOrder
