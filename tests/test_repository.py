@@ -115,6 +115,15 @@ def test_the_compose_file_is_read_by_the_real_docker_compose() -> None:
     assert ended.returncode == 0
 
 
+def test_only_one_place_asks_the_standard_library_for_a_normal_form() -> None:
+    """It takes minutes over a letter with a million marks; `clients.wire.normal_form` does not."""
+    packages = ("clients", "embedding_service", "gateway", "head_service", "perf", "trunkline")
+    files = (path for package in packages for path in (ROOT / package).rglob("*.py"))
+    asking = [path.relative_to(ROOT).as_posix() for path in files if "unicodedata.normalize(" in path.read_text(encoding="utf-8")]
+
+    assert ["clients/wire/normal_form.py"] == asking
+
+
 def test_nothing_is_left_for_later() -> None:
     marks = ("TO" + "DO", "FIX" + "ME", "XX" + "X")
     for path in SOURCES:

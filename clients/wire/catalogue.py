@@ -8,8 +8,6 @@ from typing import Final, Literal
 
 import msgspec
 
-MANIFEST_SCHEMA: Final = "trunkline.head/1"
-CATALOGUE_SCHEMA: Final = "trunkline.catalogue/1"
 MANIFEST_PATH: Final = "assets.extra/trunkline.json"
 
 PoolingName = Literal["mean", "cls", "max", "mean_max", "sep", "tokens"]

@@ -61,7 +61,7 @@ def normalization_notes(text: str) -> tuple[str, ...]:
     """What `normalize_text` does to *text*, in the order it does it; nothing for the many texts that it leaves alone."""
     if text.isascii() and text.isprintable():
         return ("white_space_collapsed",) if "  " in text or text != text.strip(" ") else ()
-    composed = unicodedata.normalize("NFC", text)
+    composed = normal_form("NFC", text)
     spaced = _WHITE_SPACE.sub(" ", composed).strip()
     notes = {
         "recomposed": composed != text,

@@ -168,3 +168,10 @@ def test_a_tokenizer_without_a_word_for_the_unknown_says_so():
     assert encoder.ids_of_tokens(["a"]) == [2]
     with pytest.raises(ValueError, match="does not know"):
         encoder.ids_of_tokens(["b"])
+
+
+def test_notes_of_a_letter_with_a_million_marks_take_no_longer_than_the_text_is_long():
+    # By the standard library alone this would take ten minutes.
+    text = "a" + "\u0316\u0301" * 500_000
+
+    assert ("recomposed",) == normalization_notes(text)
