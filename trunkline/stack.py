@@ -61,6 +61,8 @@ class StackSettings:
     engine: str = "auto"
     layers: tuple[int, ...] = ()
     """What the embedding service computes beside the last layer, for heads that read others."""
+    embedding_address: str = ""
+    """HOST:PORT of an embedding service that runs elsewhere; then the stack starts none."""
     source: str = ""
     with_control: bool = False
     control_home: Path = Path("control")
@@ -79,7 +81,10 @@ class StackSettings:
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the stack listens: URLs for HTTP, HOST:PORT for gRPC. *control* is "" where no control plane runs."""
+    """Where the stack listens: URLs for HTTP, HOST:PORT for gRPC.
+
+    *control* is "" where no control plane runs, and *embedding* where the embedding service runs elsewhere.
+    """
 
     gateway: str
     embedding: str
@@ -104,7 +109,10 @@ class Stack:
     _mirror: Mirror | None = None
 
     async def start_embedding(self) -> tuple[str, str]:
-        """Start the embedding service alone; its gRPC address and its HTTP URL."""
+        """Start the embedding service alone, unless it runs elsewhere; its gRPC address and its HTTP URL, "" elsewhere."""
+        if self.settings.embedding_address:
+            self._embedding = (self.settings.embedding_address, "")
+            return self._embedding
         match = await self._start("embedding", self._embedding_command(), r"^embedding grpc=(\S+) http=(\S+)$")
         self._embedding = (match[1], match[2])
         return self._embedding

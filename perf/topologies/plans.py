@@ -1,0 +1,17 @@
+"""All deployments that are compared, in the order in which they are told of."""
+
+from typing import Final
+
+from perf.topologies import plan_four, plan_one_engine, plan_three
+from perf.topologies.plan import Plan
+
+PLANS: Final[tuple[Plan, ...]] = (plan_one_engine.PLAN, plan_three.PLAN, plan_four.PLAN)
+
+
+def plan_named(name: str) -> Plan:
+    """The one.
+
+    Raises:
+        KeyError: there is none of that name.
+    """
+    return {plan.name: plan for plan in PLANS}[name]
