@@ -256,7 +256,8 @@ def _run(command: Sequence[str], say: Callable[[str], None]) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if last := line.rstrip() or last:
+            if line.strip():
+                last = line.rstrip()
                 say(last)
     if process.returncode:
         raise PreparationError(f"{command[2]} failed: {last}")

@@ -6,11 +6,11 @@ import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 
-from clients import AsyncEmbeddingClient, AsyncEmbeddingStream, AsyncHeadClient, Deadline, View
+from clients import AsyncEmbeddingClient, AsyncHeadClient, Deadline, Prediction, View
 from clients.wire.catalogue import Manifest
 from head_service.catalogue import read_catalogue
 from perf.topologies.heads import deployed
@@ -22,6 +22,24 @@ NAME: Final = "plan-three"
 _VECTOR: Final = View("mean", -1, normalize=True)
 
 
+class Embedding(Protocol):
+    """Of `clients.AsyncEmbeddingStream` what is used here."""
+
+    async def embed(self, inputs: Sequence[str], deadline: Deadline, /) -> Sequence[Sequence[FloatArray]]:
+        """Of each input one vector a view."""
+        ...
+
+
+class Predicting(Protocol):
+    """Of `clients.AsyncHeadClient` what is used here."""
+
+    async def predict(
+        self, head: str, inputs: Mapping[str, FloatArray], /, *, output_filter: Sequence[str], timeout: float
+    ) -> Prediction:
+        """One call of one head."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who asks. Calls may run at the same time; they share a stream to the one and a connection to the other server.
@@ -29,8 +47,8 @@ class Caller:
     *manifests* are those of the heads asked: where the caller has the labels from.
     """
 
-    stream: AsyncEmbeddingStream
-    heads: AsyncHeadClient
+    stream: Embedding
+    heads: Predicting
     manifests: Sequence[Manifest]
 
     async def classify(self, texts: Sequence[str]) -> list[Labels]:

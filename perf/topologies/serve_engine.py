@@ -55,10 +55,9 @@ class WholeModel:
         return label_of(self.head, vector)
 
 
-def app_of(models: Sequence[WholeModel]) -> FastAPI:
-    """The application. As many passes run at once as the engine has room for, be they of one text or of several."""
+def app_of(models: Sequence[WholeModel], pool: ThreadPoolExecutor) -> FastAPI:
+    """The application. As many passes run at once as *pool* has threads, be they of one text or of several."""
     app = FastAPI()
-    pool = ThreadPoolExecutor(models[0].backend.engine.concurrency)
 
     @app.post("/classify")
     async def classify(body: Body) -> dict[str, dict[str, str]]:
@@ -88,7 +87,8 @@ def main() -> int:
     except PreparationError as error:
         print(error)
         return 1
-    uvicorn.run(app_of(models), host="127.0.0.1", port=asked.port, access_log=False)
+    with ThreadPoolExecutor(prepared.engine.concurrency) as pool:
+        uvicorn.run(app_of(models, pool), host="127.0.0.1", port=asked.port, access_log=False)
     return 0
 
 

@@ -58,3 +58,13 @@ def test_a_record_of_a_running_stack_names_its_control_plane(tmp_path: Path) -> 
     record(tmp_path / "stack.json", addresses)
 
     assert recorded(tmp_path / "stack.json") == addresses
+
+
+async def test_an_embedding_service_elsewhere_is_used_and_none_is_started(tmp_path: Path) -> None:
+    settings = StackSettings(tmp_path / "repository", tmp_path / "cache", tmp_path / "logs", embedding_address="gpu:8101")
+    stack = Stack(settings)
+
+    assert ("gpu:8101", "") == await stack.start_embedding()
+    assert not stack.children
+    command = stack._gateway_command()
+    assert "gpu:8101" == command[command.index("--embedding-address") + 1]

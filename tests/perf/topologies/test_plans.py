@@ -1,0 +1,23 @@
+import subprocess
+import sys
+
+import pytest
+
+from perf.topologies.plans import PLANS, plan_named
+
+
+def test_plans_have_names_of_their_own() -> None:
+    names = [plan.name for plan in PLANS]
+
+    assert len(names) == len(set(names))
+    assert PLANS == tuple(map(plan_named, names))
+    with pytest.raises(KeyError):
+        plan_named("plan-five")
+
+
+def test_whoever_lists_the_plans_waits_for_no_model_library() -> None:
+    heavy = "{'tensorflow', 'torch', 'sklearn', 'openvino', 'transformers', 'keras'}"
+    code = f"import sys, perf.topologies.plans; print(sorted({heavy} & sys.modules.keys()))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert "[]" == found.stdout.strip()
