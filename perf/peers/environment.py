@@ -17,6 +17,9 @@ from embedding_service.models.fetch import locked
 TORCH: Final = "torch==2.13.0"
 """Installed first and alone, so that nothing else can choose another."""
 
+WITHOUT_TORCH: Final = frozenset({"keras_hub"})
+"""Environments that do without."""
+
 INSTALL_TIMEOUT_SECONDS: Final = 1_800.0
 _PINS: Final = Path(__file__).parent
 _READY: Final = "installed"
@@ -71,7 +74,7 @@ def install_commands(folder: Path, pins: Path) -> list[list[str]]:
     pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     return [
         [sys.executable, "-m", "venv", "--clear", str(folder)],
-        [*pip, TORCH],
+        *([] if pins.stem in WITHOUT_TORCH else [[*pip, TORCH]]),
         [*pip, "--no-deps", "-r", str(pins)],
     ]
 
