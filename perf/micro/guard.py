@@ -57,21 +57,28 @@ async def _microseconds(call: Call) -> float:
     return best / ROUNDS * 1e6
 
 
+def guarded_calls(folder: Path) -> dict[str, Call]:
+    """One request each: without a guard, and with one by the key its name tells of. The file of keys is made in *folder*."""
+    path = folder / "keys.json"
+    key = add_key(path, "ann", ("classify",))
+    keys = KeysFile(path)
+    app = GuardedHttp(_nothing, Guard(keys), RouteTable({"/v1/classify": {"POST": "classify"}}).needed, _told)
+
+    async def unseen(*given: Any) -> None:
+        keys._known.clear()  # noqa: SLF001 (as after a change of the file)
+        await app(*given)
+
+    called = {"none": _call(_nothing, key), "seen before": _call(app, key)}
+    return called | {"not seen": _call(unseen, key), "bad": _call(app, key[:-1])}
+
+
 async def main() -> None:
     """Print the table."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "keys.json"
-        key = add_key(path, "ann", ("classify",))
-        keys = KeysFile(path)
-        app = GuardedHttp(_nothing, Guard(keys), RouteTable({"/v1/classify": {"POST": "classify"}}).needed, _told)
-
-        async def unseen(*given: Any) -> None:
-            keys._known.clear()  # noqa: SLF001 (as after a change of the file)
-            await app(*given)
-
-        bare = await _microseconds(_call(_nothing, key))
-        for name, called in (("seen before", _call(app, key)), ("not seen", _call(unseen, key)), ("bad", _call(app, key[:-1]))):
-            print(f"{name:<12} {await _microseconds(called) - bare:6.2f} µs")
+        calls = guarded_calls(Path(folder))
+        bare = await _microseconds(calls.pop("none"))
+        for name, call in calls.items():
+            print(f"{name:<12} {await _microseconds(call) - bare:6.2f} µs")
 
 
 if __name__ == "__main__":

@@ -8,22 +8,17 @@ import tempfile
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import msgspec
-import numpy as np
-import tensorflow as tf
 
 from clients.wire.catalogue import MANIFEST_PATH, Manifest, TrunkRef, encode
-from clients.wire.tensors import to_tensor
-from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
-from head_service.manifest import WARMUP_PATH, hash_files
+from head_service.manifest import hash_files
 
 WIDTH: Final = 384
 LABELS: Final = ("no", "yes")
 INPUT: Final = "embedding"
-WARMUP_ROWS: Final = (1, 8, 32)
 READY_SECONDS: Final = 120.0
 
 
@@ -41,29 +36,6 @@ class ServedHeads:
         return stage(self.model, self.base / name, name, version)
 
 
-class _Linear(tf.Module):  # type: ignore[misc]  # TensorFlow is published without types
-    def __init__(self) -> None:
-        super().__init__()
-        self.weights = tf.Variable(np.random.default_rng(0).standard_normal((WIDTH, len(LABELS))).astype(np.float32))
-        self.bias = tf.Variable(np.zeros(len(LABELS), np.float32))
-
-    @tf.function(input_signature=[tf.TensorSpec([None, WIDTH], tf.float32, name=INPUT)])  # type: ignore[untyped-decorator]
-    def predict(self, embedding: Any) -> dict[str, Any]:
-        logits = tf.matmul(embedding, self.weights) + self.bias
-        return {"scores": tf.nn.softmax(logits), "logits": logits}
-
-
-def export(directory: Path) -> None:
-    """Write a linear head without its manifest, with the warm-up that heads have."""
-    module = _Linear()
-    tf.saved_model.save(module, str(directory), signatures={"serving_default": module.predict})
-    (directory / WARMUP_PATH).parent.mkdir(exist_ok=True)
-    with tf.io.TFRecordWriter(str(directory / WARMUP_PATH)) as writer:
-        for rows in WARMUP_ROWS:
-            request = pb.PredictRequest(inputs={INPUT: to_tensor(np.zeros((rows, WIDTH), np.float32))})
-            writer.write(inference_pb2.PredictionLog(predict_log=pb.PredictLog(request=request)).SerializeToString())
-
-
 def stage(model: Path, folder: Path, name: str, version: int) -> Path:
     """Copy *model* into *folder* under a name that no server looks at, and write its manifest."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,12 +47,25 @@ def stage(model: Path, folder: Path, name: str, version: int) -> Path:
     return staged
 
 
+async def _export(model: Path) -> None:
+    """In a process of its own: TensorFlow takes seconds to load, and its memory slows what is measured beside it."""
+    command = [sys.executable, "-m", "perf.micro.linear_head", str(model)]
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE)
+    _, said = await process.communicate()
+    if process.returncode:
+        raise SystemExit(f"no head could be made: {said.decode(errors='replace').strip().splitlines()[-1]}")
+
+
 @contextlib.asynccontextmanager
 async def served(*names: str, flags: tuple[str, ...] = ()) -> AsyncIterator[ServedHeads]:
-    """A head server in a process of its own with version 1 of the heads *names*."""
+    """A head server in a process of its own with version 1 of the heads *names*.
+
+    Raises:
+        SystemExit: it could not be started.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         base, model = Path(scratch) / "heads", Path(scratch) / "model"
-        await asyncio.to_thread(export, model)
+        await _export(model)
         config = pb.ModelServerConfig()
         for name in names:
             stage(model, base / name, name, 1).rename(base / name / "1")
