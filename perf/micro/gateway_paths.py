@@ -158,18 +158,25 @@ class Gateway:
     def request_call(self, text: Callable[[], str]) -> Callable[[], Any]:
         """One POST to /v1/classify of the text that *text* gives, without a socket; it must be answered with 200."""
         app, shared = self.app, {"gateway": self.state}
+        status = 0
 
         async def send(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] != 200:
-                raise UnexpectedAnswerError(f"/v1/classify answered {message['status']}")
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
 
         async def call() -> None:
+            nonlocal status
+            status = 0
             body = msgspec.json.encode({"text": text()})
 
             async def receive() -> Message:
                 return {"type": "http.request", "body": body, "more_body": False}
 
             await app(_scope(len(body), shared), receive, send)
+            # The application answers whatever is raised inside of it, so this is for here to say.
+            if status != 200:
+                raise UnexpectedAnswerError(f"/v1/classify answered {status}")
 
         return call
 

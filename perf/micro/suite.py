@@ -22,7 +22,7 @@ from perf.micro.served_heads import INPUT, WIDTH, served
 from perf.micro.timing import ROUND_SECONDS, Benchmark, Progress, measured, of_coroutine
 from perf.results import Micro
 
-ROUNDS: Final = 13
+ROUNDS: Final = 11
 HEAD: Final = "head"
 BATCHES: Final = (1, 32)
 
