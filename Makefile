@@ -12,7 +12,7 @@ help:
 	@echo "make serve   run the local stack with the demo heads until Ctrl-C"
 	@echo "make test    all tests        make lint   style, types, stubs, images"
 	@echo "make test-torch   tests of the PyTorch engines, in an environment of their own"
-	@echo "make bench   throughput of the gateway beside the bare engine"
+	@echo "make bench   the quick set of measurements, in ten minutes at most"
 	@echo "make protos  stubs from .proto files        make locks  requirements/*.txt from pyproject.toml"
 
 demo: $(VENV)/.run
@@ -36,7 +36,7 @@ lint: $(VENV)/.dev
 	@$(BIN)/python -m tests.compose
 
 bench: $(VENV)/.dev
-	@$(BIN)/python -m perf.gateway_vs_bare
+	@$(BIN)/python -m perf quick
 
 protos: $(VENV)/.dev
 	@$(BIN)/python -m clients.wire.generate
