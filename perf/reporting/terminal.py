@@ -1,0 +1,43 @@
+"""Tables for the terminal."""
+
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from perf.reporting.tables import Cell, Table
+
+_STYLES: Final = {"": "", "number": "", "better": "green", "worse": "red", "marked": "yellow"}
+
+
+def print_tables(tables: list[Table], console: Console, *, with_details: bool = False) -> None:
+    """Each with its notes below; details only when they are asked for. A column that is empty throughout is left out."""
+    for table in tables:
+        if with_details or not table.detail:
+            console.print(rich_table(table))
+            for note in table.notes:
+                console.print(Text(f"  {note}", style="dim"))
+    num_folded = sum(table.detail for table in tables)
+    if num_folded and not with_details:
+        console.print(Text(f"{num_folded} more tables are in the page.", style="dim"))
+
+
+def rich_table(table: Table) -> RichTable:
+    """As rich draws it; words are words, never markup."""
+    kept = [place for place in range(len(table.columns)) if not _is_empty(table, place)]
+    drawn = RichTable(title=Text(table.caption, style="bold"), title_justify="left", show_edge=False, pad_edge=False)
+    for place in kept:
+        column = table.columns[place]
+        drawn.add_column(Text(column.words), justify="right" if column.kind == "number" else "left", overflow="fold")
+    for row in table.rows:
+        drawn.add_row(*(_text(row[place]) for place in kept))
+    return drawn
+
+
+def _is_empty(table: Table, place: int) -> bool:
+    return place > 0 and all(row[place].words in {"", "–"} for row in table.rows)
+
+
+def _text(cell: Cell) -> Text:
+    return Text(cell.words, style=_STYLES[cell.kind])

@@ -1,0 +1,158 @@
+"""Who wins, by what factor, and where we lose: sentences that follow from the numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from perf.reporting.digest import (
+    Line,
+    Measured,
+    fewest_heads,
+    lines_of,
+    lines_under,
+    main_load,
+    measured,
+    number,
+    ours_of,
+    ranked,
+    sequential,
+    standing_of,
+    title_of,
+    with_spread,
+    workloads_of,
+)
+from perf.results import Ratio, Results
+
+SMALL_LEAD: Final = 0.02
+"""Of a value: less is no loss worth a sentence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """*better* is ahead of *worse* by *factor* in *what*; *values* are theirs, with the unit."""
+
+    better: str
+    worse: str
+    what: str
+    factor: float
+    values: tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Measure:
+    """One thing that systems are compared by."""
+
+    what: str
+    unit: str
+    value_of: Callable[[Line], Measured | None]
+    is_more_better: bool = False
+
+
+_UNDER_LOAD: Final = (
+    _Measure("texts a second", " texts/s", lambda line: line.throughput, is_more_better=True),
+    _Measure("p99", " ms", lambda line: line.latency_ms.get("p99")),
+    _Measure("CPU per text", " ms", lambda line: line.cpu_ms),
+)
+_ONE_AT_A_TIME: Final = (
+    _Measure("p50", " ms", lambda line: line.latency_ms.get("p50")),
+    _Measure("p99", " ms", lambda line: line.latency_ms.get("p99")),
+)
+
+
+def leads(results: Results) -> list[Lead]:
+    """Where plan four is ahead of another ranked system, or behind it, beyond both spreads."""
+    lines, ours = lines_of(results), ours_of(results)
+    found: list[Lead] = []
+    for workload in workloads_of(results):
+        heads = fewest_heads(results, workload)
+        load = main_load([each for each in lines if each.workload == workload and each.num_heads == heads])
+        groups = [
+            (lines_under(lines, load, workload, heads), _UNDER_LOAD),
+            (sequential(lines, workload, heads), _ONE_AT_A_TIME),
+        ]
+        for group, measures in groups:
+            rivals, _ = ranked(results, group)
+            mine = [each for each in rivals if each.system == ours]
+            for measure in measures if mine else ():
+                where = f"{measure.what}, {mine[0].load} on {workload.upper()}"
+                others = [each for each in rivals if each.system != ours]
+                found += [lead for other in others if (lead := _lead(results, measure, mine[0], other, where))]
+    return found + _footprint_leads(results, ours)
+
+
+def _lead(results: Results, measure: _Measure, mine: Line, other: Line, where: str) -> Lead | None:
+    one, two = measure.value_of(mine), measure.value_of(other)
+    if one is None or two is None or not _are_apart(one, two):
+        return None
+    mine_wins = (one.median > two.median) == measure.is_more_better
+    names = (title_of(results, mine.system), title_of(results, other.system))
+    values = (number(one.median) + measure.unit, number(two.median) + measure.unit)
+    factor = max(one.median, two.median) / max(min(one.median, two.median), 1e-12)
+    if mine_wins:
+        return Lead(names[0], names[1], where, factor, values)
+    return Lead(names[1], names[0], where, factor, (values[1], values[0]))
+
+
+def _are_apart(one: Measured, two: Measured) -> bool:
+    return (one.least > two.most or two.least > one.most) and abs(one.median - two.median) > SMALL_LEAD * max(
+        one.median, two.median
+    )
+
+
+def _footprint_leads(results: Results, ours: str | None) -> list[Lead]:
+    mine = [each for each in results.footprints if each.system == ours]
+    if not mine:
+        return []
+    first = min(mine, key=lambda each: each.num_heads)
+    found = []
+    for other in results.footprints:
+        if other.num_heads != first.num_heads or other.system == ours or not standing_of(results, other.system).is_ranked:
+            continue
+        names = (title_of(results, first.system), title_of(results, other.system))
+        heads = "1 head" if first.num_heads == 1 else f"{first.num_heads} heads"
+        pairs = (
+            (f"memory with {heads}", sum(first.rss_bytes.values()) / 1e6, sum(other.rss_bytes.values()) / 1e6, " MB"),
+            (f"start-up with {heads}", first.start_seconds, other.start_seconds, " s"),
+        )
+        for what, one, two, unit in pairs:
+            if min(one, two) > 0 and abs(one - two) > 0.1 * max(one, two):
+                order = (0, 1) if one < two else (1, 0)
+                values = (number(one) + unit, number(two) + unit)
+                factor = max(one, two) / min(one, two)
+                found.append(Lead(names[order[0]], names[order[1]], what, factor, (values[order[0]], values[order[1]])))
+    return found
+
+
+def losses(results: Results) -> list[str]:
+    """Where plan four is behind another ranked system, and which goals were not met; a sentence each."""
+    ours = ours_of(results)
+    sentences = [
+        f"{lead.better} is better in {lead.what}: {lead.values[0]} against our {lead.values[1]} ({number(lead.factor)}×)."
+        for lead in leads(results)
+        if ours is not None and lead.worse == title_of(results, ours)
+    ]
+    return sentences + [_missed(results, ratio) for ratio in results.ratios if ratio.is_met is False]
+
+
+def _missed(results: Results, ratio: Ratio) -> str:
+    words = with_spread(measured(ratio.values), "×")
+    goal = f"; the goal was {ratio.goal}" if ratio.goal else ""
+    over, under = title_of(results, ratio.over), title_of(results, ratio.under)
+    return f"Goal not met: {ratio.title}: {ratio.what} of {over} over {under} is {words}{goal}."
+
+
+def factors(results: Results, workload: str) -> list[tuple[str, float]]:
+    """(title, our texts a second over theirs) of every other ranked system under the main load, the largest first."""
+    lines, ours = lines_of(results), ours_of(results)
+    heads = fewest_heads(results, workload)
+    load = main_load([each for each in lines if each.workload == workload and each.num_heads == heads])
+    rivals, _ = ranked(results, lines_under(lines, load, workload, heads))
+    mine = next((each for each in rivals if each.system == ours), None)
+    if mine is None or mine.throughput is None:
+        return []
+    found = [
+        (title_of(results, each.system), mine.throughput.median / each.throughput.median)
+        for each in rivals
+        if each.system != ours and each.throughput and each.throughput.median > 0
+    ]
+    return sorted(found, key=lambda pair: -pair[1])
