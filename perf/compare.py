@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from rich.console import Console
 
-from perf.reporting.digest import Line, Measured, is_more_better, lines_of, number, with_spread
+from perf.reporting.digest import Line, Measured, heads_words, is_more_better, lines_of, number, with_spread
 from perf.reporting.tables import Cell, Kind, Table
 from perf.reporting.terminal import print_tables
 from perf.results import Results
@@ -106,7 +106,7 @@ def _values_of(results: Results) -> dict[tuple[str, str], Measured]:
         for what, value in _values_of_line(line):
             found.setdefault((_where(line), what), value)
     for bound in results.bounds:
-        where = f"{bound.system}, {_heads(bound.num_heads)}, {bound.workload}, p99 within {number(bound.bound_ms)} ms"
+        where = f"{bound.system}, {heads_words(bound.num_heads)}, {bound.workload}, p99 within {number(bound.bound_ms)} ms"
         found[where, "texts/s"] = Measured(bound.throughput, bound.throughput, bound.throughput, 1)
     for each in results.micro:
         for what, values in (("µs a call", each.microseconds), ("CPU µs a call", each.cpu_microseconds)):
@@ -124,11 +124,7 @@ def _values_of_line(line: Line) -> list[tuple[str, Measured]]:
 
 
 def _where(line: Line) -> str:
-    return f"{line.system}, {_heads(line.num_heads)}, {line.workload}, {line.load}"
-
-
-def _heads(count: int) -> str:
-    return "1 head" if count == 1 else f"{count} heads"
+    return f"{line.system}, {heads_words(line.num_heads)}, {line.workload}, {line.load}"
 
 
 def table_of(comparison: Comparison) -> Table:

@@ -6,10 +6,13 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from perf.results import Answers, Footprint, Load, Results, Run
+from perf.results import Answers, Footprint, Load, Ratio, Results, Run
 
-OURS: Final = ("gateway", "four", "plan-four", "plan_four")
-"""Names of plan four, whose numbers the page is about."""
+OURS: Final = "plan-four"
+"""The plan whose numbers the page is about."""
+
+VECTORS_ALONE: Final = 0
+"""Heads of a system that answers vectors: they are checked before it is measured, and it is ranked among its like."""
 
 REFERENCE_IN_FLIGHT: Final = 32
 """Of closed loops that equally many systems ran, the one nearest to it stands for all."""
@@ -102,14 +105,13 @@ def systems_of(results: Results) -> list[str]:
 
 def ours_of(results: Results) -> str | None:
     """Plan four, when it was measured."""
-    found = set(systems_of(results))
-    return next((name for name in OURS if name in found), None)
+    return OURS if OURS in systems_of(results) else None
 
 
 def cpu_ms_of(run: Run) -> float | None:
-    """CPU milliseconds per text of all processes but the caller's; None when nothing was counted."""
+    """CPU milliseconds per text of all processes but the caller's, or its own where there is no other; None: not counted."""
     parts = [ms for name, ms in run.cpu_ms_per_text.items() if name != CALLER]
-    return sum(parts) if parts else None
+    return sum(parts) if parts else run.cpu_ms_per_text.get(CALLER)
 
 
 def line_of(runs: Sequence[Run]) -> Line:
@@ -151,10 +153,14 @@ def standing_of(results: Results, system: str) -> Standing:
     return Standing(is_ranked=False, why=_why_not(results, bad[0])) if bad else Standing(is_ranked=True)
 
 
+def is_ranked(results: Results, line: Line) -> bool:
+    """Whether a line's numbers may stand beside those of its like; a void one's do not."""
+    return line.throughput is not None and (line.num_heads == VECTORS_ALONE or standing_of(results, line.system).is_ranked)
+
+
 def _why_not(results: Results, answers: Answers) -> str:
-    heads = "1 head" if answers.num_heads == 1 else f"{answers.num_heads} heads"
     return (
-        f"with {heads} it labels {answers.num_differences:,} of {answers.num_labels:,} otherwise than "
+        f"with {heads_words(answers.num_heads)} it labels {answers.num_differences:,} of {answers.num_labels:,} otherwise than "
         f"{title_of(results, answers.reference)}: {share(answers.agreement)} agree, and {share(answers.least_agreement)} must"
     )
 
@@ -171,8 +177,19 @@ def workloads_of(results: Results) -> list[str]:
 
 
 def fewest_heads(results: Results, workload: str) -> int:
-    """Of a workload's runs: where whole models and heads can be compared one to one."""
-    return min(run.num_heads for run in results.runs if run.workload == workload)
+    """Of a workload's runs with heads: where whole models and heads can be compared one to one."""
+    counts = {run.num_heads for run in results.runs if run.workload == workload}
+    return min(counts - {VECTORS_ALONE}, default=VECTORS_ALONE)
+
+
+def heads_words(count: int) -> str:
+    """How many heads, in words."""
+    return {VECTORS_ALONE: "vectors alone", 1: "1 head"}.get(count, f"{count} heads")
+
+
+def ratio_unit(ratio: Ratio) -> str:
+    """Most are quotients; what tells how much more is a difference of milliseconds."""
+    return " ms" if "milliseconds more" in ratio.what else "×"
 
 
 def main_load(lines: Sequence[Line]) -> Load | None:
@@ -195,7 +212,7 @@ def ranked(results: Results, lines: Iterable[Line]) -> tuple[list[Line], list[Li
     yes: list[Line] = []
     no: list[Line] = []
     for each in lines:
-        (yes if standing_of(results, each.system).is_ranked and each.throughput else no).append(each)
+        (yes if is_ranked(results, each) else no).append(each)
     return sorted(yes, key=lambda each: -(each.throughput.median if each.throughput else 0.0)), no
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from perf.reporting import digest
-from perf.reporting.digest import LATENCIES, Line, Measured, number, share, title_of, with_spread
+from perf.reporting.digest import LATENCIES, VECTORS_ALONE, Line, Measured, heads_words, number, share, title_of, with_spread
 from perf.results import Answers, Ratio, Results
 
 DASH: Final = "–"
@@ -45,7 +45,7 @@ def plan_tables(results: Results) -> list[Table]:
             main = digest.main_load(same)
             loads = sorted(dict.fromkeys(each.load for each in same), key=lambda load: (load != main, load.kind != "sequential"))
             for load in loads:
-                is_first = heads == digest.fewest_heads(results, workload) and (load == main or load.kind == "sequential")
+                is_first = heads == digest.fewestheads_words(results, workload) and (load == main or load.kind == "sequential")
                 tables += _load_tables(results, [each for each in same if each.load == load], detail=not is_first)
     return tables
 
@@ -54,7 +54,7 @@ def _load_tables(results: Results, lines: list[Line], *, detail: bool) -> list[T
     """The ranked, and apart from them those that may not be."""
     yes, no = digest.ranked(results, lines)
     first = lines[0]
-    where = f"{first.workload.upper()}, {_heads(first.num_heads)}, {first.load}"
+    where = f"{first.workload.upper()}, {heads_words(first.num_heads)}, {first.load}"
     columns = (Cell("System"), *(_head(words) for words in _RUN_COLUMNS), Cell("CPU by process"), Cell("Said of it"))
     tables = []
     if yes:
@@ -108,10 +108,10 @@ def _by_process(line: Line) -> str:
 
 
 def _said(results: Results, line: Line) -> str:
-    standing = digest.standing_of(results, line.system)
+    why = "" if line.num_heads == VECTORS_ALONE else digest.standing_of(results, line.system).why
     rounds = line.num_void + (line.throughput.num_rounds if line.throughput else 0)
     words = (
-        standing.why,
+        why,
         f"{line.num_errors:,} errors" if line.num_errors else "",
         f"{line.num_void} of {rounds} rounds void" if line.num_void else "",
         f"{line.num_disturbed} rounds beside other processes" if line.num_disturbed else "",
@@ -225,7 +225,7 @@ def heads_table(results: Results) -> Table | None:
     if load is None:
         return None
     counts = sorted({each.num_heads for lines in by_system.values() for each in lines})
-    columns = (Cell("System"), *(_head(_heads(count)) for count in counts), _head("most / fewest"))
+    columns = (Cell("System"), *(_head(heads_words(count)) for count in counts), _head("most / fewest"))
     rows = []
     for system, lines in by_system.items():
         found = {each.num_heads: each.cpu_ms.median for each in lines if each.cpu_ms}
@@ -256,7 +256,7 @@ def _ratio_row(results: Results, ratio: Ratio) -> tuple[Cell, ...]:
     met = {True: Cell("yes", "better"), False: Cell("no", "worse"), None: Cell(DASH)}[ratio.is_met]
     if ratio.values:
         values = [statistics.median(ratio.values), min(ratio.values), max(ratio.values)]
-        numbers = [f"{number(value)}×" for value in values]
+        numbers = [f"{number(value)}{digest.ratio_unit(ratio)}" for value in values]
     else:
         numbers = ["not measured", DASH, DASH]
     return (
@@ -351,10 +351,6 @@ def _marks_of(results: Results, systems: Iterable[str]) -> list[str]:
 
 def _middle(value: Measured | None) -> str:
     return DASH if value is None else number(value.median)
-
-
-def _heads(count: int) -> str:
-    return "1 head" if count == 1 else f"{count} heads"
 
 
 def _head(words: str) -> Cell:

@@ -8,6 +8,7 @@ from perf.reporting.digest import (
     Line,
     Measured,
     fewest_heads,
+    heads_words,
     lines_of,
     lines_under,
     main_load,
@@ -15,6 +16,7 @@ from perf.reporting.digest import (
     number,
     ours_of,
     ranked,
+    ratio_unit,
     sequential,
     standing_of,
     title_of,
@@ -109,7 +111,7 @@ def _footprint_leads(results: Results, ours: str | None) -> list[Lead]:
         if other.num_heads != first.num_heads or other.system == ours or not standing_of(results, other.system).is_ranked:
             continue
         names = (title_of(results, first.system), title_of(results, other.system))
-        heads = "1 head" if first.num_heads == 1 else f"{first.num_heads} heads"
+        heads = heads_words(first.num_heads)
         pairs = (
             (f"memory with {heads}", sum(first.rss_bytes.values()) / 1e6, sum(other.rss_bytes.values()) / 1e6, " MB"),
             (f"start-up with {heads}", first.start_seconds, other.start_seconds, " s"),
@@ -135,10 +137,10 @@ def losses(results: Results) -> list[str]:
 
 
 def _missed(results: Results, ratio: Ratio) -> str:
-    words = with_spread(measured(ratio.values), "×")
+    words = with_spread(measured(ratio.values), ratio_unit(ratio))
     goal = f"; the goal was {ratio.goal}" if ratio.goal else ""
     over, under = title_of(results, ratio.over), title_of(results, ratio.under)
-    return f"Goal not met: {ratio.title}: {ratio.what} of {over} over {under} is {words}{goal}."
+    return f"Goal not met: {ratio.title}: {ratio.what}, {over} beside {under}: {words}{goal}."
 
 
 def factors(results: Results, workload: str) -> list[tuple[str, float]]:

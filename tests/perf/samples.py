@@ -26,15 +26,22 @@ HOSTILE = '<script src="https://example.org/x.js">alert(1)</script> & $x^2$ [red
 CLOSED, CLOSED_8, ONE = Load(kind="closed", in_flight=32), Load(kind="closed", in_flight=8), Load(kind="sequential")
 POISSON = Load(kind="poisson", rate=200.0)
 TITLES = {
-    "torch": "Plan one, FastAPI and torch",
-    "engine": "Plan one, our engine",
-    "saved_model": f"Plan two, {HOSTILE}",
-    "both_hops": "Plan three, the caller does both hops",
-    "gateway": "Plan four, the gateway",
+    "plan-one-torch": "Plan one, FastAPI and torch",
+    "plan-one-engine": "Plan one, our engine",
+    "plan-two": f"Plan two, {HOSTILE}",
+    "plan-three": "Plan three, the caller does both hops",
+    "plan-four": "Plan four, the gateway",
     "other": "Another server",
 }
-SPEED = {"torch": 48.0, "engine": 560.0, "saved_model": 150.0, "both_hops": 455.0, "gateway": 470.0, "other": 90.0}
-GROWTH = {"torch": 1.0, "engine": 1.0, "saved_model": 1.0, "both_hops": 0.02, "gateway": 0.01}
+SPEED = {
+    "plan-one-torch": 48.0,
+    "plan-one-engine": 560.0,
+    "plan-two": 150.0,
+    "plan-three": 455.0,
+    "plan-four": 470.0,
+    "other": 90.0,
+}
+GROWTH = {"plan-one-torch": 1.0, "plan-one-engine": 1.0, "plan-two": 1.0, "plan-three": 0.02, "plan-four": 0.01}
 
 
 def run_of(system: str, load: Load, round_: int = 0, **changes: Any) -> Run:
@@ -43,7 +50,7 @@ def run_of(system: str, load: Load, round_: int = 0, **changes: Any) -> Run:
     throughput = load.rate if load.kind in {"poisson", "bursts"} else speed * min(1.0, 0.4 + 0.02 * load.in_flight)
     middle = 1000 * load.in_flight / throughput if load.kind == "closed" else 700 / speed
     cpu = 1900 / speed
-    parts = {"gateway": 0.4, "embedding": cpu - 0.7, "heads": 0.3} if system == "gateway" else {"server": cpu}
+    parts = {"gateway": 0.4, "embedding": cpu - 0.7, "heads": 0.3} if system == "plan-four" else {"server": cpu}
     known: dict[str, Any] = {
         "system": system,
         "num_heads": num_heads,
@@ -71,14 +78,14 @@ def void_run() -> Run:
     latencies = dict.fromkeys(("mean", "p50", "p90", "p99", "p99.9"), 777.0)
     quantiles = (777.0,) * NUM_QUANTILES
     return run_of(
-        "gateway", POISSON, latency_ms=latencies, quantiles_ms=quantiles, lag_p99_ms=31.0, void="the generator was late"
+        "plan-four", POISSON, latency_ms=latencies, quantiles_ms=quantiles, lag_p99_ms=31.0, void="the generator was late"
     )
 
 
 def answers_of(system: str, num_heads: int = 1, num_differences: int = 0, **changes: Any) -> Answers:
     known: dict[str, Any] = {
         "system": system,
-        "reference": "engine",
+        "reference": "plan-one-engine",
         "num_heads": num_heads,
         "num_texts": 1_500,
         "num_labels": 1_500 * num_heads,
@@ -94,8 +101,12 @@ def results_of(**changes: Any) -> Results:
     runs = [
         *(run_of(system, load, round_) for round_ in range(3) for load in (CLOSED, CLOSED_8, ONE) for system in SPEED),
         *(run_of(system, CLOSED, num_heads=heads) for heads in (2, 8, 32) for system in GROWTH),
-        *(run_of(system, POISSON) for system in ("engine", "both_hops")),
-        *(run_of(system, load, workload="mix") for load in (CLOSED, ONE) for system in ("torch", "engine", "gateway")),
+        *(run_of(system, POISSON) for system in ("plan-one-engine", "plan-three")),
+        *(
+            run_of(system, load, workload="mix")
+            for load in (CLOSED, ONE)
+            for system in ("plan-one-torch", "plan-one-engine", "plan-four")
+        ),
         void_run(),
     ]
     differences = (Difference(place=4, head="spam", label=HOSTILE, reference="ham"),)
@@ -112,20 +123,20 @@ def results_of(**changes: Any) -> Results:
         "runs": tuple(runs),
         "bounds": tuple(
             Bound(system=system, num_heads=1, workload="short", bound_ms=50.0, throughput=rate, tried=((rate, 48.0),))
-            for system, rate in {"torch": 30.0, "gateway": 390.0, "saved_model": 110.0}.items()
+            for system, rate in {"plan-one-torch": 30.0, "plan-four": 390.0, "plan-two": 110.0}.items()
         ),
         "footprints": tuple(
             Footprint(system=system, num_heads=1, start_seconds=2.0 + place, rss_bytes={"server": (600 - 90 * place) * 10**6})
             for place, system in enumerate(SPEED)
         ),
-        "wire": (Wire(system="gateway", num_heads=1, workload="short", bytes_per_text=2_345.0),),
+        "wire": (Wire(system="plan-four", num_heads=1, workload="short", bytes_per_text=2_345.0),),
         "answers": (
-            answers_of("torch", num_differences=3),
-            answers_of("engine", accuracy=0.84),
-            answers_of("saved_model", num_differences=150, differences=differences),
-            answers_of("both_hops"),
-            answers_of("gateway"),
-            answers_of("gateway", 8),
+            answers_of("plan-one-torch", num_differences=3),
+            answers_of("plan-one-engine", accuracy=0.84),
+            answers_of("plan-two", num_differences=150, differences=differences),
+            answers_of("plan-three"),
+            answers_of("plan-four"),
+            answers_of("plan-four", 8),
         ),
         "waterfall": (
             Stage(name="request", ms=4.0),
@@ -138,8 +149,8 @@ def results_of(**changes: Any) -> Results:
         "ratios": (
             Ratio(
                 title="Plan four over plan one",
-                over="gateway",
-                under="torch",
+                over="plan-four",
+                under="plan-one-torch",
                 what="texts/s",
                 values=(9.6, 9.8, 9.9),
                 goal="at least 8×",
@@ -147,14 +158,14 @@ def results_of(**changes: Any) -> Results:
             ),
             Ratio(
                 title="32 heads",
-                over="torch",
-                under="gateway",
+                over="plan-one-torch",
+                under="plan-four",
                 what="CPU per text",
                 values=(19.5, 21.0),
                 goal="at least 24×",
                 is_met=False,
             ),
-            Ratio(title="Beside another server", over="gateway", under="other", what="texts/s", values=()),
+            Ratio(title="Beside another server", over="plan-four", under="other", what="texts/s", values=()),
         ),
         "limits": (Limit(precision="int8", gflops=410.0, workload="short", texts_per_second=1_430.0),),
         "micro": (Micro(name="batch cut", microseconds=(4.1, 4.0, 4.4), cpu_microseconds=(4.0, 4.0, 4.2), note="64 entries"),),

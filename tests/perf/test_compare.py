@@ -15,7 +15,7 @@ def only(*runs: Run, **changes: object) -> Results:
 
 
 def faster(factor: float) -> Results:
-    return only(*(msgspec.structs.replace(run_of("torch", CLOSED, n), throughput=50.0 * factor + n) for n in range(3)))
+    return only(*(msgspec.structs.replace(run_of("plan-one-torch", CLOSED, n), throughput=50.0 * factor + n) for n in range(3)))
 
 
 def verdicts(before: Results, after: Results) -> dict[str, str]:
@@ -53,19 +53,23 @@ def test_a_ratio_of_nothing_is_no_division_by_zero() -> None:
 
 
 def test_void_runs_are_left_out_and_said() -> None:
-    comparison = compare(only(void_run(), run_of("torch", CLOSED)), only(run_of("gateway", POISSON), run_of("torch", CLOSED)))
+    comparison = compare(
+        only(void_run(), run_of("plan-one-torch", CLOSED)), only(run_of("plan-four", POISSON), run_of("plan-one-torch", CLOSED))
+    )
 
-    assert not [change for change in comparison.changes if change.where.startswith("gateway")]
-    assert any("gateway" in words and words.startswith("only in B") for words in comparison.unmatched)
+    assert not [change for change in comparison.changes if change.where.startswith("plan-four")]
+    assert any("plan-four" in words and words.startswith("only in B") for words in comparison.unmatched)
     assert "A: 1 of 2 runs are void and left out" in comparison.warnings
 
 
 def test_the_rate_that_was_offered_is_no_measurement() -> None:
-    assert "texts/s" not in verdicts(only(run_of("engine", POISSON)), only(run_of("engine", POISSON)))
+    assert "texts/s" not in verdicts(only(run_of("plan-one-engine", POISSON)), only(run_of("plan-one-engine", POISSON)))
 
 
 def test_another_load_is_another_run() -> None:
-    comparison = compare(only(run_of("torch", CLOSED)), only(run_of("torch", Load(kind="closed", in_flight=64))))
+    comparison = compare(
+        only(run_of("plan-one-torch", CLOSED)), only(run_of("plan-one-torch", Load(kind="closed", in_flight=64)))
+    )
 
     assert not comparison.changes
     assert 2 == len(comparison.unmatched)
