@@ -45,7 +45,7 @@ def plan_tables(results: Results) -> list[Table]:
             main = digest.main_load(same)
             loads = sorted(dict.fromkeys(each.load for each in same), key=lambda load: (load != main, load.kind != "sequential"))
             for load in loads:
-                is_first = heads == digest.fewestheads_words(results, workload) and (load == main or load.kind == "sequential")
+                is_first = heads == digest.fewest_heads(results, workload) and (load == main or load.kind == "sequential")
                 tables += _load_tables(results, [each for each in same if each.load == load], detail=not is_first)
     return tables
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from perf.reporting.digest import (
+    VECTORS_ALONE,
     Line,
     Measured,
     fewest_heads,
@@ -17,8 +18,11 @@ from perf.reporting.digest import (
     ours_of,
     ranked,
     ratio_unit,
+    scaling,
     sequential,
+    share,
     standing_of,
+    systems_of,
     title_of,
     with_spread,
     workloads_of,
@@ -158,3 +162,121 @@ def factors(results: Results, workload: str) -> list[tuple[str, float]]:
         if each.system != ours and each.throughput and each.throughput.median > 0
     ]
     return sorted(found, key=lambda pair: -pair[1])
+
+
+@dataclass(frozen=True, slots=True)
+class Headline:
+    """Who stands in the first line: plan four, or else the best; *factors* are its texts a second over the others'."""
+
+    title: str
+    value: str
+    where: str
+    factors: tuple[tuple[str, float], ...]
+
+
+def headline(results: Results) -> Headline | None:
+    """Of the first workload under its main load; None when nobody is ranked there."""
+    workloads = [each for each in workloads_of(results) if fewest_heads(results, each) > VECTORS_ALONE]
+    if not workloads:
+        return None
+    heads = fewest_heads(results, workloads[0])
+    lines = [each for each in lines_of(results) if (each.workload, each.num_heads) == (workloads[0], heads)]
+    load = main_load(lines)
+    rivals, _ = ranked(results, lines_under(lines, load, workloads[0]))
+    if not rivals:
+        return None
+    first = next((each for each in rivals if each.system == ours_of(results)), rivals[0])
+    where = f"{workloads[0].upper()}, {heads_words(heads)}, {first.load}"
+    return Headline(
+        title_of(results, first.system), f"{_texts_a_second(first)} texts/s", where, tuple(factors(results, workloads[0]))
+    )
+
+
+def summary(results: Results) -> list[str]:
+    """The whole in a few plain sentences; what we lose is told by `losses`."""
+    found = [_who(results)]
+    found += [_speed(results, workload) for workload in workloads_of(results)]
+    found += [_single(results, workload) for workload in workloads_of(results)]
+    found += [_growth(results), _answers(results), _left_out(results)]
+    return [sentence for sentence in found if sentence]
+
+
+def _who(results: Results) -> str:
+    systems = systems_of(results)
+    with_labels = [system for system in systems if any(each.system == system for each in results.answers)]
+    names = "; ".join(title_of(results, system) for system in with_labels)
+    if not with_labels:
+        return "No labels were compared: nobody is ranked." if systems else ""
+    cores = f"{results.machine.num_cores} cores"
+    return f"{len(with_labels)} ways to serve the same encoder, heads and texts on {results.machine.cpu}, {cores}: {names}."
+
+
+def _speed(results: Results, workload: str) -> str:
+    found = factors(results, workload)
+    if not found:
+        return ""
+    heads = fewest_heads(results, workload)
+    lines = [each for each in lines_of(results) if (each.workload, each.num_heads) == (workload, heads)]
+    mine = next(each for each in lines_under(lines, main_load(lines), workload) if each.system == ours_of(results))
+    others = ", ".join(f"{number(factor)}× {title}" for title, factor in found)
+    return (
+        f"{title_of(results, mine.system)} answers {_texts_a_second(mine)} texts a second "
+        f"({workload.upper()}, {heads_words(heads)}, {mine.load}): {others}."
+    )
+
+
+def _single(results: Results, workload: str) -> str:
+    rivals, _ = ranked(results, sequential(lines_of(results), workload, fewest_heads(results, workload)))
+    told = [(title_of(results, each.system), each.latency_ms["p50"].median) for each in rivals if "p50" in each.latency_ms]
+    if len(told) < 2:
+        return ""
+    words = ", ".join(f"{title} {number(p50)} ms" for title, p50 in sorted(told, key=lambda pair: pair[1]))
+    return f"One text at a time ({workload.upper()}), half of the answers are there within: {words}."
+
+
+def _growth(results: Results) -> str:
+    _, load, by_system = scaling(results)
+    mine = by_system.get(ours_of(results) or "", [])
+    if load is None or not mine or mine[0].cpu_ms is None or mine[-1].cpu_ms is None or not mine[0].cpu_ms.median:
+        return ""
+    few, many = mine[0].cpu_ms.median, mine[-1].cpu_ms.median
+    others = [
+        f"{title_of(results, system)} {number(lines[-1].cpu_ms.median / many)}× that"
+        for system, lines in by_system.items()
+        if system != mine[0].system
+        and standing_of(results, system).is_ranked
+        and lines[-1].num_heads == mine[-1].num_heads
+        and lines[-1].cpu_ms
+    ]
+    beside = f"; {', '.join(others)}" if others else ""
+    return (
+        f"With {heads_words(mine[-1].num_heads)} a text costs {title_of(results, mine[0].system)} {number(many)} ms of CPU, "
+        f"{number(many / few)}× what it costs with {heads_words(mine[0].num_heads)}{beside}."
+    )
+
+
+def _answers(results: Results) -> str:
+    if not results.answers:
+        return ""
+    differing = dict.fromkeys(each.system for each in results.answers if not each.is_ranked)
+    least = min(results.answers, key=lambda each: each.agreement)
+    if not differing:
+        return f"All agree on the labels: the least agreement is {share(least.agreement)}, of {title_of(results, least.system)}."
+    names = ", ".join(f"{title_of(results, system)} ({standing_of(results, system).why})" for system in differing)
+    return f"Not ranked, because the answers differ: {names}."
+
+
+def _left_out(results: Results) -> str:
+    voids = sum(bool(run.void) for run in results.runs)
+    disturbed = sum(run.is_disturbed for run in results.runs)
+    words = [
+        f"{voids} of {len(results.runs)} runs are void and left out" if voids else "",
+        f"{disturbed} were beside other processes" if disturbed else "",
+        f"{len(results.missing)} things were not measured, see below" if results.missing else "",
+    ]
+    told = "; ".join(filter(None, words))
+    return f"{told[0].upper()}{told[1:]}." if told else ""
+
+
+def _texts_a_second(line: Line) -> str:
+    return number(line.throughput.median) if line.throughput else "no"
