@@ -40,6 +40,7 @@ class Lead:
     better: str
     worse: str
     what: str
+    where: str
     factor: float
     values: tuple[str, str]
 
@@ -80,7 +81,7 @@ def leads(results: Results) -> list[Lead]:
             rivals, _ = ranked(results, group)
             mine = [each for each in rivals if each.system == ours]
             for measure in measures if mine else ():
-                where = f"{measure.what}, {mine[0].load} on {workload.upper()}"
+                where = f"{workload.upper()}, {mine[0].load}"
                 others = [each for each in rivals if each.system != ours]
                 found += [lead for other in others if (lead := _lead(results, measure, mine[0], other, where))]
     return found + _footprint_leads(results, ours)
@@ -95,8 +96,8 @@ def _lead(results: Results, measure: _Measure, mine: Line, other: Line, where: s
     values = (number(one.median) + measure.unit, number(two.median) + measure.unit)
     factor = max(one.median, two.median) / max(min(one.median, two.median), 1e-12)
     if mine_wins:
-        return Lead(names[0], names[1], where, factor, values)
-    return Lead(names[1], names[0], where, factor, (values[1], values[0]))
+        return Lead(names[0], names[1], measure.what, where, factor, values)
+    return Lead(names[1], names[0], measure.what, where, factor, (values[1], values[0]))
 
 
 def _are_apart(one: Measured, two: Measured) -> bool:
@@ -117,27 +118,29 @@ def _footprint_leads(results: Results, ours: str | None) -> list[Lead]:
         names = (title_of(results, first.system), title_of(results, other.system))
         heads = heads_words(first.num_heads)
         pairs = (
-            (f"memory with {heads}", sum(first.rss_bytes.values()) / 1e6, sum(other.rss_bytes.values()) / 1e6, " MB"),
-            (f"start-up with {heads}", first.start_seconds, other.start_seconds, " s"),
+            ("memory", sum(first.rss_bytes.values()) / 1e6, sum(other.rss_bytes.values()) / 1e6, " MB"),
+            ("start-up", first.start_seconds, other.start_seconds, " s"),
         )
         for what, one, two, unit in pairs:
             if min(one, two) > 0 and abs(one - two) > 0.1 * max(one, two):
                 order = (0, 1) if one < two else (1, 0)
                 values = (number(one) + unit, number(two) + unit)
                 factor = max(one, two) / min(one, two)
-                found.append(Lead(names[order[0]], names[order[1]], what, factor, (values[order[0]], values[order[1]])))
+                apart = (values[order[0]], values[order[1]])
+                found.append(Lead(names[order[0]], names[order[1]], what, heads, factor, apart))
     return found
 
 
 def losses(results: Results) -> list[str]:
     """Where plan four is behind another ranked system, and which goals were not met; a sentence each."""
     ours = ours_of(results)
-    sentences = [
-        f"{lead.better} is better in {lead.what}: {lead.values[0]} against our {lead.values[1]} ({number(lead.factor)}×)."
-        for lead in leads(results)
-        if ours is not None and lead.worse == title_of(results, ours)
-    ]
-    return sentences + [_missed(results, ratio) for ratio in results.ratios if ratio.is_met is False]
+    behind: dict[tuple[str, str], list[str]] = {}
+    for lead in leads(results):
+        if ours is not None and lead.worse == title_of(results, ours):
+            words = f"{lead.what} {lead.values[0]} against our {lead.values[1]} ({number(lead.factor)}×)"
+            behind.setdefault((lead.better, lead.where), []).append(words)
+    sentences = [f"{better} is ahead, {where}: {', '.join(words)}." for (better, where), words in behind.items()]
+    return [_missed(results, ratio) for ratio in results.ratios if ratio.is_met is False] + sentences
 
 
 def _missed(results: Results, ratio: Ratio) -> str:
@@ -270,9 +273,9 @@ def _left_out(results: Results) -> str:
     voids = sum(bool(run.void) for run in results.runs)
     disturbed = sum(run.is_disturbed for run in results.runs)
     words = [
-        f"{voids} of {len(results.runs)} runs are void and left out" if voids else "",
-        f"{disturbed} were beside other processes" if disturbed else "",
-        f"{len(results.missing)} things were not measured, see below" if results.missing else "",
+        f"void runs, left out: {voids} of {len(results.runs)}" if voids else "",
+        f"runs beside other processes: {disturbed}" if disturbed else "",
+        f"not measured, for the reasons below: {', '.join(each.what for each in results.missing)}" if results.missing else "",
     ]
     told = "; ".join(filter(None, words))
     return f"{told[0].upper()}{told[1:]}." if told else ""
