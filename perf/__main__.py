@@ -9,17 +9,17 @@ import asyncio
 import contextlib
 import runpy
 import sys
-from collections.abc import Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Protocol, get_args
+from typing import Final, get_args
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from embedding_service.models.prepare import Engine
+from perf.asked import Advance, Asked, Measure, Save, Say
 from perf.compare import compare, print_comparison
 from perf.machine import MAX_WAITS
 from perf.reporting.files import save_results, write_pages
@@ -37,45 +37,6 @@ PRICE_PER_HOUR: Final = 0.1
 
 INTERRUPTED: Final = "The run was interrupted: what is not here was not measured."
 EXIT_INTERRUPTED: Final = 130
-
-Say = Callable[[str], None]
-Advance = Callable[[float, str], None]
-"""Told which share of all is done, from 0 to 1, and what is measured now."""
-
-Save = Callable[[Results], None]
-"""Told what was found so far."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """The command line of `quick` and `all`, read. Empty *plans*, *heads* and *workloads*, and None: what the command says."""
-
-    is_quick: bool
-    command: str
-    plans: tuple[str, ...]
-    heads: tuple[int, ...]
-    workloads: tuple[str, ...]
-    out: Path
-    price_per_hour: float
-    embedding_address: str | None
-    peers_dir: Path
-    with_peers: bool
-    rounds: int | None
-    seconds: float | None
-    engine: Engine
-    max_waits: int | None
-
-
-class Measure(Protocol):
-    """A campaign; whatever it started is stopped when it ends, also when it is cancelled.
-
-    Raises:
-        ValueError, OSError: it cannot begin; in one sentence.
-    """
-
-    def __call__(self, asked: Asked, *, say: Say, progress: Advance, save: Save) -> Awaitable[Results]:
-        """All that was found."""
-        ...
 
 
 class Kept:
@@ -186,8 +147,11 @@ class _Lines:
 
 
 async def _campaign(asked: Asked, *, say: Say, progress: Advance, save: Save) -> Results:
-    """The joint to what measures; imported late, since it brings the whole stack along."""
-    raise ValueError("there is no campaign yet")
+    """What `quick` and `all` run."""
+    # The whole stack comes along: neither `report` nor `compare` needs it.
+    from perf.taking import take_campaign  # noqa: PLC0415
+
+    return await take_campaign(asked, say=say, progress=progress, save=save)
 
 
 def _micro(arguments: Sequence[str]) -> int:

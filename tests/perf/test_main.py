@@ -7,7 +7,8 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from perf.__main__ import INTERRUPTED, Asked, Save, main
+from perf.__main__ import INTERRUPTED, main
+from perf.asked import Asked, Save
 from perf.reporting.files import HTML_NAME, JSON_NAME, save_results
 from perf.results import Micro, Results, read
 from tests.perf.samples import results_of
