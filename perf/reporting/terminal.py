@@ -15,18 +15,21 @@ def print_tables(tables: list[Table], console: Console, *, with_details: bool = 
     """Each with its notes below; details only when they are asked for. A column that is empty throughout is left out."""
     for table in tables:
         if with_details or not table.detail:
+            # Not as the table's own title, which is folded to the width of the columns.
+            console.print(Text(table.caption, style="bold"))
             console.print(rich_table(table))
             for note in table.notes:
                 console.print(Text(f"  {note}", style="dim"))
+            console.print()
     num_folded = sum(table.detail for table in tables)
     if num_folded and not with_details:
-        console.print(Text(f"{num_folded} more tables are in the page.", style="dim"))
+        console.print(Text(f"More tables in the page: {num_folded}.", style="dim"))
 
 
 def rich_table(table: Table) -> RichTable:
     """As rich draws it; words are words, never markup."""
     kept = [place for place in range(len(table.columns)) if not _is_empty(table, place)]
-    drawn = RichTable(title=Text(table.caption, style="bold"), title_justify="left", show_edge=False, pad_edge=False)
+    drawn = RichTable(show_edge=False, pad_edge=False)
     for place in kept:
         column = table.columns[place]
         drawn.add_column(Text(column.words), justify="right" if column.kind == "number" else "left", overflow="fold")
