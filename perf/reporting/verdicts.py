@@ -140,7 +140,8 @@ def losses(results: Results) -> list[str]:
             words = f"{lead.what} {lead.values[0]} against our {lead.values[1]} ({number(lead.factor)}×)"
             behind.setdefault((lead.better, lead.where), []).append(words)
     sentences = [f"{better} is ahead, {where}: {', '.join(words)}." for (better, where), words in behind.items()]
-    return [_missed(results, ratio) for ratio in results.ratios if ratio.is_met is False] + sentences
+    absent = ["Plan four was not measured."] if ours is None and systems_of(results) else []
+    return absent + [_missed(results, ratio) for ratio in results.ratios if ratio.is_met is False] + sentences
 
 
 def _missed(results: Results, ratio: Ratio) -> str:
