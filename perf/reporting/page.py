@@ -1,7 +1,7 @@
 """A run as one HTML page that asks nobody for anything: no script, no font, no picture from elsewhere."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import jinja2
@@ -99,7 +99,11 @@ def page_of(results: Results) -> Page:
         summary=tuple(summary(results)),
         losses=tuple(losses(results)),
         no_losses=_no_losses(results),
-        sections=tuple(section for section in sections if not section.is_empty),
+        sections=tuple(
+            replace(section, tables=tuple(map(tables.without_empty_columns, section.tables)))
+            for section in sections
+            if not section.is_empty
+        ),
     )
 
 

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from perf.reporting import digest
@@ -337,6 +337,14 @@ def all_tables(results: Results) -> list[Table]:
         missing_table(results),
     )
     return [*plan_tables(results), *(table for table in others if table is not None)]
+
+
+def without_empty_columns(table: Table) -> Table:
+    """Without those that say nothing of anything."""
+    kept = [0]
+    kept += [place for place in range(1, len(table.columns)) if any(row[place].words not in {"", DASH} for row in table.rows)]
+    rows = tuple(tuple(row[place] for place in kept) for row in table.rows)
+    return replace(table, columns=tuple(table.columns[place] for place in kept), rows=rows)
 
 
 def _named(results: Results, system: str) -> Cell:

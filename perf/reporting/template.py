@@ -89,11 +89,14 @@ TEMPLATE: Final = """\
 <p>{{ page.headline.title }}<strong>{{ page.headline.value }}</strong>
 <span class="muted">{{ page.headline.where }}</span></p>
 {% if page.headline.factors -%}
+<div>
+<p class="muted">Its texts a second, as many times those of</p>
 <ul>
 {% for title, factor in page.headline.factors -%}
 <li><b>{{ factor }}</b> <span dir="auto">{{ title }}</span></li>
 {% endfor -%}
 </ul>
+</div>
 {% endif -%}
 </div>
 {% endif -%}

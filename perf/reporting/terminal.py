@@ -6,14 +6,14 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from perf.reporting.tables import Cell, Table
+from perf.reporting.tables import Cell, Table, without_empty_columns
 
 _STYLES: Final = {"": "", "number": "", "better": "green", "worse": "red", "marked": "yellow"}
 
 
 def print_tables(tables: list[Table], console: Console, *, with_details: bool = False) -> None:
-    """Each with its notes below; details only when they are asked for. A column that is empty throughout is left out."""
-    for table in tables:
+    """Each with its notes below; details only when they are asked for."""
+    for table in map(without_empty_columns, tables):
         if with_details or not table.detail:
             # Not as the table's own title, which is folded to the width of the columns.
             console.print(Text(table.caption, style="bold"))
@@ -28,18 +28,12 @@ def print_tables(tables: list[Table], console: Console, *, with_details: bool = 
 
 def rich_table(table: Table) -> RichTable:
     """As rich draws it; words are words, never markup."""
-    kept = [place for place in range(len(table.columns)) if not _is_empty(table, place)]
     drawn = RichTable(show_edge=False, pad_edge=False)
-    for place in kept:
-        column = table.columns[place]
+    for column in table.columns:
         drawn.add_column(Text(column.words), justify="right" if column.kind == "number" else "left", overflow="fold")
     for row in table.rows:
-        drawn.add_row(*(_text(row[place]) for place in kept))
+        drawn.add_row(*map(_text, row))
     return drawn
-
-
-def _is_empty(table: Table, place: int) -> bool:
-    return place > 0 and all(row[place].words in {"", "–"} for row in table.rows)
 
 
 def _text(cell: Cell) -> Text:
