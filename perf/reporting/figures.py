@@ -21,7 +21,7 @@ from head_service.training.report.pictures import INK, MUTED, PAPER, Picture
 from perf.reporting import digest
 from perf.reporting.digest import Line, number, title_of
 from perf.reporting.waterfall import Placed, placed
-from perf.results import Load, Results, Run
+from perf.results import Results, Run
 
 SERIES: Final = {
     "#0a5fb4": "#6db1ff",
@@ -153,7 +153,6 @@ def looks_of(results: Results) -> dict[str, _Look]:
     """Plan four has the first colour, the others theirs in order; beyond ten, colours come again with other markers."""
     systems = sorted(digest.systems_of(results), key=lambda system: system != digest.OURS)
     colours = list(SERIES)
-    places = list(range(len(systems)))
     # The first colour is kept for plan four even when it was not measured.
     shift = 0 if digest.OURS in systems else 1
     return {
@@ -162,7 +161,7 @@ def looks_of(results: Results) -> dict[str, _Look]:
             MARKERS[(place + shift + (place + shift) // len(colours)) % len(MARKERS)],
             _short(title_of(results, system)),
         )
-        for place, system in zip(places, systems, strict=True)
+        for place, system in enumerate(systems)
     }
 
 
@@ -212,11 +211,16 @@ def latency_throughput(results: Results) -> Drawing | None:
         for (workload, curves), axes in zip(panels, axes_of, strict=True):
             for (system, kind), points in curves.items():
                 look = looks[system]
-                style = {
-                    "linestyle": "-" if kind == "closed" else ":",
-                    "markerfacecolor": look.colour if kind == "closed" else PAPER,
-                }
-                axes.plot(*zip(*points, strict=True), color=look.colour, marker=look.marker, markersize=5, linewidth=1.6, **style)
+                closed = kind == "closed"
+                axes.plot(
+                    *zip(*points, strict=True),
+                    color=look.colour,
+                    marker=look.marker,
+                    markersize=5,
+                    markerfacecolor=look.colour if closed else PAPER,
+                    linestyle="-" if closed else ":",
+                    linewidth=1.6,
+                )
             _log(axes, y=True)
             axes.set(title=workload.upper(), xlabel="texts a second")
             axes.set_xlim(left=0)
@@ -453,8 +457,3 @@ def _short(title: str) -> str:
     """A title short enough for an axis, of characters that XML can hold."""
     kept = "".join(character if character.isprintable() else "\ufffd" for character in title)
     return kept if len(kept) <= MAX_TITLE else f"{kept[: MAX_TITLE - 1]}…"
-
-
-def load_words(load: Load | None) -> str:
-    """A load in words, where there is one."""
-    return "" if load is None else str(load)
