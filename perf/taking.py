@@ -10,6 +10,7 @@ from typing import Final, cast, get_args
 
 import msgspec
 
+from embedding_service.models.errors import PreparationError
 from perf.asked import Advance, Asked, Save, Say
 from perf.campaign import Campaign, Means, Record, results_of
 from perf.measuring import environment
@@ -22,6 +23,7 @@ from perf.topologies.plans import PLANS
 from perf.trunks import long_trunk
 from perf.workloads import Workload, WorkloadName, load_workload
 from trunkline import paths
+from trunkline.processes import StackError
 
 SAVE_SECONDS: Final = 15.0
 """Between one writing of what was found so far and the next, at least."""
@@ -31,11 +33,14 @@ async def take_campaign(asked: Asked, *, say: Say, progress: Advance, save: Save
     """All that was asked for, in turns.
 
     Raises:
-        ValueError: there is no such plan or workload.
-        OSError, PreparationError, StackError: the trunk, the heads or the texts cannot be had.
+        ValueError: there is no such plan or workload, or the trunk, the heads or the texts cannot be had; in one sentence.
+        OSError: a file cannot be read or written.
     """
     plans, settings = plans_of(asked.plans), settings_of(asked)
-    given, workloads = await asyncio.to_thread(_prepared, asked, settings, say)
+    try:
+        given, workloads = await asyncio.to_thread(_prepared, asked, settings, say)
+    except (PreparationError, StackError) as error:
+        raise ValueError(str(error)) from error
     saving = _Saving(plans, settings, asked, save)
     campaign = Campaign(
         plans,
