@@ -20,7 +20,7 @@ NUM_SEQUENTIAL: Final = 1_500
 MOST_SEQUENTIAL_SECONDS: Final = 120.0
 
 SHARED_LOOP_REMARK: Final = (
-    "Where a text is not one HTTP request, the generator of an open loop shares its event loop with the caller: its lag is part of "
+    "Where a text is not one HTTP request, the generator of an open loop shares the event loop of the caller: its lag is part of "
     "the latencies there, is told, and voids nothing."
 )
 
