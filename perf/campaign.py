@@ -6,7 +6,6 @@ again before its turn. Rounds go A B C D A B C D, so that what changes on the ma
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
@@ -21,11 +20,11 @@ from embedding_service.models.bert import read_config
 from perf.machine import paused
 from perf.measuring import environment
 from perf.measuring.bisection import most_within
-from perf.measuring.budget import WARM_UP_SECONDS, Settings, expected_seconds
+from perf.measuring.budget import WARM_UP_SECONDS, Settings, expected_seconds, num_compared
 from perf.measuring.costs import WIRE_REMARK, footprint_of, wire_of
 from perf.measuring.goals import Roles, goals_of
 from perf.measuring.limit import lengths_of, limit_of, peaks
-from perf.measuring.loads import SHARED_LOOP_REMARK, measure_load
+from perf.measuring.loads import SHARED_LOOP_REMARK, PlanDied, measure_load
 from perf.measuring.peers import BARE, Beside, PeerSettings, beside_bare_loop, beside_peer
 from perf.measuring.waterfall import waterfall
 from perf.results import Answers, Bound, Footprint, Limit, Load, Missing, Ratio, Results, Run, Stage, Wire
@@ -37,7 +36,7 @@ LEAST_FREE_BYTES: Final = 1_500_000_000
 """With less the next deployment is not started beside the others."""
 
 WARM_UP: Final = Load(kind="closed", in_flight=8)
-FIRST_WARM_UP_SECONDS: Final = 2.0
+MOST_WARM_UPS: Final = 20
 WIRE: Final = Load(kind="closed", in_flight=8)
 START_SHARE: Final = 0.5
 """Of what a deployment takes in the closed loop: the first rate of the bisection."""
@@ -92,7 +91,6 @@ class Means:
     peaks: MeasurePeaks = peaks
     rounds: Callable[[Sequence[int], Callable[[str], None], int], Rounds] = Rounds
     free_bytes: Callable[[], int] = lambda: int(psutil.virtual_memory().available)
-    clock: Callable[[], float] = time.monotonic
 
 
 @dataclass(slots=True)
@@ -141,17 +139,15 @@ class Campaign:
         roles: Roles | None = None,
         progress: Progress = lambda _share, _title: None,
     ) -> None:
-        count = settings.num_labelled
-        heads = replace(given.heads, texts=given.heads.texts[:count], truth=given.heads.truth[:count])
         self._plans = plans
-        self._given = replace(given, heads=heads)
+        self._given = given
         self._workloads = {workload.name: workload for workload in workloads}
         self._main = workloads[0]
         self._settings = settings
         self._means = means
         self._roles = roles or Roles()
-        self._progress = _Progress(expected_seconds(settings, len(plans)), progress, means.clock)
-        self._reference: tuple[str, list[Labels]] | None = None
+        self._progress = _Progress(expected_seconds(settings, len(plans)), progress)
+        self._references: dict[int, tuple[str, list[Labels]]] = {}
         self._live: dict[str, System] = {}
         self._lost: set[str] = set()
         self.found = Record()
@@ -182,6 +178,7 @@ class Campaign:
             while left and (not self._live or self._means.free_bytes() >= LEAST_FREE_BYTES):
                 plan = left.pop(0)
                 self._progress.section("start", len(self._plans))
+                self._progress.step(f"starting: {plan.title}")
                 running = await self._started(stack, plan, given)
                 if running is not None:
                     self._live[plan.name] = System(plan, running)
@@ -234,7 +231,10 @@ class Campaign:
         return found
 
     async def _warmed_up(self, running: RunningPlan, measure: Callable[[], Awaitable[Found]]) -> Found:
-        await measure_load(running, self._main, WARM_UP, seconds=WARM_UP_SECONDS, round_number=0)
+        """Who was stopped for long may take the time for a failure of what is behind it, and refuse for a while."""
+        for _ in range(MOST_WARM_UPS):
+            if not await warm_up(running, self._main):
+                break
         return await measure()
 
     async def _load(
@@ -278,23 +278,24 @@ class Campaign:
 
     async def _answers(self) -> None:
         self._progress.section("answers", len(self._systems()))
-        heads = self._given.heads
         for system in self._systems():
-            labels = await self._turn(system, "answers", partial(self._means.ask, system.running, heads.texts))
-            if labels is not None:
-                self._compare(system, labels)
+            await self._answers_of(system)
 
-    def _compare(self, system: System, labels: list[Labels]) -> None:
-        if self._reference is None:
-            self._reference = (system.plan.name, labels)
-        name, reference = self._reference
+    async def _answers_of(self, system: System) -> None:
+        """With many heads fewer texts: whole models take a pass a head."""
+        count = system.running.num_heads
+        heads = _first_texts(self._given.heads, num_compared(self._settings, count))
+        labels = await self._turn(system, f"answers, {_heads(count)}", partial(self._means.ask, system.running, heads.texts))
+        if labels is None:
+            return
+        name, reference = self._references.setdefault(count, (system.plan.name, labels))
         answers = self._means.compare(
             labels,
             reference,
-            self._given.heads,
+            heads,
             system=system.plan.name,
             reference_name=name,
-            num_heads=system.running.num_heads,
+            num_heads=count,
             least_agreement=system.plan.least_agreement,
         )
         self.found.answers.append(answers)
@@ -403,7 +404,7 @@ class Campaign:
         settings = self._settings
         counts = [count for count in settings.heads if count > 1]
         plans = [plan for plan in self._plans if plan.name not in self._lost]
-        self._progress.section("heads", len(counts) * len(plans) * settings.heads_rounds)
+        self._progress.section("heads", len(counts) * len(plans) * (1 + settings.heads_rounds))
         for count in counts:
             for plan in plans:
                 async with AsyncExitStack() as stack:
@@ -416,7 +417,8 @@ class Campaign:
     async def _with_heads(self, system: System) -> None:
         settings = self._settings
         title = _heads(system.running.num_heads)
-        load = Load(kind="closed", in_flight=settings.main_in_flight)
+        load = Load(kind="closed", in_flight=settings.heads_in_flight)
+        await self._answers_of(system)
         for number in range(settings.heads_rounds):
             await self._load(system, f"{title}, round {number + 1}", self._main, load, number)
         if system.plan.name not in self._lost:
@@ -461,7 +463,12 @@ class Campaign:
         settings = self._settings
         unranked = {answers.system for answers in self.found.answers if not answers.is_ranked}
         ratios, missing = goals_of(
-            self.found.runs, self._roles, settings.heads, self._main.name, settings.main_in_flight, unranked
+            self.found.runs,
+            self._roles,
+            {count: settings.heads_in_flight for count in settings.heads},
+            self._main.name,
+            settings.main_in_flight,
+            unranked,
         )
         self.found.ratios[:0] = ratios
         self.found.missing += missing
@@ -484,12 +491,13 @@ class _Lost(Exception):
 class _Progress:
     """How far a campaign is, by the seconds its sections are expected to take."""
 
-    def __init__(self, expected: Mapping[str, float], tell: Progress, clock: Callable[[], float]) -> None:
+    def __init__(self, expected: Mapping[str, float], tell: Progress) -> None:
         self._expected = expected
         self._tell = tell
         self._total = sum(expected.values())
         self._section = ""
         self._steps = self._step = 0
+        self._most = 0.0
 
     def section(self, name: str, steps: int) -> None:
         """*steps* of it follow. One that comes again, for another group, goes on where the bar is."""
@@ -502,7 +510,9 @@ class _Progress:
         before = sum(self._expected[name] for name in names[: names.index(self._section)])
         share = min(self._step / self._steps, 1.0)
         self._step += 1
-        self._tell((before + share * self._expected[self._section]) / self._total, title)
+        # Another group begins with the first section again; a bar does not go back.
+        self._most = max(self._most, (before + share * self._expected[self._section]) / self._total)
+        self._tell(self._most, title)
 
     def end(self) -> None:
         """All is measured."""
@@ -527,6 +537,15 @@ def open_loads(peak: float, least_peak: float, settings: Settings) -> list[Load]
     if settings.are_bursts_measured and own > 0:
         loads.append(Load(kind="bursts", rate=own))
     return loads
+
+
+async def warm_up(running: RunningPlan, workload: Workload) -> int:
+    """Ask for a moment; the number of requests that were not answered well, 1 at least where none was answered."""
+    try:
+        run = await measure_load(running, workload, WARM_UP, seconds=WARM_UP_SECONDS, round_number=0)
+    except PlanDied:
+        return 1
+    return run.num_errors
 
 
 async def _waterfall_or_why(
@@ -574,6 +593,10 @@ async def results_of(
     )
 
 
+def _first_texts(heads: HeadSet, count: int) -> HeadSet:
+    return replace(heads, texts=heads.texts[:count], truth=heads.truth[:count])
+
+
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
@@ -584,5 +607,7 @@ def _heads(count: int) -> str:
 
 def _why(error: BaseException) -> str:
     """One line."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
     said = " ".join(str(error).split())[:_MOST_WHY]
     return said or type(error).__name__

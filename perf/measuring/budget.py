@@ -19,13 +19,15 @@ SECONDS_A_TEXT: Final = 0.009
 PEER_START_SECONDS: Final = 30.0
 SECONDS_A_LIMIT: Final = 10.0
 REQUEST_SECONDS: Final = 0.02
+LEAST_COMPARED: Final = 50
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What is measured. Every round of a load lasts *seconds*.
 
-    The first of *workloads* takes all loads, the others the closed loop with *main_in_flight* only. Open loops: at
+    The first of *workloads* takes all loads, the others the closed loop with *main_in_flight* only. With more
+    heads there are *heads_in_flight*, so few that many whole models answer in time. Open loops: at
     *common_share* of what the slowest takes in the closed loop, offered to all, and at *own_share* of what each takes itself, as
     Poisson arrivals and in bursts; a share of 0 leaves it out. *heads* are the numbers of heads, from 1.
     """
@@ -47,6 +49,7 @@ class Settings:
     bulk_in_flight: int = 4
     heads: tuple[int, ...] = (1, 2, 8, 32)
     heads_rounds: int = 2
+    heads_in_flight: int = 8
     wire_seconds: float = 2.0
     num_waterfall: int = 200
     peers: tuple[str, ...] = ("infinity", "sentence-transformers", "litserve")
@@ -67,8 +70,8 @@ QUICK: Final = Settings(
     rounds=2,
     seconds=2.0,
     workloads=("short",),
-    num_labelled=300,
-    num_sequential=300,
+    num_labelled=200,
+    num_sequential=200,
     in_flight=(1, 32),
     own_share=0.0,
     are_bursts_measured=False,
@@ -76,6 +79,7 @@ QUICK: Final = Settings(
     bulk_rounds=1,
     heads=(1, 8),
     heads_rounds=1,
+    heads_in_flight=32,
     wire_seconds=1.0,
     peers=(),
     is_bare_loop_measured=False,
@@ -98,6 +102,11 @@ SECTIONS: Final = (
 )
 
 
+def num_compared(settings: Settings, num_heads: int) -> int:
+    """Labelled texts that deployments with so many heads are compared on."""
+    return min(settings.num_labelled, max(LEAST_COMPARED, settings.num_labelled // num_heads))
+
+
 def expected_seconds(settings: Settings, num_systems: int) -> dict[str, float]:
     """By section, on a machine of two cores that is quiet; the first start, which prepares the trunk, takes more."""
     turn = settings.seconds + TURN_SECONDS
@@ -105,6 +114,7 @@ def expected_seconds(settings: Settings, num_systems: int) -> dict[str, float]:
     open_loops = (settings.common_share > 0) + (settings.own_share > 0) * (1 + settings.are_bursts_measured)
     more_heads = [count for count in settings.heads if count > 1]
     starts = sum(START_SECONDS + START_SECONDS_PER_HEAD * count for count in more_heads)
+    labels = sum(TURN_SECONDS + num_compared(settings, count) * count * SECONDS_A_TEXT for count in more_heads)
     # Both servers, two loads, and of each a moment to warm up; the answers are compared before.
     a_peer = PEER_START_SECONDS + 2 * 3.0 + settings.peer_rounds * 2 * 2 * (settings.seconds + 1.0)
     bare = PEER_START_SECONDS / 2 + 10.0 + settings.peer_rounds * 2 * (settings.seconds + 1.0)
@@ -118,7 +128,7 @@ def expected_seconds(settings: Settings, num_systems: int) -> dict[str, float]:
         "bulk": num_systems * settings.bulk_rounds * turn,
         "wire": num_systems * (settings.wire_seconds + TURN_SECONDS),
         "waterfall": TURN_SECONDS + settings.num_waterfall * REQUEST_SECONDS,
-        "heads": num_systems * (starts + len(more_heads) * settings.heads_rounds * turn),
+        "heads": num_systems * (starts + labels + len(more_heads) * settings.heads_rounds * turn),
         "limit": SECONDS_A_LIMIT,
         "peers": len(settings.peers) * a_peer + settings.is_bare_loop_measured * bare,
     }

@@ -1,7 +1,7 @@
 """What one deployment is beside another, round by round, and whether it is what was hoped for."""
 
 import statistics
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -82,70 +82,62 @@ def difference(runs: Iterable[Run], pair: Pair, value: Value, *, most: float) ->
 
 
 def goals_of(
-    runs: Sequence[Run], roles: Roles, heads: Collection[int], workload: str, in_flight: int, unranked: Collection[str] = ()
+    runs: Sequence[Run],
+    roles: Roles,
+    heads: Mapping[int, int],
+    workload: str,
+    in_flight: int,
+    unranked: Collection[str] = (),
 ) -> tuple[list[Ratio], list[Missing]]:
-    """What plan four is measured by; and what cannot be said, because a deployment was not measured or is *unranked*."""
-    wanted: list[tuple[str, str, Callable[[], Ratio | None]]] = []
+    """What plan four is measured by; and what cannot be said, because a deployment was not measured or is *unranked*.
 
-    def want(pair: Pair, make: Callable[[Pair], Ratio | None]) -> None:
-        wanted.append((pair.over, pair.under, lambda: make(pair)))
-
-    want(
-        Pair(
-            "plan four beside plan one as users write it",
-            roles.gateway,
-            roles.as_users_write_it,
-            "texts a second",
-            workload,
-            in_flight,
-            goal=f"at least {THROUGHPUT_GOAL:g}",
-        ),
-        lambda pair: ratio(runs, pair, throughput, least=THROUGHPUT_GOAL),
+    *heads* are the numbers of heads, with the requests in flight of each; one head is no goal.
+    """
+    throughputs = Pair(
+        "plan four beside plan one as users write it",
+        roles.gateway,
+        roles.as_users_write_it,
+        "texts a second",
+        workload,
+        in_flight,
+        goal=f"at least {THROUGHPUT_GOAL:g}",
     )
-    want(
-        Pair(
-            "what the layout costs a single text",
-            roles.gateway,
-            roles.in_process,
-            "p50 at 1 in flight, milliseconds more",
-            workload,
-            1,
-            goal=f"at most {P50_GOAL_MS:g} ms more",
-        ),
-        lambda pair: difference(runs, pair, p50_ms, most=P50_GOAL_MS),
+    latencies = Pair(
+        "what the layout costs a single text",
+        roles.gateway,
+        roles.in_process,
+        "p50 at 1 in flight, milliseconds more",
+        workload,
+        1,
+        goal=f"at most {P50_GOAL_MS:g} ms more",
     )
-    for count in sorted(set(heads) - {1}):
-        least = CPU_GOALS.get(count)
-        for whole in roles.whole:
-            want(
-                Pair(
-                    f"{count} whole models beside {count} heads",
-                    whole,
-                    roles.gateway,
-                    "CPU time a text",
-                    workload,
-                    in_flight,
-                    count,
-                    "" if least is None else f"at least {least:g}",
-                ),
-                lambda pair, least=least: ratio(runs, pair, server_cpu_ms, least=least),
-            )
-    return _asked(wanted, unranked)
+    made = [
+        (throughputs, ratio(runs, throughputs, throughput, least=THROUGHPUT_GOAL)),
+        (latencies, difference(runs, latencies, p50_ms, most=P50_GOAL_MS)),
+    ]
+    for count, under_way in sorted(heads.items()):
+        for whole in roles.whole if count > 1 else ():
+            pair = _cost(whole, roles.gateway, count, workload, under_way)
+            made.append((pair, ratio(runs, pair, server_cpu_ms, least=CPU_GOALS.get(count))))
+    return _said(made, unranked)
 
 
-def _asked(
-    wanted: Iterable[tuple[str, str, Callable[[], Ratio | None]]], unranked: Collection[str]
-) -> tuple[list[Ratio], list[Missing]]:
+def _cost(whole: str, gateway: str, count: int, workload: str, in_flight: int) -> Pair:
+    goal = f"at least {CPU_GOALS[count]:g}" if count in CPU_GOALS else ""
+    title = f"{count} whole models beside {count} heads"
+    return Pair(title, whole, gateway, "CPU time a text", workload, in_flight, count, goal)
+
+
+def _said(made: Iterable[tuple[Pair, Ratio | None]], unranked: Collection[str]) -> tuple[list[Ratio], list[Missing]]:
     found: list[Ratio] = []
     missing: list[Missing] = []
-    for over, under, make in wanted:
-        bad = [name for name in (over, under) if name in unranked]
-        made = None if bad else make()
-        if made is None:
+    for pair, one in made:
+        bad = [name for name in (pair.over, pair.under) if name in unranked]
+        if bad or one is None:
             why = f"the answers of {bad[0]} are others" if bad else "there is no round of both that counts"
-            missing.append(Missing(what=f"ratio of {over} over {under}", why=why))
+            missing.append(Missing(what=f"{pair.title}: {pair.what} of {pair.over} over {pair.under}", why=why))
         else:
-            found.append(made)
+            found.append(one)
     return found, missing
 
 
