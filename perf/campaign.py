@@ -465,7 +465,7 @@ class Campaign:
         ratios, missing = goals_of(
             self.found.runs,
             self._roles,
-            {count: settings.heads_in_flight for count in settings.heads},
+            dict.fromkeys(settings.heads, settings.heads_in_flight),
             self._main.name,
             settings.main_in_flight,
             unranked,

@@ -68,7 +68,7 @@ class Settings:
 WHOLE: Final = Settings()
 QUICK: Final = Settings(
     rounds=2,
-    seconds=2.0,
+    seconds=1.5,
     workloads=("short",),
     num_labelled=200,
     num_sequential=200,
