@@ -11,6 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -20,7 +21,7 @@ from embedding_service.models.bert import read_config
 from perf.machine import paused
 from perf.measuring import environment
 from perf.measuring.bisection import most_within
-from perf.measuring.budget import WARM_UP_SECONDS, Settings, expected_seconds, num_compared
+from perf.measuring.budget import Settings, expected_seconds, num_compared
 from perf.measuring.costs import WIRE_REMARK, footprint_of, wire_of
 from perf.measuring.goals import Roles, goals_of
 from perf.measuring.limit import lengths_of, limit_of, peaks
@@ -233,7 +234,7 @@ class Campaign:
     async def _warmed_up(self, running: RunningPlan, measure: Callable[[], Awaitable[Found]]) -> Found:
         """Who was stopped for long may take the time for a failure of what is behind it, and refuse for a while."""
         for _ in range(MOST_WARM_UPS):
-            if not await warm_up(running, self._main):
+            if not await warm_up(running, self._main, self._settings.warm_up_seconds):
                 break
         return await measure()
 
@@ -390,8 +391,7 @@ class Campaign:
         if system is None:
             return
         self._progress.section("waterfall", 1)
-        tokenizer_json = (self._given.trunk / "tokenizer.json").read_bytes()
-        measure = partial(_waterfall_or_why, system.running, self._main, tokenizer_json, self._settings.num_waterfall)
+        measure = partial(_waterfall_or_why, system.running, self._main, self._given.trunk, self._settings.num_waterfall)
         found = await self._turn(system, "where the time of a request goes", measure)
         if isinstance(found, Missing):
             self.found.missing.append(found)
@@ -539,21 +539,19 @@ def open_loads(peak: float, least_peak: float, settings: Settings) -> list[Load]
     return loads
 
 
-async def warm_up(running: RunningPlan, workload: Workload) -> int:
+async def warm_up(running: RunningPlan, workload: Workload, seconds: float) -> int:
     """Ask for a moment; the number of requests that were not answered well, 1 at least where none was answered."""
     try:
-        run = await measure_load(running, workload, WARM_UP, seconds=WARM_UP_SECONDS, round_number=0)
+        run = await measure_load(running, workload, WARM_UP, seconds=seconds, round_number=0)
     except PlanDied:
         return 1
     return run.num_errors
 
 
-async def _waterfall_or_why(
-    running: RunningPlan, workload: Workload, tokenizer_json: bytes, count: int
-) -> tuple[Stage, ...] | Missing:
+async def _waterfall_or_why(running: RunningPlan, workload: Workload, trunk: Path, count: int) -> tuple[Stage, ...] | Missing:
     """A waterfall that cannot be had does not make the deployment a lost one."""
     try:
-        return await waterfall(running, workload, tokenizer_json, count)
+        return await waterfall(running, workload, (trunk / "tokenizer.json").read_bytes(), count)
     except Exception as error:  # whatever it was, it is said
         return Missing(what="waterfall", why=_why(error))
 

@@ -6,8 +6,8 @@ from typing import Final
 from perf.workloads import WorkloadName
 
 WARM_UP_SECONDS: Final = 0.5
-TURN_SECONDS: Final = 1.0 + WARM_UP_SECONDS + 0.3
-"""Of each turn beside its load: a quiet second, the warm-up, waking and pausing processes."""
+QUIET_SECONDS: Final = 1.3
+"""Before each turn: a quiet second, waking and pausing processes."""
 
 START_SECONDS: Final = 7.0
 START_SECONDS_PER_HEAD: Final = 1.0
@@ -56,13 +56,11 @@ class Settings:
     peer_rounds: int = 3
     is_bare_loop_measured: bool = True
     max_waits: int = 20
+    warm_up_seconds: float = WARM_UP_SECONDS
 
     def told(self) -> dict[str, str | int | float]:
-        """For `perf.results.Results.settings`."""
-        return {
-            name: value if isinstance(value, str | int | float) else " ".join(map(str, value))
-            for name, value in asdict(self).items()
-        }
+        """For `perf.results.Results.settings`, which knows no other values."""
+        return {name: _told(value) for name, value in asdict(self).items()}
 
 
 WHOLE: Final = Settings()
@@ -109,27 +107,36 @@ def num_compared(settings: Settings, num_heads: int) -> int:
 
 def expected_seconds(settings: Settings, num_systems: int) -> dict[str, float]:
     """By section, on a machine of two cores that is quiet; the first start, which prepares the trunk, takes more."""
-    turn = settings.seconds + TURN_SECONDS
+    before = QUIET_SECONDS + settings.warm_up_seconds
+    turn = settings.seconds + before
     closed = len(settings.in_flight) + len(settings.workloads) - 1
     open_loops = (settings.common_share > 0) + (settings.own_share > 0) * (1 + settings.are_bursts_measured)
     more_heads = [count for count in settings.heads if count > 1]
     starts = sum(START_SECONDS + START_SECONDS_PER_HEAD * count for count in more_heads)
-    labels = sum(TURN_SECONDS + num_compared(settings, count) * count * SECONDS_A_TEXT for count in more_heads)
+    labels = sum(before + num_compared(settings, count) * count * SECONDS_A_TEXT for count in more_heads)
     # Both servers, two loads, and of each a moment to warm up; the answers are compared before.
     a_peer = PEER_START_SECONDS + 2 * 3.0 + settings.peer_rounds * 2 * 2 * (settings.seconds + 1.0)
     bare = PEER_START_SECONDS / 2 + 10.0 + settings.peer_rounds * 2 * (settings.seconds + 1.0)
     sections = {
         "start": num_systems * (START_SECONDS + START_SECONDS_PER_HEAD),
         "answers": num_systems * (1.5 + settings.num_labelled * SECONDS_A_TEXT),
-        "sequential": num_systems * (TURN_SECONDS + settings.num_sequential * SECONDS_A_TEXT),
+        "sequential": num_systems * (before + settings.num_sequential * SECONDS_A_TEXT),
         "closed loop": num_systems * settings.rounds * closed * turn,
         "open loop": num_systems * settings.rounds * open_loops * turn,
         "bound": num_systems * settings.tries * turn,
         "bulk": num_systems * settings.bulk_rounds * turn,
-        "wire": num_systems * (settings.wire_seconds + TURN_SECONDS),
-        "waterfall": TURN_SECONDS + settings.num_waterfall * REQUEST_SECONDS,
+        "wire": num_systems * (settings.wire_seconds + before),
+        "waterfall": before + settings.num_waterfall * REQUEST_SECONDS,
         "heads": num_systems * (starts + labels + len(more_heads) * settings.heads_rounds * turn),
         "limit": SECONDS_A_LIMIT,
         "peers": len(settings.peers) * a_peer + settings.is_bare_loop_measured * bare,
     }
     return {name: sections[name] for name in SECTIONS}
+
+
+def _told(value: object) -> str | int | float:
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    if isinstance(value, bool):
+        return int(value)
+    return value if isinstance(value, str | int | float) else str(value)
