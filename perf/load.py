@@ -28,6 +28,7 @@ TIMEOUT_SECONDS = 10.0
 MAX_LAG_SECONDS = 0.005
 MAX_UNDER_WAY = 4_096
 """Requests of an open loop, where nothing else is said: more than the service queues, and fewer than there are sockets."""
+BURST_SIZE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +188,13 @@ async def paced(
     classes: Sequence[str] = ("",),
     seed: int = 0,
     max_under_way: int = MAX_UNDER_WAY,
+    gaps: Iterator[float] | None = None,
+    pids: dict[str, int] | None = None,
 ) -> LoadResult:
-    """An open loop over any client: *call*, told a number that grows, answers one text or raises; arrivals are Poisson.
+    """An open loop over any client: *call*, told a number that grows, answers one text or raises.
 
-    Call *n* is of the class `classes[n % len(classes)]`. What is called shares the loop with the generator, so the generator's
+    Arrivals are Poisson, or come after *gaps* (seconds) where these are given, which then make the *rate*. Call *n* is of the
+    class `classes[n % len(classes)]`. What is called shares the loop with the generator, so the generator's
     lag is part of what is measured, stands in the latencies, and voids nothing.
     """
     result, numbers = LoadResult(max_lag_seconds=float("inf")), itertools.count()
@@ -205,8 +209,8 @@ async def paced(
             now = time.perf_counter()
             result.answered_in(now - began, now - intended, classes[number % len(classes)])
 
-    with cpu_measured({}, result):
-        await _paced(send, gaps_of(rate, seed), seconds, max_under_way, result)
+    with cpu_measured(pids or {}, result):
+        await _paced(send, gaps or gaps_of(rate, seed), seconds, max_under_way, result)
     return result
 
 
@@ -215,6 +219,13 @@ def gaps_of(rate: float, seed: int | None) -> Iterator[float]:
     chance = random.Random(seed)  # noqa: S311 (a repeatable load, no secret)
     while True:
         yield 1 / rate if seed is None else chance.expovariate(rate)
+
+
+def bursts_of(rate: float, seed: int, size: int = BURST_SIZE) -> Iterator[float]:
+    """Seconds from one request to the next: *size* at once, and then an exponential gap that makes *rate* the mean."""
+    for gap in gaps_of(rate / size, seed):
+        yield from itertools.repeat(0.0, size - 1)
+        yield gap
 
 
 async def _paced(

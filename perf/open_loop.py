@@ -28,15 +28,18 @@ async def open_loop(
     is_poisson: bool = True,
     max_under_way: int = MAX_UNDER_WAY,
     timeout: float = TIMEOUT_SECONDS,
+    gaps: Iterator[float] | None = None,
 ) -> LoadResult:
     """Send *rate* requests a second for *seconds*, with exponential gaps (Poisson arrivals) or constant ones.
+
+    Where *gaps* (seconds from one request to the next) are given they make the rate instead.
 
     With *max_under_way* of them unanswered when the next is due the run ends, and is void. An answer is waited for *timeout*
     seconds.
     """
     loop = _OpenLoop(target, max_under_way, timeout)
     with punctual(), cpu_measured(pids or {}, loop.result):
-        await loop.run(gaps_of(rate, seed if is_poisson else None), seconds)
+        await loop.run(gaps or gaps_of(rate, seed if is_poisson else None), seconds)
     return loop.result
 
 

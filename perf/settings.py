@@ -21,7 +21,7 @@ def add_common(
     *,
     seconds: float,
     rounds: int | None = None,
-    workloads: Sequence[WorkloadName] = WORKLOADS,
+    workloads: Sequence[WorkloadName] = ("short", "mix"),
 ) -> None:
     """--seconds, --rounds, --engine, --workloads, --waits."""
     parser.add_argument("--seconds", type=float, default=seconds, help="of each round")

@@ -21,8 +21,9 @@ LONG_SHARE = 0.05
 NO_TRUNCATION: Final = 1_000_000
 """Tokens an encoder must take for lengths to be those of the texts themselves."""
 
-WorkloadName = Literal["short", "mix"]
-WORKLOADS: Final[tuple[WorkloadName, ...]] = ("short", "mix")
+NUM_LONG: Final = 200
+WorkloadName = Literal["short", "mix", "long"]
+WORKLOADS: Final[tuple[WorkloadName, ...]] = ("short", "mix", "long")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,16 @@ class Workload:
 
 
 def load_workload(name: WorkloadName, cache_dir: Path, tokenizer_json: bytes) -> Workload:
-    """SHORT or MIX of the demo's data: tweets, and where MIX needs long texts, documents of newsgroups."""
+    """SHORT, MIX or LONG of the demo's data: tweets, and for long texts documents of newsgroups."""
     heads = {head.name: head for head in prepare_demo_data(cache_dir, print)}
     encoder = TextEncoder(tokenizer_json, max_tokens=NO_TRUNCATION)
     tweets = texts_of(heads["sentiment"].train_csv)
     if name == "short":
         texts = short_texts(tweets, encoder)
-    else:
+    elif name == "mix":
         texts = mix_texts(tweets, texts_of(heads["newsgroup"].train_csv), encoder)
+    else:
+        texts = long_texts(texts_of(heads["newsgroup"].train_csv), encoder, NUM_LONG)
     return Workload(name, texts, classes_of(texts, encoder))
 
 

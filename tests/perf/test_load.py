@@ -1,10 +1,11 @@
 import asyncio
+import itertools
 import os
 
 import msgspec
 import pytest
 
-from perf.load import LoadResult, classify_bodies, closed_loop, paced, repeated, target_of
+from perf.load import LoadResult, bursts_of, classify_bodies, closed_loop, paced, repeated, target_of
 from perf.machine import cpu_seconds
 from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, serving
 
@@ -131,3 +132,24 @@ async def test_the_same_seed_gives_the_same_arrivals() -> None:
     counts = [(await paced(call, rate=300, seconds=0.2, seed=seed)).outcomes["200"] for seed in (1, 1)]
 
     assert counts[0] == counts[1]
+
+
+@pytest.mark.parametrize("size", [1, 16])
+def test_bursts_come_at_once_and_keep_the_mean_rate(size: int) -> None:
+    gaps = list(itertools.islice(bursts_of(500, 0, size), size * 4_000))
+
+    assert sum(gaps) == pytest.approx(len(gaps) / 500, rel=0.05)
+    assert all(gap == 0 for place, gap in enumerate(gaps) if place % size != size - 1)
+    assert all(gap > 0 for gap in gaps[size - 1 :: size])
+
+
+async def test_calls_come_after_the_gaps_given() -> None:
+    async def call(_: int) -> None:
+        pass
+
+    result = await paced(
+        call, rate=1, seconds=0.1, gaps=itertools.chain([0.0] * 7, itertools.repeat(1.0)), pids={"me": os.getpid()}
+    )
+
+    assert 8 == result.outcomes["200"]
+    assert "me" in result.cpu_ms_per_text

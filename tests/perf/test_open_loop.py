@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 
 import numpy as np
 import pytest
@@ -112,3 +113,12 @@ async def test_connections_are_used_again() -> None:
 
     assert result.outcomes["200"] == len(server.bodies) > 20
     assert len(server.callers) < 10
+
+
+async def test_requests_come_after_the_gaps_given() -> None:
+    async with serving(Scripted(GOOD)) as port:
+        target = target_of(f"http://127.0.0.1:{port}", [b"{}"])
+        gaps = itertools.chain([0.0] * 7, itertools.repeat(1.0))
+        result = await open_loop(target, rate=1, seconds=0.1, gaps=gaps)
+
+    assert 8 == result.outcomes["200"]
