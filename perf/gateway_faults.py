@@ -6,6 +6,9 @@ texts, each answer checked against its text. First a quiet phase, then one with 
 - one of two embedding replicas stopped (SIGSTOP) for four seconds, or killed;
 - one of two head servers stopped for four seconds, or killed;
 - one of twenty heads dead, frozen, or answering nonsense: the other nineteen must be there, and in time.
+
+A head gets well again, so the last have their two phases several times in turns. Both phases of a turn have the same arrivals:
+what a p99 of some hundred requests owes to chance is mostly when they came.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef
 from perf.http_client import Connection
 from perf.load import LoadResult, milliseconds_at, paced
 from perf.machine import punctual
+from perf.report import ratios, spread
 from perf.settings import wide_console
 from perf.stub_backends import FAULTS, FINGERPRINT, WIDTH, score_of, text_of
 from trunkline.processes import Child
@@ -41,7 +45,14 @@ FAULT_AFTER_SECONDS: Final = 1.0
 TIMEOUT_SECONDS: Final = 5.0
 WARM_UP_SECONDS: Final = 2.0
 POLL_SECONDS: Final = 0.02
+MAX_RECOVERY_SECONDS: Final = 20.0
+"""For a head that is well again to be asked again: a breaker that opened again and again waits up to ten."""
+
 BAD_HEAD: Final = "head-07"
+
+
+Answers = list[tuple[float, float]]
+"""Of each good answer when its request was sent, by `time.perf_counter`, and the seconds it took."""
 
 
 class NoAnswerError(Exception):
@@ -56,11 +67,15 @@ class MissingHeadError(Exception):
     """A head that is well has no answer."""
 
 
+class StillLeftAloneError(Exception):
+    """A head is well again, and the gateway does not ask it."""
+
+
 @dataclass(slots=True)
 class Callers:
     """Single texts by HTTP, each answer checked; *bad_head* may fail.
 
-    *statuses* counts the answers that were not 200; *answers* are when each good request began, and the seconds it took.
+    *statuses* counts the answers that were not 200.
     """
 
     host: str
@@ -68,7 +83,7 @@ class Callers:
     num_heads: int
     bad_head: str = ""
     statuses: Counter[int] = field(default_factory=Counter)
-    answers: list[tuple[float, float]] = field(default_factory=list)
+    answers: Answers = field(default_factory=list)
     _idle: list[Connection] = field(default_factory=list)
 
     async def __call__(self, number: int) -> None:
@@ -83,6 +98,12 @@ class Callers:
             raise NoAnswerError
         self._check(msgspec.json.decode(content)["results"][0]["heads"], score_of(number))
         self.answers.append((began, time.perf_counter() - began))
+
+    def close(self) -> None:
+        """Hang up."""
+        for connection in self._idle:
+            connection.close()
+        self._idle.clear()
 
     def _check(self, heads: dict[str, Any], score: float) -> None:
         if len(heads) != self.num_heads:
@@ -154,7 +175,7 @@ class Scenario:
     """*faulty* is the backend with the fault, its first replica; *begin* and *end* are what happens to it.
 
     *rate* is in requests a second: about half of what two cores take, gateway, stubs and generator together. Each phase
-    lasts *seconds*.
+    lasts *seconds*. Of several *turns* each ends with the fault taken back, by the signal that began it.
     """
 
     name: str
@@ -167,6 +188,7 @@ class Scenario:
     num_head_servers: int = 1
     num_heads: int = 1
     fault: str = ""
+    turns: int = 1
 
 
 SCENARIOS: Final = (
@@ -174,20 +196,30 @@ SCENARIOS: Final = (
     Scenario("embedding killed", "embedding", signal.SIGKILL),
     Scenario("head server frozen 4 s", "heads", signal.SIGSTOP, signal.SIGCONT, 60.0, 10.0, 1, 2, 20),
     Scenario("head server killed", "heads", signal.SIGKILL, None, 60.0, 10.0, 1, 2, 20),
-    *(Scenario(f"one of 20 heads {fault}", "heads", signal.SIGUSR1, None, 60.0, 30.0, 1, 1, 20, fault) for fault in FAULTS),
+    *(Scenario(f"one of 20 heads {fault}", "heads", signal.SIGUSR1, None, 60.0, 15.0, 1, 1, 20, fault, 4) for fault in FAULTS),
 )
 
 
 async def noticed(http: httpx.AsyncClient, scenario: Scenario) -> float:
     """Seconds until the gateway leaves the faulty part alone; NaN when it does not within `STOPPED_SECONDS`."""
-    metric = "head_breaker_state{head=" if scenario.fault else f'backend_replicas_left_alone{{backend="{scenario.faulty}"}}'
     began = time.perf_counter()
     while time.perf_counter() < began + STOPPED_SECONDS:
-        for line in (await http.get("/metrics")).text.splitlines():
-            if metric in line and not line.startswith("#") and float(line.rpartition(" ")[2]) > 0:
-                return time.perf_counter() - began
+        if await is_left_alone(http, scenario):
+            return time.perf_counter() - began
         await asyncio.sleep(POLL_SECONDS)
     return float("nan")
+
+
+async def is_left_alone(http: httpx.AsyncClient, scenario: Scenario) -> bool:
+    """Whether the gateway asks the faulty part for nothing now."""
+    metric = "head_breaker_state{head=" if scenario.fault else f'backend_replicas_left_alone{{backend="{scenario.faulty}"}}'
+    return is_above_zero((await http.get("/metrics")).text, metric)
+
+
+def is_above_zero(metrics: str, metric: str) -> bool:
+    """Whether any value of *metric*, the beginning of its lines or a part of it, is."""
+    lines = (line for line in metrics.splitlines() if metric in line and not line.startswith("#"))
+    return any(float(line.rpartition(" ")[2]) > 0 for line in lines)
 
 
 async def with_fault(rig: Rig, http: httpx.AsyncClient, scenario: Scenario) -> tuple[float, float]:
@@ -217,8 +249,26 @@ def told(result: LoadResult) -> str:
     return f"{result.outcomes.total()} requests, failed {failed:.2%} {errors or ''}, ms {points}"
 
 
-async def measure(scenario: Scenario, rate: float, seconds: float, say: Callable[[str], None]) -> None:
-    """A rig of its own, a quiet phase, and one with the fault."""
+@dataclass(slots=True)
+class Tails:
+    """p99 with the fault over p99 without, a ratio a turn: of the whole phase, and of it once the fault was noticed."""
+
+    whole: list[float] = field(default_factory=list)
+    left_alone: list[float] = field(default_factory=list)
+
+    def turn(self, quiet: Answers, faulty: Answers, noticed_at: float) -> None:
+        """Add one: both phases' good answers, and when the fault was noticed; NaN where it was not."""
+        usual = milliseconds_at(99, [took for _, took in quiet])
+        self.whole += ratios([milliseconds_at(99, [took for _, took in faulty])], [usual])
+        self.left_alone += ratios([milliseconds_at(99, [took for at, took in faulty if at > noticed_at])], [usual])
+
+    def __str__(self) -> str:
+        """For people."""
+        return f"p99 with the fault over p99 without: {spread(self.whole)}; once it was left alone: {spread(self.left_alone)}"
+
+
+async def measure(scenario: Scenario, rate: float, seconds: float, turns: int, say: Callable[[str], None]) -> None:
+    """A rig of its own; in turns a quiet phase, and one with the fault."""
     with tempfile.TemporaryDirectory() as folder:
         async with AsyncExitStack() as stack:
             rig = Rig(Path(folder), stack)
@@ -232,23 +282,48 @@ async def measure(scenario: Scenario, rate: float, seconds: float, say: Callable
             http = await stack.enter_async_context(httpx.AsyncClient(base_url=rig.url))
             url = http.base_url
             callers = Callers(url.host, url.port or 80, scenario.num_heads, BAD_HEAD if scenario.fault else "")
+            stack.callback(callers.close)
+            tails = Tails()
             with punctual():
                 await paced(callers, rate=rate, seconds=WARM_UP_SECONDS)
-                quiet = await paced(callers, rate=rate, seconds=seconds, seed=1)
-                say(f"{scenario.name}: quiet: {told(quiet)}")
-                fault = asyncio.create_task(with_fault(rig, http, scenario))
-                faulty = await paced(callers, rate=rate, seconds=seconds, seed=2)
-                began, seconds_to_notice = await fault
-            after = [took for at, took in callers.answers if at > began + seconds_to_notice]
-            late = f"; left alone after {seconds_to_notice:.2f} s, p99 from then on {milliseconds_at(99, after):.1f} ms"
-            say(f"{scenario.name}: fault: {told(faulty)} {dict(callers.statuses) or ''}{late}")
+                for seed in range(1, turns + 1):
+                    if seed > 1:
+                        rig.signal(scenario.faulty, scenario.begin)
+                        await recovered(callers, http, scenario, rate)
+                    callers.answers = []
+                    quiet = await paced(callers, rate=rate, seconds=seconds, seed=seed)
+                    say(f"{scenario.name}: quiet: {told(quiet)}")
+                    usual, callers.answers = callers.answers, []
+                    fault = asyncio.create_task(with_fault(rig, http, scenario))
+                    faulty = await paced(callers, rate=rate, seconds=seconds, seed=seed)
+                    began, seconds_to_notice = await fault
+                    after = [took for at, took in callers.answers if at > began + seconds_to_notice]
+                    tails.turn(usual, callers.answers, began + seconds_to_notice)
+                    late = f"; left alone after {seconds_to_notice:.2f} s, p99 from then on {milliseconds_at(99, after):.1f} ms"
+                    say(f"{scenario.name}: fault: {told(faulty)} {dict(callers.statuses) or ''}{late}")
+            say(f"{scenario.name}: {tails}")
             say(await facts(http))
 
 
-async def run(scenarios: Sequence[Scenario], rate: float, seconds: float, console: Console) -> None:
-    """One after the other."""
+async def recovered(callers: Callers, http: httpx.AsyncClient, scenario: Scenario, rate: float) -> None:
+    """Go on calling until the gateway asks the faulty part again: it is the callers' requests that it tries it with.
+
+    Raises:
+        StillLeftAloneError: it does not within `MAX_RECOVERY_SECONDS`.
+    """
+    give_up = time.perf_counter() + MAX_RECOVERY_SECONDS
+    while time.perf_counter() < give_up:
+        await paced(callers, rate=rate, seconds=1.0)
+        if not await is_left_alone(http, scenario):
+            return
+    raise StillLeftAloneError(f"{scenario.name}: not asked again {MAX_RECOVERY_SECONDS:.0f} s after the fault had ended")
+
+
+async def run(scenarios: Sequence[Scenario], rate: float, seconds: float, turns: int, console: Console) -> None:
+    """One after the other; *turns* are for those that have several."""
     for scenario in scenarios:
-        await measure(scenario, rate or scenario.rate, seconds or scenario.seconds, console.print)
+        count = turns if turns and scenario.turns > 1 else scenario.turns
+        await measure(scenario, rate or scenario.rate, seconds or scenario.seconds, count, console.print)
 
 
 def main() -> None:
@@ -256,10 +331,11 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m perf.gateway_faults", description=__doc__)
     parser.add_argument("--rate", type=float, default=0.0, help="requests a second; 0: each scenario's own")
     parser.add_argument("--seconds", type=float, default=0.0, help="of each phase; 0: each scenario's own")
+    parser.add_argument("--turns", type=int, default=0, help="of the scenarios that have several; 0: each one's own")
     parser.add_argument("--only", default="", help="scenarios whose names have this in them")
     given = parser.parse_args()
     chosen = [scenario for scenario in SCENARIOS if given.only in scenario.name]
-    uvloop.run(run(chosen, given.rate, given.seconds, wide_console()))
+    uvloop.run(run(chosen, given.rate, given.seconds, given.turns, wide_console()))
 
 
 if __name__ == "__main__":

@@ -122,6 +122,24 @@ class LoadResult:
         return f"{self.throughput:.0f} texts/s  {points}" + (f"  CPU ms/text: {cpu}" if cpu else "") + errors + lag + void
 
 
+def joined(parts: Sequence[LoadResult]) -> LoadResult:
+    """Runs of one load, one after the other, as one. CPU time a text is of the texts that were answered."""
+    whole = LoadResult(max_lag_seconds=min((part.max_lag_seconds for part in parts), default=MAX_LAG_SECONDS))
+    for part in parts:
+        whole.seconds += part.seconds
+        whole.latencies += part.latencies
+        whole.lags += part.lags
+        whole.outcomes += part.outcomes
+        whole.is_overrun = whole.is_overrun or part.is_overrun
+        for found, more in ((whole.latencies_by_class, part.latencies_by_class), (whole.answer_seconds, part.answer_seconds)):
+            for name, values in more.items():
+                found.setdefault(name, []).extend(values)
+    for name in dict.fromkeys(name for part in parts for name in part.cpu_ms_per_text):
+        spent = sum(part.cpu_ms_per_text.get(name, 0.0) * max(1, part.outcomes["200"]) for part in parts)
+        whole.cpu_ms_per_text[name] = spent / max(1, whole.outcomes["200"])
+    return whole
+
+
 def classify_bodies(texts: Sequence[str], heads: Sequence[str] | None) -> list[bytes]:
     """One single-text request for each of *texts*."""
     rest = {"heads": list(heads)} if heads else {}

@@ -5,7 +5,7 @@ import os
 import msgspec
 import pytest
 
-from perf.load import LoadResult, bursts_of, classify_bodies, closed_loop, paced, repeated, target_of
+from perf.load import LoadResult, bursts_of, classify_bodies, closed_loop, joined, paced, repeated, target_of
 from perf.machine import cpu_seconds
 from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, serving
 
@@ -153,3 +153,19 @@ async def test_calls_come_after_the_gaps_given() -> None:
 
     assert 8 == result.outcomes["200"]
     assert "me" in result.cpu_ms_per_text
+
+
+def test_runs_one_after_the_other_are_one_run_by_their_answers() -> None:
+    first = LoadResult(seconds=1.0, latencies=[0.1], cpu_ms_per_text={"gateway": 2.0}, answer_seconds={"503": [0.2]})
+    second = LoadResult(seconds=2.0, latencies=[0.3] * 3, cpu_ms_per_text={"gateway": 4.0}, is_overrun=True)
+    first.outcomes.update({"200": 1, "503": 1})
+    second.outcomes.update({"200": 3})
+
+    whole = joined([first, second])
+
+    assert (3.0, [0.1, 0.3, 0.3, 0.3]) == (whole.seconds, whole.latencies)
+    assert {"200": 4, "503": 1} == whole.outcomes
+    assert {"gateway": 3.5} == whole.cpu_ms_per_text
+    assert {"503": [0.2]} == whole.answer_seconds
+    assert whole.is_overrun
+    assert [0.1] == first.latencies
