@@ -41,7 +41,7 @@ async def test_a_web_process_answers_with_the_labels_of_so_many_heads_and_is_gon
     assert not psutil.pid_exists(pid)
     assert (b"/classify", [{"text": "a"}]) == (target.path, [msgspec.json.decode(body) for body in target.bodies])
     assert running.start_seconds > 0
-    assert ("engine onnxruntime float32",) == running.notes
+    assert ("engine onnxruntime fp32",) == running.notes
 
 
 async def test_a_trunk_that_cannot_be_had_is_said_in_one_line(tmp_path: Path) -> None:
