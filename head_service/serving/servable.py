@@ -17,8 +17,11 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # Results that do not depend on the order of a fused computation; its absence is also quiet.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2
+from head_service.without_keras import without_keras
+
+with without_keras():
+    import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
 
 from clients.wire.catalogue import Manifest
 from clients.wire.tfs import serving_pb2
