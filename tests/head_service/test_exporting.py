@@ -112,7 +112,7 @@ def test_the_process_is_gone_when_nothing_was_exported() -> None:
 
 
 def test_the_arrays_that_are_sent_are_of_float32() -> None:
-    wide: Features = ROWS.astype(np.float64)  # type: ignore[assignment]
+    wide: Features = ROWS.astype(np.float64)
     head: Head = LINEAR
     assert isinstance(head, LinearHead)
     assert isinstance(wide, np.ndarray)
