@@ -20,7 +20,10 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # Results that do not depend on the order of a fused computation; its absence is also quiet.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import tensorflow as tf
+from head_service.without_keras import without_keras
+
+with without_keras():
+    import tensorflow as tf
 
 from clients.wire.catalogue import MANIFEST_PATH, GoldenExample, Manifest, Task, encode
 from clients.wire.long_text import scores_of_texts
@@ -28,14 +31,13 @@ from clients.wire.tensors import to_tensor
 from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.errors import ManifestError
+from head_service.exporting import NUM_GOLDEN, WARMUP_ROWS
 from head_service.manifest import WARMUP_PATH, hash_files
 from head_service.training.features import Features, TokenFeatures, inputs_of, take, width_of
 from head_service.training.forward import logits_of
 from head_service.training.heads import Head, scores_of
 
 LABELS_PATH: Final = "assets/labels.txt"
-NUM_GOLDEN: Final = 5
-WARMUP_ROWS: Final = (1, 8, 32)
 WARMUP_TOKENS: Final = (8, 32, 128)
 """As long as the texts of each of these requests are made, where a vector a token goes in."""
 

@@ -111,7 +111,7 @@ def publish_heads(root: Path, trunk: TrunkSpec, count: int) -> None:
 def publish_head(repository: Repository, trunk: TrunkSpec, name: str, num_labels: int, random: np.random.Generator) -> int:
     """Another version of *name*, linear, with drawn weights; its number."""
     from head_service.export import export_head  # noqa: PLC0415 (TensorFlow: seconds)
-    from head_service.training.linear import LinearHead  # noqa: PLC0415
+    from head_service.training.linear_head import LinearHead  # noqa: PLC0415
 
     width = trunk.width
     rows = random.normal(size=(8, width)).astype(np.float32) / np.float32(width**0.5)

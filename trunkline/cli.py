@@ -127,33 +127,40 @@ def train(
     ] = "cut",
 ) -> None:
     """Train a head and make it live if it is no worse than what is; without a restart when the stack runs."""
-    from head_service.training.fit import HEAD_CHOICES, FitOptions  # noqa: PLC0415
-    from trunkline.training import HeadWanted, train_command  # noqa: PLC0415
+    from head_service.exporting import export_here, exporting_beside  # noqa: PLC0415
 
-    wanted = HeadWanted(
-        FitOptions(_one_of(head_type, HEAD_CHOICES, "--head-type"), balanced=balanced, seed=seed),
-        task=_one_of(task, get_args(Task), "--task"),
-        label_separator=label_separator,
-        level_separator=level_separator,
-        layers=_numbers(layers),
-        weights=weights,
-        with_texts=texts_in_report,
-        preprocess=tuple(preprocess.split(",")),
-        long_text=_one_of(long_text, get_args(LongText), "--long-text"),
-    )
-    stack = _stack(0, True, None, "auto", layers=wanted.layers)
-    asyncio.run(
-        train_command(
-            file,
-            head=head,
-            text_column=text_column,
-            label_column=label_column,
-            test_file=test,
-            stack=stack,
-            say=_say,
-            wanted=wanted,
+    # What fits the other types loads TensorFlow here.
+    beside = exporting_beside() if head_type == "linear" else contextlib.nullcontext(export_here)
+    with beside as export:
+        # Seconds of imports, while that process does its own.
+        from head_service.training.fit import HEAD_CHOICES, FitOptions  # noqa: PLC0415
+        from trunkline.training import HeadWanted, train_command  # noqa: PLC0415
+
+        wanted = HeadWanted(
+            FitOptions(_one_of(head_type, HEAD_CHOICES, "--head-type"), balanced=balanced, seed=seed),
+            task=_one_of(task, get_args(Task), "--task"),
+            label_separator=label_separator,
+            level_separator=level_separator,
+            layers=_numbers(layers),
+            weights=weights,
+            with_texts=texts_in_report,
+            preprocess=tuple(preprocess.split(",")),
+            long_text=_one_of(long_text, get_args(LongText), "--long-text"),
         )
-    )
+        stack = _stack(0, True, None, "auto", layers=wanted.layers)
+        asyncio.run(
+            train_command(
+                file,
+                head=head,
+                text_column=text_column,
+                label_column=label_column,
+                test_file=test,
+                stack=stack,
+                say=_say,
+                wanted=wanted,
+                export=export,
+            )
+        )
 
 
 def _one_of(name: str, names: Sequence[Any], option: str) -> Any:

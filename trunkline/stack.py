@@ -32,6 +32,9 @@ START_TIMEOUT_SECONDS: Final = 600.0
 DRAIN_SECONDS: Final = 8.0
 RESTART_PAUSE_SECONDS: Final = 0.5
 MIRROR_POLL_SECONDS: Final = 1.0
+POLL_SECONDS: Final = 0.2
+"""Between two looks at models.config, and at the catalogue: somebody waits for the head just trained."""
+
 RUN_DRAIN_SECONDS: Final = 3.0
 """For a run under way to finish when the stack stops; then it is given back, and the next start takes it up."""
 
@@ -223,10 +226,10 @@ class Stack:
         command += ["--layers", json.dumps(sorted({-1, *s.layers}))] if s.layers else []
         return command + (["--model", s.model] if s.model else [])
 
-    def _serving_flags(self) -> list[str]:
+    def _serving_flags(self, *, config_poll_seconds: float) -> list[str]:
         return [
             f"--model_config_file={self.settings.repository / 'models.config'}",
-            "--model_config_file_poll_wait_seconds=1",
+            f"--model_config_file_poll_wait_seconds={config_poll_seconds:g}",
             "--file_system_poll_wait_seconds=1",
             "--enable_grpc_healthcheck_service=true",
             # What is labelled in the file when the server starts is not loaded yet.
@@ -237,12 +240,15 @@ class Stack:
         s = self.settings
         ports = [f"--host={s.host}", f"--port={s.heads_grpc_port}", f"--rest_api_port={s.heads_rest_port}"]
         extra = ["--enable_serialization_as_tensor_content=true", "--allow_foreign_models=false"]
-        return [sys.executable, "-m", "head_service.serving", *ports, *self._serving_flags(), *extra]
+        flags = self._serving_flags(config_poll_seconds=POLL_SECONDS)
+        return [sys.executable, "-m", "head_service.serving", *ports, *flags, *extra]
 
     async def _start_tensorflow_serving(self, binary: str) -> tuple[str, str]:
         s = self.settings
         grpc_port, rest_port = s.heads_grpc_port or _free_port(), s.heads_rest_port or _free_port()
-        command = [binary, f"--port={grpc_port}", f"--rest_api_port={rest_port}", *self._serving_flags()]
+        # Its flag takes whole seconds.
+        flags = self._serving_flags(config_poll_seconds=1)
+        command = [binary, f"--port={grpc_port}", f"--rest_api_port={rest_port}", *flags]
         await self._start("heads", command, r"Exporting HTTP/REST API at")
         return f"{s.host}:{grpc_port}", f"http://{s.host}:{rest_port}"
 
@@ -250,7 +256,7 @@ class Stack:
         s = self.settings
         command = [sys.executable, "-m", "gateway", "--host", s.host, "--port", str(s.gateway_port)]
         command += ["--embedding-address", self._embedding[0], "--heads-address", self._heads[0]]
-        return [*command, "--catalogue", str(s.repository / "catalogue.json")]
+        return [*command, "--catalogue", str(s.repository / "catalogue.json"), "--catalogue-poll-seconds", str(POLL_SECONDS)]
 
     def _control_command(self) -> list[str]:
         s = self.settings

@@ -10,15 +10,16 @@ from typing import Final
 from clients import EmbeddingClient
 from clients.wire.catalogue import LongText, Task
 from clients.wire.credentials import Credentials
+from head_service.exporting import Export, export_here
 from head_service.head_server import scorer_at, wait_until_available
 from head_service.lifecycle import Lifecycle
 from head_service.pieces import named_steps
 from head_service.release import release
 from head_service.repository import Repository
-from head_service.training.brought import read_weights
 from head_service.training.dataset import LABEL_SEPARATOR, Dataset, read_dataset
 from head_service.training.embeddings import EmbeddingCache
 from head_service.training.fit import FitOptions
+from head_service.training.linear_head import LinearHead
 from head_service.training.run import TrainingRequest, TrainingResult, train
 from trunkline import paths
 from trunkline.keys import key_from_environment
@@ -74,10 +75,14 @@ def train_head(
     label_column: str | None = None,
     test_file: Path | None = None,
     wanted: HeadWanted | None = None,
+    export: Export = export_here,
 ) -> TrainingResult:
-    """Train *name* on *file* and make it live, if the gate lets it. What *wanted* brings along is only measured on the file."""
+    """Train *name* on *file* and make it live, if the gate lets it. What *wanted* brings along is only measured on the file.
+
+    *export* is what writes the head's files.
+    """
     wanted = wanted or HeadWanted()
-    brought = read_weights(wanted.weights) if wanted.weights else None
+    brought = _brought(wanted.weights) if wanted.weights else None
     read = partial(read_dataset, task=wanted.task, label_separator=wanted.label_separator)
     data = read(file, text_column, label_column)
     held_out = read(test_file, text_column, label_column, for_training=False) if test_file else None
@@ -112,11 +117,18 @@ def train_head(
             say=say,
             embedding_progress=_Paced(say, name),
             reports=paths.home() / "reports",
+            export=export,
         )
     say(f"head {name}: {_said_of(result)}; {time.monotonic() - started:.0f} s")
     if result.report is not None:
         say(f"head {name}: report {result.report}")
     return result
+
+
+def _brought(file: Path) -> LinearHead:
+    from head_service.training.brought import read_weights  # noqa: PLC0415 (what few bring along)
+
+    return read_weights(file)
 
 
 def _said_of_labels(data: Dataset) -> str:
@@ -141,6 +153,7 @@ async def train_command(
     stack: Stack,
     say: Say,
     wanted: HeadWanted | None = None,
+    export: Export = export_here,
 ) -> None:
     """`train_head` against the running stack; without one, *stack*'s embedding service is started for it."""
 
@@ -154,6 +167,7 @@ async def train_command(
             label_column=label_column,
             test_file=test_file,
             wanted=wanted,
+            export=export,
         )
 
     settings = stack.settings

@@ -47,7 +47,7 @@ class Flags:
     model_name: str
     model_base_path: str
     model_config_file: str
-    model_config_file_poll_wait_seconds: int
+    model_config_file_poll_wait_seconds: float
     file_system_poll_wait_seconds: float
     max_num_load_retries: int
     load_retry_interval_micros: int
@@ -122,7 +122,7 @@ def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_name", default="default")
     parser.add_argument("--model_base_path", default="")
     parser.add_argument("--model_config_file", default="", help="ModelServerConfig as text; wins over the two above")
-    parser.add_argument("--model_config_file_poll_wait_seconds", type=int, default=0, help="0: read once")
+    parser.add_argument("--model_config_file_poll_wait_seconds", type=float, default=0, help="0: read once")
     parser.add_argument("--file_system_poll_wait_seconds", type=float, default=1, help="0: look once; less: never look")
     parser.add_argument("--max_num_load_retries", type=int, default=5)
     parser.add_argument("--load_retry_interval_micros", type=int, default=60_000_000)

@@ -17,14 +17,18 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # Results that do not depend on the order of a fused computation; its absence is also quiet.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
-import tensorflow as tf
-from tensorflow.core.protobuf import config_pb2
+from head_service.without_keras import without_keras
+
+with without_keras():
+    import tensorflow as tf
+    from tensorflow.core.protobuf import config_pb2
 
 from clients.wire.catalogue import Manifest
 from clients.wire.tfs import serving_pb2
 from head_service.manifest import WARMUP_PATH
 from head_service.serving.checks import check_outputs, decode_request
 from head_service.serving.errors import ServingError, invalid
+from head_service.serving.giving_way import giving_way
 from head_service.serving.pace import Pace
 from head_service.serving.plans import Plan, plan_of
 from head_service.serving.signature import DEFAULT_SIGNATURE, INIT_SIGNATURE, Signature, TensorInfo
@@ -59,10 +63,21 @@ class ServableOptions:
     observe_warm_up: Callable[[str, float, str], None] | None = None
 
 
+class _LoadedSession(tf.compat.v1.Session):  # type: ignore[misc]  # TensorFlow is published without types
+    """Its `run` is for loading alone, which takes milliseconds on end and gives way to calls; they go by callables."""
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        return giving_way(super().run, *args, **kwargs)
+
+
 class _Callables:
-    """What a session runs, made once for each choice of tensors; the choices are the callers', so they are bounded."""
+    """What a session runs, made once for each choice of tensors; the choices are the callers', so they are bounded.
+
+    *is_answering*: callers wait for what is made; before that it gives way to them.
+    """
 
     def __init__(self, session: Any) -> None:
+        self.is_answering = False
         self._session = session
         self._made: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
 
@@ -71,7 +86,8 @@ class _Callables:
         key = tuple(feeds), tuple(sorted(set(fetches)))
         call = self._made.get(key)
         if call is None:
-            call = self._make(*key)
+            # Making it takes as long as some hundred runs.
+            call = self._make(*key) if self.is_answering else giving_way(self._make, *key)
             if len(self._made) < MAX_CALLABLES:
                 self._made[key] = call
         try:
@@ -115,6 +131,7 @@ class Servable:
             except BaseException:
                 self.close()
                 raise
+        self._callables.is_answering = True
 
     def _load(self, directory: Path) -> None:
         threads = self._options.inter_threads
@@ -123,7 +140,7 @@ class Servable:
             # Less than zero: no other thread than the caller's.
             inter_op_parallelism_threads=-1 if threads == 1 else threads,
         )
-        self._session = tf.compat.v1.Session(graph=tf.Graph(), config=config)
+        self._session = _LoadedSession(graph=tf.Graph(), config=config)
         try:
             with self._session.graph.as_default():
                 meta = tf.compat.v1.saved_model.load(self._session, sorted(self._options.tags), str(directory))

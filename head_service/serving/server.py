@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
 from typing import Any, Final
 
 import grpc.aio
@@ -228,21 +229,34 @@ async def _follow(manager: VersionManager, flags: Flags) -> None:
 
 async def _follow_config(manager: VersionManager, settings: Settings) -> None:
     """Read the configuration file again and again; a broken one leaves the last good one in force."""
-    flags, seen, complaint = settings.flags, settings.models, ""
+    flags, seen, taken, complaint = settings.flags, settings.models, None, ""
     while flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
         await asyncio.sleep(flags.model_config_file_poll_wait_seconds)
         try:
+            # As bytes: it may be looked at several times a second, and parsing a long one takes milliseconds.
+            content = await asyncio.to_thread(_content, flags.model_config_file)
+            if content is not None and content == taken:
+                continue
             now = read_config(flags)
             if now != seen:
                 manager.configure(now)
                 seen, complaint = now, ""
                 if flags.file_system_poll_wait_seconds <= 0:
                     await manager.settle()
+            taken = content
         except (FlagError, ServingError) as error:
             # Once, not at every look at the same file.
             if complaint != str(error):
                 complaint = str(error)
                 _log.error("the model configuration is kept as it was: %s", error)
+
+
+def _content(path: str) -> bytes | None:
+    """None of what cannot be read: reading it as a configuration says why."""
+    try:
+        return Path(path).read_bytes()
+    except OSError:
+        return None
 
 
 async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:

@@ -13,7 +13,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
 from head_service.errors import DataError
-from head_service.training.linear import LinearHead
+from head_service.training.linear_head import LinearHead
 
 FloatArray = NDArray[np.float64]
 

@@ -4,6 +4,8 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from head_service.without_keras import without_keras
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 # Up to four times faster in what is learnt here, and deterministic all the same.
@@ -24,7 +26,7 @@ def _quietly() -> Iterator[None]:
         os.close(nowhere)
 
 
-with _quietly():
+with _quietly(), without_keras():
     import tensorflow as tf
 
 __all__ = ["tf"]

@@ -16,6 +16,7 @@ from clients.wire.catalogue import LongText, Manifest, Metrics, Task, TrunkRef, 
 from clients.wire.long_text import joined
 from clients.wire.text import normalize_text
 from head_service.errors import DataError
+from head_service.exporting import Export, export_here
 from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.pieces import pieces_of, prepared
 from head_service.repository import Repository
@@ -126,10 +127,12 @@ def train(
     embedding_progress: EmbeddingProgress,
     reports: Path | None = None,
     calibrate: Calibrate | None = None,
+    export: Export = export_here,
 ) -> TrainingResult:
     """Embed, fit, calibrate, measure, publish, pass the gate: in this order, so nothing half-done is ever live.
 
     *scorer* gives the scores of a version that is served. *reports*: where the report goes, in a folder a head and version.
+    It is written once the version answers. *export* is what writes the head's files.
 
     Raises:
         HeadServiceError: what is wrong, and nothing has changed for callers of the head.
@@ -152,13 +155,11 @@ def train(
     evaluation = evaluate(head.task, head.labels, scores, held.truth(head.labels), thresholds=calibration.thresholds)
     metrics = metrics_of(evaluation, held, made.num_train)
 
-    def export(directory: Path, version: int) -> None:
-        from head_service.export import export_head  # noqa: PLC0415 (TensorFlow: seconds, and only when there is a head)
-
+    def write(directory: Path, version: int) -> None:
         manifest = manifest_of(request, version, made, trunk, metrics, calibration, scores)
-        export_head(head, manifest, features, held.texts, directory, rows)
+        export(head, manifest, features, held.texts, directory, rows)
 
-    version = repository.publish(request.name, export, fingerprint=trunk.fingerprint)
+    version = repository.publish(request.name, write, fingerprint=trunk.fingerprint)
     live = LiveOnTestPart(held, scorer)
     comparison = go_live(request.name, version, live.remeasure)
     measured = _Measured(trunk, calibration, scores, evaluation, time.monotonic() - began)

@@ -183,7 +183,7 @@ def sample(count: int, seed: int) -> "np.ndarray[tuple[int], np.dtype[np.int64]]
 def publish_heads(root: Path, heads: Sequence[HeadWeights], trunk: TrunkSpec, learnt: Mapping[str, Learnt]) -> None:
     """*heads* in the new repository *root*, live as soon as a head server has loaded them."""
     from head_service.export import export_head  # noqa: PLC0415 (TensorFlow: seconds)
-    from head_service.training.linear import LinearHead  # noqa: PLC0415
+    from head_service.training.linear_head import LinearHead  # noqa: PLC0415
 
     ensure_layout(root)
     repository = Repository(root)

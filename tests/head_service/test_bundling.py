@@ -20,7 +20,7 @@ from head_service.parts import FloatArray
 from head_service.repository import Repository
 from head_service.serving.servable import Servable
 from head_service.training.heads import HeadSpec, HeadType
-from head_service.training.linear import LinearHead
+from head_service.training.linear_head import LinearHead
 from head_service.training.network import NetworkHead, initial_weights
 from tests.head_service.lifecycles import Clock
 from tests.head_service.versions_on_disk import FINGERPRINT, OTHER_FINGERPRINT, exporter

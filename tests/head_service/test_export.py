@@ -12,12 +12,13 @@ from clients.wire.catalogue import Manifest, Task, TrunkRef, View
 from clients.wire.tensors import from_tensor
 from clients.wire.tfs import inference_pb2
 from head_service.errors import ManifestError
-from head_service.export import LABELS_PATH, NUM_GOLDEN, WARMUP_ROWS, WARMUP_TOKENS, export_head
+from head_service.export import LABELS_PATH, WARMUP_TOKENS, export_head
+from head_service.exporting import NUM_GOLDEN, WARMUP_ROWS
 from head_service.manifest import WARMUP_PATH, verify
 from head_service.serving.servable import Servable
 from head_service.training.features import Features, TokenFeatures, inputs_of
 from head_service.training.heads import TOKEN_TYPES, Head, HeadSpec, HeadType, scores_of
-from head_service.training.linear import LinearHead
+from head_service.training.linear_head import LinearHead
 from head_service.training.network import NetworkHead, initial_weights
 
 WIDTH = 6

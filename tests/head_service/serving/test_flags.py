@@ -20,6 +20,11 @@ def test_the_defaults_are_the_references() -> None:
     assert (model.name, model.base_path, model.model_platform) == ("default", "/models/m", "tensorflow")
 
 
+def test_the_configuration_may_be_looked_at_several_times_a_second() -> None:
+    assert 0.2 == parse_flags([MODEL, "--model_config_file_poll_wait_seconds=0.2"]).model_config_file_poll_wait_seconds
+    assert 1 == parse_flags([MODEL, "--model_config_file_poll_wait_seconds=1"]).model_config_file_poll_wait_seconds
+
+
 @pytest.mark.parametrize("written", ["--enable_batching", "--enable_batching=true", "--enable_batching=1"])
 def test_a_switch_is_written_as_the_reference_takes_it(written: str) -> None:
     assert parse_flags([MODEL, written]).enable_batching

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from head_service.training.heads import quality
-from head_service.training.linear import C_GRID, LinearHead, fit_linear, solve
+from head_service.training.linear import C_GRID, fit_linear, solve
+from head_service.training.linear_head import LinearHead
 from head_service.training.targets import multi_label, regression, single_label
 from tests.head_service.training.toys import WIDTH, clusters
 

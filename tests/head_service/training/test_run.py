@@ -11,7 +11,7 @@ from clients import Embeddings, View
 from clients.wire.catalogue import Manifest
 from head_service.catalogue import MODELS_CONFIG, read_catalogue
 from head_service.errors import DataError, RepositoryError, TrunkMismatchError
-from head_service.export import NUM_GOLDEN
+from head_service.exporting import NUM_GOLDEN
 from head_service.head_server import loaded
 from head_service.lifecycle import Lifecycle
 from head_service.release import release
@@ -21,7 +21,7 @@ from head_service.training.dataset import Dataset, Example
 from head_service.training.embeddings import EmbeddingCache
 from head_service.training.fit import FitOptions
 from head_service.training.heads import Fitted, HeadType
-from head_service.training.linear import LinearHead
+from head_service.training.linear_head import LinearHead
 from head_service.training.report.files import decode_report
 from head_service.training.run import Calibrate, Calibration, TrainingRequest, TrainingResult, calibrated, train
 from head_service.training.targets import multi_label
