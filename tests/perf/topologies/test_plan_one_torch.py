@@ -3,7 +3,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import httpx
 import msgspec
 import psutil
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from perf.peers import environment
 from perf.peers.environment import Ended, python_of
 from perf.topologies.plan import CannotStart, Given
-from perf.topologies.plan_one_torch import ENVIRONMENT, PLAN, classified, environment_of
+from perf.topologies.plan_one_torch import ENVIRONMENT, PLAN, environment_of
 from perf.workloads import Workload
 from tests.perf.topologies.weighted import head, head_set
 from tests.tiny_trunk import make_tiny_trunk
@@ -86,10 +85,3 @@ def test_the_server_asks_no_hub_and_its_threads_are_not_chosen_for_it(tmp_path: 
 
     assert "1" == env["HF_HUB_OFFLINE"]
     assert "OMP_NUM_THREADS" not in env
-
-
-async def test_an_answer_that_is_an_error_is_raised() -> None:
-    transport = httpx.MockTransport(lambda _: httpx.Response(500))
-    async with httpx.AsyncClient(transport=transport, base_url="http://it") as http:
-        with pytest.raises(httpx.HTTPStatusError):
-            await classified(http, ["a"])
