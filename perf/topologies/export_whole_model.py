@@ -69,7 +69,7 @@ class WholeModel(tf.Module):  # type: ignore[misc]  # TensorFlow is published wi
         # TensorFlow's own variables, and not the model around them: Keras's would be saved beside those that the graph reads,
         # which a server that loads by the graph, as all of them do, would then find without values.
         self.variables_of_encoder = [variable.value for variable in encoder.weights]
-        self._hidden = lambda given: encoder(given, training=False)["sequence_output"]
+        self._hidden: Callable[[Any], Any] = lambda given: encoder(given, training=False)["sequence_output"]
         self.kernel, self.bias = kernel, bias
 
     def vectors(self, token_ids: Any, padding_mask: Any) -> Any:
