@@ -66,19 +66,22 @@ class WholeModel(tf.Module):  # type: ignore[misc]  # TensorFlow is published wi
 
     def __init__(self, encoder: keras.Model, kernel: Any, bias: Any) -> None:
         super().__init__()
-        self.encoder = encoder
-        self._kernel, self._bias = kernel, bias
+        # TensorFlow's own variables, and not the model around them: Keras's would be saved beside those that the graph reads,
+        # which a server that loads by the graph, as all of them do, would then find without values.
+        self.variables_of_encoder = [variable.value for variable in encoder.weights]
+        self._hidden: Callable[[Any], Any] = lambda given: encoder(given, training=False)["sequence_output"]
+        self.kernel, self.bias = kernel, bias
 
     def vectors(self, token_ids: Any, padding_mask: Any) -> Any:
         """float32 [texts, width] of *token_ids* and *padding_mask*, int32 [texts, tokens]; the latter is 1 where a token is."""
         given = {"token_ids": token_ids, "segment_ids": tf.zeros_like(token_ids), "padding_mask": padding_mask}
-        hidden = self.encoder(given, training=False)["sequence_output"]
+        hidden = self._hidden(given)
         weights = tf.cast(padding_mask, tf.float32)[:, :, tf.newaxis]
         return tf.math.l2_normalize(tf.reduce_sum(hidden * weights, axis=1) / tf.reduce_sum(weights, axis=1), axis=-1)
 
     def scores(self, token_ids: Any, padding_mask: Any) -> dict[str, Any]:
         """`scores`, float32 [texts, labels]; each row sums to 1."""
-        return {"scores": tf.nn.softmax(self.vectors(token_ids, padding_mask) @ self._kernel + self._bias)}
+        return {"scores": tf.nn.softmax(self.vectors(token_ids, padding_mask) @ self.kernel + self.bias)}
 
 
 def traced(function: Callable[..., Any]) -> Any:
@@ -99,12 +102,33 @@ def largest_difference(vectors: Callable[[Any, Any], Any], check: Check) -> floa
     return worst
 
 
-def save(model: WholeModel, place: Path) -> None:
+def served_difference(directory: str, check: Check, kernel: Any, bias: Any) -> float:
+    """Of any score of the SavedModel in *directory*, loaded as servers load it, from the head's on the reference's vectors."""
+    logits = check.vectors[:ROWS] @ kernel + bias
+    expected = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    with tf.compat.v1.Session(graph=tf.Graph()) as session:
+        signature = tf.compat.v1.saved_model.load(session, ["serve"], directory).signature_def["serving_default"]
+        feeds = {
+            signature.inputs["token_ids"].name: check.token_ids[:ROWS],
+            signature.inputs["padding_mask"].name: check.padding_mask[:ROWS],
+        }
+        scores = session.run(signature.outputs["scores"].name, feeds)
+    return float(np.abs(scores - expected).max())
+
+
+def refuse_above(difference: float, what: str) -> None:
+    """End the process where *difference* is not a small one."""
+    if not difference <= MAX_DIFFERENCE:
+        sys.exit(f"the {what} differ by up to {difference:.2g} from the reference's, more than {MAX_DIFFERENCE:g}")
+
+
+def save(model: WholeModel, place: Path, check: Check) -> None:
     """Write *model* to *place*, which appears complete; where another head's variables are the same, as links to theirs."""
     place.parent.mkdir(parents=True, exist_ok=True)
     staged = Path(tempfile.mkdtemp(dir=place.parent, prefix=".tmp-"))
     try:
         tf.saved_model.save(model, str(staged), signatures={"serving_default": traced(model.scores)})
+        refuse_above(served_difference(str(staged), check, model.kernel, model.bias), "scores of the saved model")
         for other in sorted(place.parent.parent.glob(f"*/1/{VARIABLES}")):
             if filecmp.cmp(other, staged / VARIABLES, shallow=False):
                 (staged / VARIABLES).unlink()
@@ -130,13 +154,12 @@ def main() -> None:
         check = Check(arrays["token_ids"], arrays["padding_mask"], arrays["vectors"])
         models = {name: WholeModel(encoder, weights[f"kernel_{name}"], weights[f"bias_{name}"]) for name in given.heads}
     difference = largest_difference(traced(models[given.heads[0]].vectors), check)
-    if not difference <= MAX_DIFFERENCE:
-        sys.exit(f"the encoder's vectors differ by up to {difference:.2g} from the reference's, more than {MAX_DIFFERENCE:g}")
+    refuse_above(difference, "encoder's vectors")
     given.place.mkdir(parents=True, exist_ok=True)
     (given.place / DIFFERENCE_FILE).write_text(f"{difference:.1g}")
     for name, model in models.items():
         if not (given.place / name / "1").is_dir():
-            save(model, given.place / name / "1")
+            save(model, given.place / name / "1", check)
 
 
 if __name__ == "__main__":

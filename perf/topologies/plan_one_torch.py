@@ -10,21 +10,18 @@ from pathlib import Path
 from typing import Final
 
 import httpx
-import msgspec
 
 from embedding_service.models.prepare import find_source
-from perf.load import Target, target_of
 from perf.peers.environment import CannotInstall, python_of
 from perf.topologies.plan import CannotStart, Given, Labels, Plan, RunningPlan
+from perf.topologies.plan_one_engine import classified, target_at
 from perf.topologies.starting import ANSWER_SECONDS, told_in_one_line, until_answered
-from perf.workloads import Workload
 from trunkline.processes import Child
 
 NAME: Final = "plan-one-torch"
 ENVIRONMENT: Final = "sentence_transformers"
 """The peer's, which holds transformers, torch, FastAPI and uvicorn; the library itself is not used."""
 
-PATH: Final = "/classify"
 _SERVER: Final = Path(__file__).with_name("serve_torch.py")
 _START_SECONDS: Final = 600.0
 _STOP_SECONDS: Final = 8.0
@@ -41,24 +38,6 @@ def environment_of(given: Given) -> Mapping[str, str]:
     """No hub and no telemetry; threads are the libraries' own affair."""
     kept = {"HF_HOME": str(given.peers_dir / "peers" / "hf"), "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
     return {**os.environ, **kept, "PYTHONUNBUFFERED": "1"}
-
-
-async def classified(http: httpx.AsyncClient, texts: Sequence[str]) -> list[Labels]:
-    """One request a text, one after another: this deployment takes one text a call.
-
-    Raises:
-        httpx.HTTPError: no answer, or an answer that is an error.
-    """
-    labels: list[Labels] = []
-    for text in texts:
-        answer = await http.post(PATH, json={"text": text})
-        labels.append(answer.raise_for_status().json()["labels"])
-    return labels
-
-
-def target_at(url: str, workload: Workload) -> Target:
-    """The same requests, for a generator."""
-    return target_of(url, [msgspec.json.encode({"text": text}) for text in workload.texts], PATH, workload.classes)
 
 
 def _prepared(given: Given) -> list[str]:

@@ -78,3 +78,14 @@ def test_a_real_command_that_fails_is_told_by_its_own_words() -> None:
 
 def test_a_half_made_environment_is_begun_anew(tmp_path: Path) -> None:
     assert "--clear" in install_commands(tmp_path, tmp_path / "pins.txt")[0]
+
+
+def test_an_environment_that_needs_no_torch_goes_without(tmp_path: Path) -> None:
+    commands = Commands()
+    python_of("keras_hub", tmp_path, lambda _: None, commands)
+
+    _, rest = commands.run
+    assert "--no-deps" in rest
+    pins = Path(rest[-1]).read_text().splitlines()[1:]
+    assert all("==" in pin for pin in pins)
+    assert not any(pin.startswith(("torch", "tensorflow-text")) for pin in pins)
