@@ -1,5 +1,3 @@
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 
@@ -37,8 +35,8 @@ def test_the_rate_is_that_of_the_fastest_product() -> None:
 
 
 @pytest.mark.parametrize("make", [float32_product, int8_product])
-def test_a_product_is_one_of_matrices(make: Callable[[int], Callable[[], object]]) -> None:
-    [found] = make(32)()  # type: ignore[misc]
+def test_a_product_is_one_of_matrices(make: Make) -> None:
+    [found] = make(32)()
 
     assert np.asarray(found).shape == (32, 32)
 
