@@ -13,21 +13,32 @@ PACKAGES = ("clients", "embedding_service", "gateway", "head_service", "perf", "
 SOURCES = [path for package in PACKAGES for path in (ROOT / package).rglob("*.py") if not path.name.endswith("_pb2.py")]
 
 HEAVY = {
-    "torch": ("embedding_service/backend/torch.py", "perf/micro/gpu_encoder.py", "perf/finetune.py"),
-    "transformers": ("embedding_service/backend/torch.py", "perf/micro/gpu_encoder.py", "perf/finetune.py"),
+    "torch": (
+        "embedding_service/backend/torch.py",
+        "perf/micro/gpu_encoder.py",
+        "perf/finetune.py",
+        "perf/topologies/serve_torch.py",
+    ),
+    "transformers": (
+        "embedding_service/backend/torch.py",
+        "perf/micro/gpu_encoder.py",
+        "perf/finetune.py",
+        "perf/topologies/serve_torch.py",
+    ),
     "tensorflow": (
         "head_service/export.py",
         "head_service/serving/",
         "head_service/training/quiet_tensorflow.py",
         "perf/micro/head_call.py",
         "perf/micro/linear_head.py",
+        "perf/topologies/export_whole_model.py",
     ),
-    "onnxruntime": ("embedding_service/backend/", "embedding_service/models/"),
-    "openvino": ("embedding_service/backend/", "embedding_service/models/"),
-    "onnx": ("embedding_service/models/", "perf/trunks.py"),
+    "onnxruntime": ("embedding_service/backend/", "embedding_service/models/", "perf/measuring/limit.py"),
+    "openvino": ("embedding_service/backend/", "embedding_service/models/", "perf/measuring/limit.py"),
+    "onnx": ("embedding_service/models/", "perf/measuring/limit.py", "perf/trunks.py"),
     "pyarrow": ("embedding_service/models/",),
     "sklearn": ("head_service/training/",),
-    "matplotlib": ("head_service/training/report/",),
+    "matplotlib": ("head_service/training/report/", "perf/reporting/figures.py"),
     "tensorflow_serving": (),
     "pickle": (),
     "zmq": ("embedding_service/zmq_edge.py",),

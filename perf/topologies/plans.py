@@ -1,4 +1,4 @@
-"""All deployments that are compared, in the order in which they are told of."""
+"""All deployments that are compared; labels are held against those of the first."""
 
 from typing import Final
 
@@ -6,8 +6,8 @@ from perf.topologies import plan_four, plan_one_engine, plan_one_torch, plan_thr
 from perf.topologies.plan import Plan
 
 PLANS: Final[tuple[Plan, ...]] = (
-    plan_one_torch.PLAN,
     plan_one_engine.PLAN,
+    plan_one_torch.PLAN,
     plan_two.PLAN,
     plan_three.PLAN,
     plan_four.PLAN,
