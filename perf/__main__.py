@@ -7,6 +7,7 @@ draws the page of a results.json again, `compare` puts two of them side by side,
 import argparse
 import asyncio
 import contextlib
+import os
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -19,14 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from embedding_service.models.prepare import Engine
-from perf.asked import Advance, Asked, Measure, Save, Say
+from perf.asked import Advance, Asked, Measure, Save, Say, TimeParts
 from perf.compare import compare, print_comparison
 from perf.machine import MAX_WAITS
 from perf.reporting.files import save_results, write_pages
 from perf.reporting.tables import all_tables
 from perf.reporting.terminal import print_tables
 from perf.reporting.verdicts import losses, summary
-from perf.results import Results, read
+from perf.results import Micro, Results, read
 from perf.settings import wide_console
 from perf.topologies.plan import MOST_HEADS
 from trunkline import paths
@@ -57,7 +58,12 @@ class Kept:
             self.save(msgspec.structs.replace(self.latest, remarks=(*self.latest.remarks, INTERRUPTED)))
 
 
-def main(arguments: Sequence[str] | None = None, measure: Measure | None = None, console: Console | None = None) -> int:
+def main(
+    arguments: Sequence[str] | None = None,
+    measure: Measure | None = None,
+    console: Console | None = None,
+    time_parts: TimeParts | None = None,
+) -> int:
     """The command line; the exit status is 1 when it failed, or when `compare --fail-on-worse` finds something worse."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if words[:1] == ["micro"]:
@@ -65,13 +71,15 @@ def main(arguments: Sequence[str] | None = None, measure: Measure | None = None,
     given = _parser().parse_args(words)
     shown = console or wide_console()
     try:
-        return _run_command(given, measure or _campaign, words, shown)
+        return _run_command(given, measure or _campaign, time_parts or _parts, words, shown)
     except (ValueError, OSError) as error:
         shown.print(str(error), markup=False)
         return 1
 
 
-def _run_command(given: argparse.Namespace, measure: Measure, words: Sequence[str], console: Console) -> int:
+def _run_command(
+    given: argparse.Namespace, measure: Measure, time_parts: TimeParts, words: Sequence[str], console: Console
+) -> int:
     if given.command == "compare":
         comparison = compare(read(given.before), read(given.after))
         print_comparison(comparison, console)
@@ -79,17 +87,19 @@ def _run_command(given: argparse.Namespace, measure: Measure, words: Sequence[st
     if given.command == "report":
         show(read(given.results), given.out or given.results.parent, console)
         return 0
-    return take(_asked(given, words), measure, console)
+    return take(_asked(given, words), measure, time_parts, console)
 
 
-def take(asked: Asked, measure: Measure, console: Console) -> int:
-    """Run the campaign, keep what it finds as it finds it, and show it at the end, however the end came."""
+def take(asked: Asked, measure: Measure, time_parts: TimeParts, console: Console) -> int:
+    """Run the campaign, then time our own parts; keep what is found as it is found, and show it at the end, however that came."""
     kept = Kept(asked.out)
     status = 0
     try:
         with told_progress(console) as advance:
             found = asyncio.run(_measured(measure, asked, lambda words: console.print(words, markup=False), advance, kept))
             kept.save(found)
+            if asked.with_micro:
+                kept.save(msgspec.structs.replace(found, micro=time_parts(console.print, advance)))
     except KeyboardInterrupt:
         console.print("interrupted; the services are stopped")
         kept.interrupted()
@@ -148,10 +158,19 @@ class _Lines:
 
 async def _campaign(asked: Asked, *, say: Say, progress: Advance, save: Save) -> Results:
     """What `quick` and `all` run."""
+    # gRPC would say on stderr of every process started that it cannot follow it into the fork; none of ours needs that.
+    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # The whole stack comes along: neither `report` nor `compare` needs it.
     from perf.taking import take_campaign  # noqa: PLC0415
 
     return await take_campaign(asked, say=say, progress=progress, save=save)
+
+
+def _parts(say: Say, progress: Advance) -> tuple[Micro, ...]:
+    from perf.micro.suite import run_suite  # noqa: PLC0415 (see _campaign)
+
+    progress(1.0, "our own parts, in microseconds a call")
+    return run_suite(say)
 
 
 def _micro(arguments: Sequence[str]) -> int:
@@ -184,6 +203,7 @@ def _asked(given: argparse.Namespace, words: Sequence[str]) -> Asked:
         seconds=given.seconds,
         engine=given.engine,
         max_waits=given.waits,
+        with_micro=not given.no_micro,
     )
 
 
@@ -214,6 +234,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--embedding-address", help="HOST:PORT of an embedding service elsewhere, for plans three and four")
     parser.add_argument("--peers-dir", type=Path, default=paths.cache_dir(), help="where the peers' environments are kept")
     parser.add_argument("--no-peers", action="store_true", help="leave the peers out")
+    parser.add_argument("--no-micro", action="store_true", help="leave our own parts, in microseconds, out")
     parser.add_argument("--rounds", type=_at_least_one, help="of each load")
     parser.add_argument("--seconds", type=_positive, help="of each round")
     parser.add_argument("--engine", choices=get_args(Engine), default="auto", help="of ours")

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Protocol
 
 from embedding_service.models.prepare import Engine
-from perf.results import Results
+from perf.results import Micro, Results
 
 Say = Callable[[str], None]
 Advance = Callable[[float, str], None]
 """Told which share of all is done, from 0 to 1, and what is measured now."""
+
+TimeParts = Callable[[Say, Advance], tuple[Micro, ...]]
+"""Times our own parts."""
 
 Save = Callable[[Results], None]
 """Told what was found so far."""
@@ -34,6 +37,7 @@ class Asked:
     seconds: float | None
     engine: Engine
     max_waits: int | None
+    with_micro: bool = True
 
 
 class Measure(Protocol):

@@ -14,7 +14,7 @@ from embedding_service.models.errors import PreparationError
 from perf.asked import Advance, Asked, Save, Say
 from perf.campaign import Campaign, Means, Record, results_of
 from perf.measuring import environment
-from perf.measuring.budget import QUICK, WHOLE, Settings
+from perf.measuring.budget import QUICK, WHOLE, Settings, expected_seconds
 from perf.results import Results
 from perf.topologies.answers import compared, labels_of
 from perf.topologies.heads import prepare_heads
@@ -41,6 +41,8 @@ async def take_campaign(asked: Asked, *, say: Say, progress: Advance, save: Save
         given, workloads = await asyncio.to_thread(_prepared, asked, settings, say)
     except (PreparationError, StackError) as error:
         raise ValueError(str(error)) from error
+    minutes = sum(expected_seconds(settings, len(plans)).values()) / 60
+    say(f"{len(plans)} deployments; about {minutes:.0f} minutes on a quiet machine of two cores")
     saving = _Saving(plans, settings, asked, save)
     campaign = Campaign(
         plans,

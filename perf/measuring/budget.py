@@ -53,7 +53,7 @@ class Settings:
     wire_seconds: float = 2.0
     num_waterfall: int = 200
     peers: tuple[str, ...] = ("infinity", "sentence-transformers", "litserve")
-    peer_rounds: int = 3
+    peer_rounds: int = 5
     is_bare_loop_measured: bool = True
     max_waits: int = 20
     warm_up_seconds: float = WARM_UP_SECONDS

@@ -37,7 +37,8 @@ class Measured:
 class Line:
     """One system under one load, over all rounds that count. *why_void* says why there is no number at all.
 
-    *throughput* in texts a second, *cpu_ms* per text of all processes but the caller's, *cpu_by_process* its parts' medians.
+    *throughput* in texts a second, *cpu_ms* per text of all processes but the caller's, *cpu_by_process* its parts' medians;
+    *caller_ms* the caller's own, where it is a process apart.
     """
 
     system: str
@@ -52,6 +53,7 @@ class Line:
     num_void: int
     num_disturbed: int
     why_void: str = ""
+    caller_ms: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def number(value: float) -> str:
     if size >= 0.001:
         places = 1 if size >= 9.995 else 2 if size >= 0.9995 else 3 if size >= 0.09995 else 4
         return f"{value:.{places}f}"
-    return f"{value:.1e}"
+    return "0.000"
 
 
 def with_spread(value: Measured | None, unit: str = "") -> str:
@@ -133,7 +135,13 @@ def line_of(runs: Sequence[Run]) -> Line:
         num_void=len(runs) - len(fair),
         num_disturbed=sum(run.is_disturbed for run in fair),
         why_void="" if fair else first.void,
+        caller_ms=_caller_ms(fair) if processes else None,
     )
+
+
+def _caller_ms(runs: Sequence[Run]) -> float | None:
+    found = measured(run.cpu_ms_per_text[CALLER] for run in runs if CALLER in run.cpu_ms_per_text)
+    return None if found is None else found.median
 
 
 def lines_of(results: Results) -> list[Line]:

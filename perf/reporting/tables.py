@@ -104,7 +104,8 @@ def _dollars(results: Results, line: Line) -> str:
 
 def _by_process(line: Line) -> str:
     parts = sorted(line.cpu_by_process.items(), key=lambda part: -part[1])
-    return ", ".join(f"{name} {number(ms)}" for name, ms in parts) or DASH
+    caller = [] if line.caller_ms is None else [("(caller", f"{number(line.caller_ms)})")]
+    return ", ".join(f"{name} {value}" for name, value in [*((name, number(ms)) for name, ms in parts), *caller]) or DASH
 
 
 def _said(results: Results, line: Line) -> str:
@@ -311,7 +312,7 @@ def stage_table(results: Results) -> Table | None:
     if not results.waterfall:
         return None
     rows = tuple((Cell(each.name), Cell(each.inside or DASH), _numeric(number(each.ms))) for each in results.waterfall)
-    return Table("Stages of one request", (Cell("Stage"), Cell("Inside"), _head("median ms")), rows)
+    return Table("Stages of one request", (Cell("Stage"), Cell("Inside"), _head("ms")), rows)
 
 
 def missing_table(results: Results) -> Table | None:

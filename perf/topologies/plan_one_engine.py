@@ -79,4 +79,4 @@ async def start(given: Given) -> AsyncIterator[RunningPlan]:
         await child.stop(_STOP_SECONDS)
 
 
-PLAN: Final = Plan(NAME, "plan one, our engine in the web process", start)
+PLAN: Final = Plan(NAME, "plan one, our engine", start)

@@ -80,4 +80,4 @@ async def start(given: Given) -> AsyncIterator[RunningPlan]:
         await child.stop(_STOP_SECONDS)
 
 
-PLAN: Final = Plan(NAME, "plan one, as a user writes it", start, least_agreement=0.99)
+PLAN: Final = Plan(NAME, "plan one, as users write it", start, least_agreement=0.99)

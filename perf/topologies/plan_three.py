@@ -133,4 +133,4 @@ def head_server_note(stack: Stack) -> str:
     return "heads by TensorFlow Serving" if is_real else "heads by the embedded server"
 
 
-PLAN: Final = Plan(NAME, "plan three, the caller does both hops", start)
+PLAN: Final = Plan(NAME, "plan three, two hops", start)

@@ -164,4 +164,4 @@ def _free_port() -> int:
         return port
 
 
-PLAN: Final = Plan(NAME, "plan two, the whole model behind TF-Serving", start, least_agreement=0.99)
+PLAN: Final = Plan(NAME, "plan two, TF-Serving alone", start, least_agreement=0.99)

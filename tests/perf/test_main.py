@@ -13,6 +13,7 @@ from perf.reporting.files import HTML_NAME, JSON_NAME, save_results
 from perf.results import Micro, Results, read
 from tests.perf.samples import results_of
 
+PARTS = (Micro(name="a part", microseconds=(3.0,)),)
 LITTLE = results_of(runs=(), bounds=(), waterfall=(), answers=(), footprints=())
 
 
@@ -51,7 +52,7 @@ Ran = tuple[int, str]
 def ran(tmp_path: Path) -> Callable[..., Ran]:
     def run(*words: str, campaign: Callable[..., Awaitable[Results]] | None = None) -> Ran:
         out = io.StringIO()
-        return main(words, campaign, Console(file=out, width=200)), out.getvalue()
+        return main(words, campaign, Console(file=out, width=200), lambda _say, _advance: PARTS), out.getvalue()
 
     return run
 
@@ -68,6 +69,14 @@ def test_a_run_writes_what_it_found_and_shows_it(ran: Callable[..., Ran], tmp_pa
     assert "Not measured" in said
     [asked] = campaign.asked
     assert (True, (1, 8), False) == (asked.is_quick, asked.heads, asked.with_peers)
+
+
+def test_our_own_parts_are_timed_unless_they_are_left_out(ran: Callable[..., Ran], tmp_path: Path) -> None:
+    ran("quick", "--out", str(tmp_path / "with"), campaign=Campaign())
+    ran("quick", "--no-micro", "--out", str(tmp_path / "without"), campaign=Campaign())
+
+    assert PARTS == read(tmp_path / "with" / JSON_NAME).micro
+    assert LITTLE.micro == read(tmp_path / "without" / JSON_NAME).micro != PARTS
 
 
 def test_a_run_goes_where_git_does_not_look(ran: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

