@@ -59,7 +59,7 @@ def ran(tmp_path: Path) -> Callable[..., Ran]:
 
 def test_a_run_writes_what_it_found_and_shows_it(ran: Callable[..., Ran], tmp_path: Path) -> None:
     campaign = Campaign()
-    status, said = ran("quick", "--out", str(tmp_path / "a"), "--heads", "8", "1", "--no-peers", campaign=campaign)
+    status, said = ran("quick", "--out", str(tmp_path / "a"), "--heads", "8", "1", "--no-peers", "--no-micro", campaign=campaign)
 
     assert 0 == status
     assert LITTLE == read(tmp_path / "a" / JSON_NAME)
