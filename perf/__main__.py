@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Final, get_args
 
 import msgspec
+import uvloop
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -96,16 +98,20 @@ def take(asked: Asked, measure: Measure, time_parts: TimeParts, console: Console
     status = 0
     try:
         with told_progress(console) as advance:
-            found = asyncio.run(_measured(measure, asked, lambda words: console.print(words, markup=False), advance, kept))
+            found = uvloop.run(_measured(measure, asked, lambda words: console.print(words, markup=False), advance, kept))
             kept.save(found)
             if asked.with_micro:
                 kept.save(msgspec.structs.replace(found, micro=time_parts(console.print, advance)))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted; the services are stopped")
         kept.interrupted()
         status = EXIT_INTERRUPTED
     except (ValueError, OSError) as error:
         console.print(str(error), markup=False)
+        status = 1
+    except Exception:
+        # What was found so far may be an hour's work: it is shown, and the fault with it.
+        console.print_exception()
         status = 1
     if kept.latest is None:
         console.print("nothing was measured")
@@ -115,6 +121,11 @@ def take(asked: Asked, measure: Measure, time_parts: TimeParts, console: Console
 
 
 async def _measured(measure: Measure, asked: Asked, say: Say, advance: Advance, kept: Kept) -> Results:
+    """Told to end, or when its terminal closes, it ends as by Ctrl-C: servers that are stopped meanwhile would stay for ever."""
+    task = asyncio.current_task()
+    assert task is not None
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     return await measure(asked, say=say, progress=advance, save=kept.save)
 
 
@@ -138,9 +149,10 @@ def told_progress(console: Console) -> Iterator[Advance]:
         TextColumn("{task.percentage:.0f} %"),
         TimeElapsedColumn(),
     )
-    with Progress(*columns, console=console, transient=True) as bar:
+    # Drawn when something is told, which is between measurements: a thread that draws would take its time from the generator.
+    with Progress(*columns, console=console, transient=True, auto_refresh=False) as bar:
         line = bar.add_task("starting", total=1.0)
-        yield lambda share, title: bar.update(line, completed=share, description=title)
+        yield lambda share, title: bar.update(line, completed=share, description=title, refresh=True)
 
 
 class _Lines:

@@ -108,7 +108,7 @@ async def start(given: Given) -> AsyncIterator[RunningPlan]:
     try:
         begun = time.perf_counter()
         with told_in_one_line(), without_caches():
-            (embedding, _), (heads, _) = await asyncio.gather(stack.start_embedding(), stack.start_heads())
+            embedding, heads = await _started(stack)
         async with AsyncEmbeddingClient(embedding) as client, AsyncHeadClient(heads) as head_client:
             stream = client.stream(views=(_VECTOR,), trunk_fingerprint=manifests[0].trunk.fingerprint)
             try:
@@ -125,6 +125,16 @@ async def start(given: Given) -> AsyncIterator[RunningPlan]:
                 await stream.close()
     finally:
         await stack.stop()
+
+
+async def _started(stack: Stack) -> tuple[str, str]:
+    """Both servers' gRPC addresses. Neither is left starting when the other cannot."""
+    both = await asyncio.gather(stack.start_embedding(), stack.start_heads(), return_exceptions=True)
+    for found in both:
+        if isinstance(found, BaseException):
+            raise found
+    (embedding, _), (heads, _) = (found for found in both if not isinstance(found, BaseException))
+    return embedding, heads
 
 
 def head_server_note(stack: Stack) -> str:

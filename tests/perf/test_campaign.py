@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from perf import results
-from perf.campaign import Campaign, Means, Record, open_loads, results_of
+from perf.campaign import ELSEWHERE_REMARK, LEAST_AGREEMENT_OF_MANY, Campaign, Means, Record, open_loads, results_of
 from perf.machine import Snapshot
 from perf.measuring.budget import QUICK, Settings
 from perf.measuring.goals import Roles
@@ -198,6 +198,54 @@ async def test_who_dies_midway_is_missing_from_then_on(tmp_path: Path) -> None:
     assert "ConnectionRefusedError" in missing.why
     assert ["a"] == [wire.system for wire in found.wire]
     assert {"a"} == {run.system for run in found.runs if run.num_heads == 4}
+
+
+async def test_who_still_answers_lacks_one_measurement_and_takes_the_others(tmp_path: Path) -> None:
+    async def one_text_a_call(texts: Sequence[str]) -> list[Labels]:
+        await asyncio.sleep(0.001)
+        if list(texts) == list(given_of(tmp_path).heads.texts[:4]):
+            raise ValueError("an answer that nobody can read")
+        return await all_x(texts)
+
+    found = await found_by([plan_of("a"), plan_of("b", one_text_a_call)], tmp_path)
+
+    assert [Missing(what="b, 1 head: answers, 1 head", why="an answer that nobody can read")] == [
+        one for one in found.missing if one.what.startswith("b, 1 head")
+    ]
+    assert ["a", "b"] == [wire.system for wire in found.wire]
+
+
+async def test_who_is_compared_with_a_less_exact_one_is_asked_for_no_more_than_that_one_would_be(tmp_path: Path) -> None:
+    found = await found_by([replace(plan_of("a"), least_agreement=0.9), plan_of("b")], tmp_path)
+
+    assert {("a", 0.9), ("b", 0.9)} == {(each.system, each.least_agreement) for each in found.answers}
+
+
+async def test_with_many_heads_ties_of_bfloat16_are_allowed(tmp_path: Path) -> None:
+    found = await found_by([plan_of("a"), plan_of("b")], tmp_path)
+
+    assert {(1, 1.0), (4, LEAST_AGREEMENT_OF_MANY)} == {(each.num_heads, each.least_agreement) for each in found.answers}
+
+
+async def test_with_many_heads_rounds_go_in_turns_too(tmp_path: Path) -> None:
+    found = await found_by([plan_of("a"), plan_of("b")], tmp_path, replace(TINY, heads_rounds=2))
+
+    assert list("abab") == [run.system for run in found.runs if run.num_heads == 4]
+
+
+async def test_a_trunk_elsewhere_is_said_and_no_cost_is_held_against_the_others(tmp_path: Path) -> None:
+    campaign = Campaign(
+        [plan_of("a"), plan_of("b")],
+        replace(given_of(tmp_path), embedding_address="elsewhere:1"),
+        [WORKLOAD],
+        TINY,
+        MEANS,
+        roles=ROLES,
+    )
+    found = await campaign.run()
+
+    assert ELSEWHERE_REMARK in found.remarks
+    assert not [one for one in (*found.ratios, *found.missing) if "CPU" in getattr(one, "what", "")]
 
 
 async def test_who_answers_otherwise_is_marked_measured_and_not_compared(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 import asyncio
 import io
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from perf.__main__ import INTERRUPTED, main
-from perf.asked import Asked, Save
+from perf.asked import Advance, Asked, Save, Say
 from perf.reporting.files import HTML_NAME, JSON_NAME, save_results
 from perf.results import Micro, Results, read
 from tests.perf.samples import results_of
@@ -96,6 +98,29 @@ def test_who_interrupts_keeps_what_was_found(ran: Callable[..., Ran], tmp_path: 
     assert campaign.is_stopped
     assert INTERRUPTED in read(tmp_path / JSON_NAME).remarks
     assert INTERRUPTED in (tmp_path / HTML_NAME).read_text()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_who_is_told_to_end_keeps_what_was_found(ran: Callable[..., Ran], tmp_path: Path, number: signal.Signals) -> None:
+    async def told(asked: Asked, *, say: Say, progress: Advance, save: Save) -> Results:
+        save(LITTLE)
+        os.kill(os.getpid(), number)
+        await asyncio.sleep(60)
+        return LITTLE
+
+    status, said = ran("quick", "--out", str(tmp_path), campaign=told)
+
+    assert 130 == status
+    assert INTERRUPTED in read(tmp_path / JSON_NAME).remarks
+    assert "interrupted" in said
+
+
+def test_a_fault_of_our_own_shows_what_was_found_all_the_same(ran: Callable[..., Ran], tmp_path: Path) -> None:
+    status, said = ran("quick", "--out", str(tmp_path), campaign=Campaign(end=RuntimeError("a fault of our own")))
+
+    assert 1 == status
+    assert "a fault of our own" in said
+    assert (tmp_path / HTML_NAME).is_file()
 
 
 def test_who_interrupts_before_anything_was_found_gets_no_page(ran: Callable[..., Ran], tmp_path: Path) -> None:
