@@ -54,14 +54,3 @@ async def wire_of(measure: Callable[[], Awaitable[Run]], count: Callable[[], int
         workload=run.workload,
         bytes_per_text=passed / run.num_texts,
     )
-
-
-def dollars_per_million(throughput: float, price_per_hour: float) -> float:
-    """What a million texts cost at *throughput* texts a second on a machine of *price_per_hour* dollars.
-
-    Raises:
-        ValueError: nothing is put through.
-    """
-    if throughput <= 0:
-        raise ValueError("nothing is put through")
-    return price_per_hour / 3600 / throughput * 1e6

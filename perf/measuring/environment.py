@@ -1,7 +1,8 @@
-"""What was measured on: the machine, the packages, the commit."""
+"""What was measured on: the kind of machine, the packages, the commit. Nothing here tells which machine of its kind it was."""
 
 import os
 import platform
+import re
 import subprocess
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -54,9 +55,15 @@ def machine() -> Machine:
         num_cores=len(os.sched_getaffinity(0)),
         memory_bytes=psutil.virtual_memory().total,
         features=about[1],
-        kernel=platform.release(),
+        kernel=release_of(platform.release()),
         python=platform.python_version(),
     )
+
+
+def release_of(kernel: str) -> str:
+    """The number alone: what a distributor puts behind it may name a machine's owner."""
+    found = re.match(r"[\d.]+", kernel)
+    return found[0].rstrip(".") if found else ""
 
 
 def cpu_of(cpuinfo: str) -> tuple[str, tuple[str, ...]]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final
@@ -50,10 +50,6 @@ class PeerSettings:
     seconds: float
     in_flight: int
     max_waits: int
-
-
-Compare = Callable[[Given, Workload, PeerSettings], Awaitable[Beside]]
-"""One comparison. Raises CannotInstall, StackError, or what a client does."""
 
 
 async def beside_peer(name: str, given: Given, workload: Workload, settings: PeerSettings) -> Beside:

@@ -17,6 +17,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from perf.machine import MAX_WAITS, wait_until_quiet
+from perf.measuring import environment
 from perf.micro.baseline import (
     BASELINES,
     TOLERANCE,
@@ -24,11 +25,8 @@ from perf.micro.baseline import (
     Compared,
     baseline_for,
     baselines_in,
-    commit_here,
     compare,
     is_alike,
-    this_machine,
-    versions_of,
 )
 from perf.micro.suite import ROUNDS, run_suite
 from perf.micro.timing import ROUND_SECONDS
@@ -89,11 +87,12 @@ def against_baseline(results: Results, folder: Path, console: Console) -> bool:
 def measured(given: argparse.Namespace, console: Console) -> Results:
     """One run of the suite."""
     started = datetime.now(UTC)
-    with Progress(console=console, transient=True) as bar:
+    # Drawn between rounds: a thread that draws would be timed too.
+    with Progress(console=console, transient=True, auto_refresh=False) as bar:
         line = bar.add_task("rounds", total=given.rounds)
         micro = run_suite(
             console.print,
-            lambda done, of: bar.update(line, completed=done, total=of),
+            lambda done, of: bar.update(line, completed=done, total=of, refresh=True),
             rounds=given.rounds,
             seconds=given.milliseconds / 1000,
             only=given.only,
@@ -101,11 +100,11 @@ def measured(given: argparse.Namespace, console: Console) -> Results:
         )
     return Results(
         command="python -m perf.micro",
-        commit=commit_here(),
+        commit=environment.commit(),
         started=started.isoformat(timespec="seconds"),
         ended=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=this_machine(),
-        versions=versions_of(),
+        machine=environment.machine(),
+        versions=environment.versions(),
         settings={"rounds": given.rounds, "milliseconds": given.milliseconds},
         micro=micro,
     )

@@ -7,17 +7,11 @@ kind of work than another is, so a benchmark counts as slower only when it is so
 Baselines are `perf.results.Results` in perf/baselines, each of one kind of machine.
 """
 
-import platform
-import re
 import statistics
-import subprocess
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Final, Literal
-
-import psutil
 
 from perf.results import Machine, Micro, Results, read
 
@@ -25,9 +19,6 @@ BASELINES: Final = Path(__file__).parents[1] / "baselines"
 YARDSTICKS: Final = ("yardstick, Python", "yardstick, numpy")
 TOLERANCE: Final = 0.25
 """By how much more than the spread of its rounds a benchmark must be slower to be told so."""
-
-PACKAGES: Final = ("numpy", "msgspec", "tokenizers", "uvloop", "starlette", "protobuf", "grpcio", "trunkline")
-_FEATURES: Final = frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8", "asimd"})
 
 What = Literal["time", "CPU time"]
 
@@ -142,47 +133,3 @@ def baselines_in(folder: Path) -> dict[str, Results]:
         ValueError, OSError: a file cannot be read; see `perf.results.read`.
     """
     return {path.stem: read(path) for path in sorted(folder.glob("*.json"))}
-
-
-def this_machine() -> Machine:
-    """What this runs on. Nothing in it tells which machine of its kind it is."""
-    lines = _cpu_lines()
-    return Machine(
-        cpu=lines.get("model name") or platform.machine(),
-        num_cores=psutil.cpu_count() or 1,
-        memory_bytes=psutil.virtual_memory().total,
-        features=tuple(sorted(_FEATURES.intersection((lines.get("flags") or lines.get("Features") or "").split()))),
-        kernel=release_of(platform.release()),
-        python=platform.python_version(),
-    )
-
-
-def _cpu_lines() -> dict[str, str]:
-    """Of the first processor; nothing where the system does not tell."""
-    path = Path("/proc/cpuinfo")
-    first = path.read_text().split("\n\n")[0] if path.exists() else ""
-    pairs = (line.partition(":") for line in first.splitlines())
-    return {key.strip(): value.strip() for key, _, value in pairs}
-
-
-def release_of(kernel: str) -> str:
-    """The number alone: what a distributor puts behind it may name a machine's owner."""
-    found = re.match(r"[\d.]+", kernel)
-    return found[0].rstrip(".") if found else ""
-
-
-def versions_of(packages: Collection[str] = PACKAGES) -> dict[str, str]:
-    """Of what the suite runs on."""
-    return {name: version(name) for name in packages}
-
-
-def commit_here() -> str:
-    """The commit that is measured, with "-dirty" behind it where files differ from it; "" outside a clone."""
-    ended = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    return ended.stdout.strip()

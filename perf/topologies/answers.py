@@ -30,28 +30,6 @@ async def labels_of(running: RunningPlan, texts: Sequence[str], *, in_flight: in
     return found
 
 
-async def agreement(
-    running: RunningPlan,
-    heads: HeadSet,
-    reference: Sequence[Labels],
-    *,
-    reference_name: str,
-    least_agreement: float = 1.0,
-    in_flight: int = IN_FLIGHT,
-) -> Answers:
-    """Ask *running* for the labelled texts and compare with *reference*, the labels of the same texts by another."""
-    labels = await labels_of(running, heads.texts, in_flight=in_flight)
-    return compared(
-        labels,
-        reference,
-        heads,
-        system=running.name,
-        reference_name=reference_name,
-        num_heads=running.num_heads,
-        least_agreement=least_agreement,
-    )
-
-
 def compared(
     labels: Sequence[Labels],
     reference: Sequence[Labels],

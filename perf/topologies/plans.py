@@ -12,12 +12,3 @@ PLANS: Final[tuple[Plan, ...]] = (
     plan_three.PLAN,
     plan_four.PLAN,
 )
-
-
-def plan_named(name: str) -> Plan:
-    """The one.
-
-    Raises:
-        KeyError: there is none of that name.
-    """
-    return {plan.name: plan for plan in PLANS}[name]

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 
-from perf.measuring.costs import dollars_per_million, footprint_of, loopback_bytes, wire_of
+from perf.measuring.costs import footprint_of, loopback_bytes, wire_of
 from perf.measuring.loads import measure_load
 from perf.results import Load, Run
 from tests.perf.measuring.fakes import WORKLOAD, running_of
@@ -46,13 +46,3 @@ def test_what_is_sent_over_the_loopback_is_counted() -> None:
             assert receiver.recv(20_000)
 
     assert loopback_bytes() - before >= 10_000
-
-
-@pytest.mark.parametrize(("throughput", "price", "dollars"), [(1000, 3.6, 1.0), (100, 0.36, 1.0), (1000, 0.0, 0.0)])
-def test_a_million_texts_cost_the_hours_they_take(throughput: float, price: float, dollars: float) -> None:
-    assert dollars_per_million(throughput, price) == pytest.approx(dollars)
-
-
-def test_nothing_has_no_price() -> None:
-    with pytest.raises(ValueError, match="nothing"):
-        dollars_per_million(0, 1)

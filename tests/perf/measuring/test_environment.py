@@ -1,9 +1,11 @@
+import socket
 import subprocess
 from pathlib import Path
 
 import msgspec
+import pytest
 
-from perf.measuring.environment import UNKNOWN, commit, commit_of, cpu_of, machine, versions
+from perf.measuring.environment import UNKNOWN, commit, commit_of, cpu_of, machine, release_of, versions
 from perf.results import Machine
 
 CPUINFO = (
@@ -28,6 +30,17 @@ def test_this_machine_can_be_written_down() -> None:
     assert found.num_cores > 0
     assert found.memory_bytes > 0
     assert found == msgspec.json.decode(msgspec.json.encode(found), type=Machine)
+
+
+def test_this_machine_is_described_and_not_named() -> None:
+    assert socket.gethostname() not in msgspec.json.encode(machine()).decode()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "expected"), [("6.8.0-45-generic", "6.8.0"), ("5.10.1-acme-prod.x86_64", "5.10.1"), ("6.1.", "6.1"), ("x", "")]
+)
+def test_of_the_kernel_the_number_alone_is_told(kernel: str, expected: str) -> None:
+    assert expected == release_of(kernel)
 
 
 def test_packages_that_are_not_installed_are_left_out() -> None:

@@ -1,9 +1,5 @@
-import platform
-import re
-import socket
 from pathlib import Path
 
-import msgspec
 import pytest
 
 from perf.micro.__main__ import against_baseline, told
@@ -13,11 +9,7 @@ from perf.micro.baseline import (
     baseline_for,
     baselines_in,
     compare,
-    is_alike,
-    release_of,
     spread_of,
-    this_machine,
-    versions_of,
 )
 from perf.micro.suite import BATCHES, head_call_name, in_process
 from perf.results import Machine, Micro, Results, write
@@ -144,25 +136,6 @@ def test_a_run_is_told_beside_the_baseline_of_its_machine(tmp_path: Path, capsys
 def test_without_a_baseline_one_is_asked_for(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--write-baseline"):
         against_baseline(results(OURS, "", run(1)), tmp_path, wide_console())
-
-
-def test_this_machine_is_described_and_not_named() -> None:
-    found = this_machine()
-
-    assert found.cpu
-    assert found.num_cores >= 1
-    assert found.memory_bytes > 2**20
-    assert platform.python_version() == found.python
-    assert is_alike(found, this_machine())
-    assert socket.gethostname() not in msgspec.json.encode(found).decode()
-    assert all(re.match(r"\d", number) for number in versions_of().values())
-
-
-@pytest.mark.parametrize(
-    ("kernel", "expected"), [("6.8.0-45-generic", "6.8.0"), ("5.10.1-acme-prod.x86_64", "5.10.1"), ("6.1.", "6.1"), ("x", "")]
-)
-def test_of_the_kernel_the_number_alone_is_told(kernel: str, expected: str) -> None:
-    assert expected == release_of(kernel)
 
 
 def test_committed_baselines_have_every_benchmark_and_name_no_place(tmp_path: Path) -> None:

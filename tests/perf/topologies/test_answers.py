@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import pytest
 
 from perf.results import Difference
-from perf.topologies.answers import agreement, compared, labels_of
+from perf.topologies.answers import compared, labels_of
 from perf.topologies.plan import Labels, RunningPlan
 from tests.perf.topologies.weighted import head, head_set
 
@@ -45,13 +45,6 @@ async def test_what_a_client_raises_ends_the_asking() -> None:
     with pytest.raises(ExceptionGroup) as raised:
         await labels_of(deployment.running(), ["a", "unknown"])
     assert isinstance(raised.value.exceptions[0], KeyError)
-
-
-async def test_a_deployment_that_says_the_same_agrees() -> None:
-    found = await agreement(Deployment(REFERENCE).running(), HEADS, REFERENCE, reference_name="one")
-
-    assert (1.0, True, 8, ()) == (found.agreement, found.is_ranked, found.num_labels, found.differences)
-    assert ("it", "one", 0.5) == (found.system, found.reference, found.accuracy), "half of the texts are good"
 
 
 def test_each_label_that_differs_is_told_and_the_least_agreement_decides_the_rank() -> None:

@@ -1,18 +1,17 @@
 import subprocess
 import sys
 
-import pytest
-
-from perf.topologies.plans import PLANS, plan_named
+from perf.topologies.plans import PLANS
 
 
 def test_plans_have_names_of_their_own() -> None:
     names = [plan.name for plan in PLANS]
 
     assert len(names) == len(set(names))
-    assert PLANS == tuple(map(plan_named, names))
-    with pytest.raises(KeyError):
-        plan_named("plan-five")
+
+
+def test_labels_are_held_against_those_of_our_engine_without_any_service() -> None:
+    assert "plan-one-engine" == PLANS[0].name
 
 
 def test_whoever_lists_the_plans_waits_for_no_model_library() -> None:
