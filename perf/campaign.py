@@ -568,10 +568,10 @@ def peak_of(runs: Iterable[Run], system: str, workload: str) -> float:
 def open_loads(peak: float, least_peak: float, settings: Settings) -> list[Load]:
     """What is offered to a deployment that takes *peak* texts a second beside one that takes *least_peak*, the slowest."""
     common, own = settings.common_share * least_peak, settings.own_share * peak
-    loads = [Load(kind="poisson", rate=rate) for rate in (common, own) if rate > 0]
-    if settings.are_bursts_measured and own > 0:
-        loads.append(Load(kind="bursts", rate=own))
-    return loads
+    loads = [Load(kind="poisson", rate=common, share="common"), Load(kind="poisson", rate=own, share="own")]
+    if settings.are_bursts_measured:
+        loads.append(Load(kind="bursts", rate=own, share="own"))
+    return [load for load in loads if load.rate > 0]
 
 
 async def warm_up(running: RunningPlan, workload: Workload, seconds: float) -> int:

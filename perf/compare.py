@@ -1,6 +1,8 @@
 """Two results side by side: what is better, what is worse, and what is the same within the spread of the rounds."""
 
+import math
 import statistics
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -10,22 +12,40 @@ from rich.console import Console
 from perf.reporting.digest import Line, Measured, heads_words, is_more_better, lines_of, number, with_spread
 from perf.reporting.tables import Cell, Kind, Table
 from perf.reporting.terminal import print_tables
-from perf.results import Results
+from perf.results import Load, Results
 
-Verdict = Literal["same within spread", "better", "worse"]
+Verdict = Literal["worse", "better", "same within spread", "one round: not judged", "other rates"]
 
-TOO_FEW_ROUNDS: Final = "(one round: no spread)"
-_KINDS: Final[dict[Verdict, Kind]] = {"same within spread": "", "better": "better", "worse": "worse"}
+SMALL_CHANGE: Final = 0.05
+"""Of a value: less is the same, however little the rounds differ."""
+
+RATES_DIFFER: Final = 0.05
+"""By more than this, both rates of an open loop are shown."""
+
+OTHER_RATES: Final = 0.1
+"""By more than this, open loops at rates that each result chose by itself are not compared."""
+
+_KINDS: Final[dict[Verdict, Kind]] = {
+    "worse": "worse",
+    "better": "better",
+    "same within spread": "",
+    "one round: not judged": "",
+    "other rates": "",
+}
+"""In the order of the rows."""
+
+_ALWAYS_COUNTED: Final = ("worse", "better", "same within spread")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """One value *what* of *where* in both results; *ratio* is B over A by their medians."""
+    """One value *what* of *where* in both results; *ratio* is B over A by their medians. *loads* are those of open loops."""
 
     where: str
     what: str
     before: Measured
     after: Measured
+    loads: tuple[Load, Load] | None = None
 
     @property
     def ratio(self) -> float:
@@ -36,11 +56,39 @@ class Change:
 
     @property
     def verdict(self) -> Verdict:
-        """Ranges that overlap are the same; what lies apart is better or worse."""
+        """Better and worse are said of ranges that lie apart, by more than `SMALL_CHANGE` and than either spread."""
         one, two = self.before, self.after
-        if one.least <= two.most and two.least <= one.most:
+        if self.loads and self.loads[0].share != "common" and _apart(*(load.rate for load in self.loads)) > OTHER_RATES:
+            return "other rates"
+        if min(one.num_rounds, two.num_rounds) == 1:
+            return "one round: not judged"
+        do_overlap = one.least <= two.most and two.least <= one.most
+        if do_overlap or _apart(one.median, two.median) <= max(SMALL_CHANGE, _spread(one), _spread(two)):
             return "same within spread"
         return "better" if (two.median > one.median) == is_more_better(self.what) else "worse"
+
+
+def _apart(one: float, two: float) -> float:
+    """By what share of the smaller one they differ."""
+    if one == two:
+        return 0.0
+    least = min(one, two)
+    return abs(one - two) / least if least > 0 else math.inf
+
+
+def _spread(value: Measured) -> float:
+    """From the least to the most, as a share of the median."""
+    if value.least == value.most:
+        return 0.0
+    return (value.most - value.least) / value.median if value.median > 0 else math.inf
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    """*load* is that of an open loop: its rate is no part of the key."""
+
+    measured: Measured
+    load: Load | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,10 +108,15 @@ class Comparison:
 def compare(before: Results, after: Results) -> Comparison:
     """What changed from *before* (A) to *after* (B)."""
     one, two = _values_of(before), _values_of(after)
-    changes = tuple(Change(*key, one[key], two[key]) for key in one if key in two)
+    changes = tuple(_change(key, one[key], two[key]) for key in one if key in two)
     only = [f"only in A: {where}" for where in _places(one) - _places(two)]
     only += [f"only in B: {where}" for where in _places(two) - _places(one)]
     return Comparison(changes, tuple(warnings_of(before, after)), tuple(sorted(only)))
+
+
+def _change(key: tuple[str, str], one: _Value, two: _Value) -> Change:
+    loads = (one.load, two.load) if one.load and two.load else None
+    return Change(*key, one.measured, two.measured, loads)
 
 
 def warnings_of(before: Results, after: Results) -> list[str]:
@@ -99,19 +152,24 @@ def _places(values: Iterable[tuple[str, str]]) -> set[str]:
     return {where for where, _ in values}
 
 
-def _values_of(results: Results) -> dict[tuple[str, str], Measured]:
-    """By (where, what). Rates differ a little from run to run when they follow from what was measured: they are no key then."""
-    found: dict[tuple[str, str], Measured] = {}
-    for line in lines_of(results):
+def _values_of(results: Results) -> dict[tuple[str, str], _Value]:
+    """By (where, what)."""
+    found: dict[tuple[str, str], _Value] = {}
+    lines = lines_of(results)
+    counts = Counter(map(_where, lines))
+    for line in lines:
+        # Older results do not say where a rate is from: of several open loops the rate alone tells which is which.
+        where = _where(line) if counts[_where(line)] == 1 else _where_with_rate(line)
         for what, value in _values_of_line(line):
-            found.setdefault((_where(line), what), value)
+            found.setdefault((where, what), _Value(value, line.load if _is_open(line.load) else None))
     for bound in results.bounds:
         where = f"{bound.system}, {heads_words(bound.num_heads)}, {bound.workload}, p99 within {number(bound.bound_ms)} ms"
-        found[where, "texts/s"] = Measured(bound.throughput, bound.throughput, bound.throughput, 1)
+        found[where, "texts/s"] = _Value(Measured(bound.throughput, bound.throughput, bound.throughput, 1))
     for each in results.micro:
         for what, values in (("µs a call", each.microseconds), ("CPU µs a call", each.cpu_microseconds)):
             if values:
-                found[f"micro: {each.name}", what] = Measured(statistics.median(values), min(values), max(values), len(values))
+                value = Measured(statistics.median(values), min(values), max(values), len(values))
+                found[f"micro: {each.name}", what] = _Value(value)
     return found
 
 
@@ -119,12 +177,30 @@ def _values_of_line(line: Line) -> list[tuple[str, Measured]]:
     named = [("texts/s", line.throughput), ("CPU ms/text", line.cpu_ms)]
     named += [(f"{key} ms", line.latency_ms.get(key)) for key in ("p50", "p99")]
     # What is offered decides the throughput of an open loop, and says nothing of the system.
-    open_loop = line.load.kind in {"poisson", "bursts"}
-    return [(what, value) for what, value in named if value is not None and not (open_loop and what == "texts/s")]
+    return [(what, value) for what, value in named if value is not None and not (_is_open(line.load) and what == "texts/s")]
+
+
+def _is_open(load: Load) -> bool:
+    return load.kind in {"poisson", "bursts"}
 
 
 def _where(line: Line) -> str:
-    return f"{line.system}, {heads_words(line.num_heads)}, {line.workload}, {line.load}"
+    """Rates follow from what was measured, and differ from run to run: they are no part of it."""
+    return f"{_place(line)}, {_open_words(line.load) if _is_open(line.load) else line.load}"
+
+
+def _where_with_rate(line: Line) -> str:
+    return f"{_place(line)}, {line.load}"
+
+
+def _place(line: Line) -> str:
+    return f"{line.system}, {heads_words(line.num_heads)}, {line.workload}"
+
+
+def _open_words(load: Load) -> str:
+    kind = "Poisson" if load.kind == "poisson" else "bursts"
+    rate = {"": "", "common": " at one rate for all", "own": " at a share of its own best"}[load.share]
+    return f"{kind}{rate}" if load.texts_a_request == 1 else f"{kind}{rate}, {load.texts_a_request} texts a request"
 
 
 def table_of(comparison: Comparison) -> Table:
@@ -137,22 +213,25 @@ def table_of(comparison: Comparison) -> Table:
         Cell("B / A", "number"),
         Cell("Verdict"),
     )
-    order = {"worse": 0, "better": 1, "same within spread": 2}
-    rows = tuple(_row(change) for change in sorted(comparison.changes, key=lambda change: order[change.verdict]))
+    order = list(_KINDS)
+    rows = tuple(_row(change) for change in sorted(comparison.changes, key=lambda change: order.index(change.verdict)))
     return Table("B beside A", columns, rows)
 
 
 def _row(change: Change) -> tuple[Cell, ...]:
-    few = min(change.before.num_rounds, change.after.num_rounds) == 1 and change.verdict != "same within spread"
-    words = f"{change.verdict} {TOO_FEW_ROUNDS}" if few else change.verdict
     return (
-        Cell(change.where),
+        Cell(f"{change.where}{_rates_words(change)}"),
         Cell(change.what),
         Cell(with_spread(change.before), "number"),
         Cell(with_spread(change.after), "number"),
         Cell(f"{number(change.ratio)}×", "number"),
-        Cell(words, _KINDS[change.verdict]),
+        Cell(change.verdict, _KINDS[change.verdict]),
     )
+
+
+def _rates_words(change: Change) -> str:
+    rates = [load.rate for load in change.loads or ()]
+    return f" ({number(rates[0])}/s in A, {number(rates[1])}/s in B)" if rates and _apart(*rates) > RATES_DIFFER else ""
 
 
 def summary_of(comparison: Comparison) -> str:
@@ -160,7 +239,9 @@ def summary_of(comparison: Comparison) -> str:
     verdicts = [change.verdict for change in comparison.changes]
     if not verdicts:
         return "the two have nothing in common: there is nothing to compare"
-    counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("worse", "better", "same within spread"))
+    counts = ", ".join(
+        f"{verdicts.count(verdict)} {verdict}" for verdict in _KINDS if verdict in verdicts or verdict in _ALWAYS_COUNTED
+    )
     return f"{len(verdicts)} values in both: {counts}"
 
 

@@ -32,12 +32,17 @@ class Machine(Record, frozen=True, kw_only=True):
 
 
 class Load(Record, frozen=True, kw_only=True):
-    """How requests came: one after another, *in_flight* at a time, or at *rate* requests a second whatever the service did."""
+    """How requests came: one after another, *in_flight* at a time, or at *rate* requests a second whatever the service did.
+
+    *share* says where the rate of an open loop is from: "common" is one rate for all systems, "own" a share of the system's
+    own best, "" says nothing.
+    """
 
     kind: Literal["sequential", "closed", "poisson", "bursts"]
     in_flight: int = 1
     rate: float = 0.0
     texts_a_request: int = 1
+    share: Literal["", "common", "own"] = ""
 
     def __str__(self) -> str:
         how = {

@@ -10,11 +10,11 @@ from markupsafe import Markup
 from head_service.training.report.pictures import Picture
 from head_service.training.report.style import STYLE
 from perf.reporting import tables
-from perf.reporting.digest import CALLER, number, ours_of
+from perf.reporting.digest import CALLER, number
 from perf.reporting.figures import Drawing, drawings, picture_of
 from perf.reporting.tables import Table
 from perf.reporting.template import EXTRA_STYLE, TEMPLATE
-from perf.reporting.verdicts import headline, losses, summary
+from perf.reporting.verdicts import headline, losses, no_losses, summary
 from perf.results import Machine, Results
 
 TITLE: Final = "BERT classifiers, deployed side by side"
@@ -22,6 +22,8 @@ HOW_TO_READ: Final = (
     "Every plan has the same encoder weights, heads and texts. Rounds go in turns, and while one system is measured the "
     "others are stopped. Numbers are medians over rounds, with the least and the most in brackets. "
     f"CPU time is that of all processes of a system, without the caller's ({CALLER}), where it has any.",
+    "Plans one and four are asked by a lean generator of HTTP requests. Plans two and three are asked by Python callers that "
+    "tokenise and call over gRPC in the harness's own process: that CPU time stands in brackets, and is not in CPU ms/text.",
     "In open loops latency counts from the moment a request was meant to be sent. A run whose generator was late is void, "
     "and gives no number. A system whose labels differ from the reference's by more than they may, or were not compared, "
     "is not ranked.",
@@ -98,7 +100,7 @@ def page_of(results: Results) -> Page:
         headline=_top(results),
         summary=tuple(summary(results)),
         losses=tuple(losses(results)),
-        no_losses=_no_losses(results),
+        no_losses=no_losses(results),
         sections=tuple(
             replace(section, tables=tuple(map(tables.without_empty_columns, section.tables)))
             for section in sections
@@ -119,12 +121,6 @@ def _top(results: Results) -> Top | None:
         return None
     factors = tuple((title, f"{number(factor)}×") for title, factor in found.factors)
     return Top(found.title, found.value, found.where, factors)
-
-
-def _no_losses(results: Results) -> str:
-    if ours_of(results) is None:
-        return "Plan four was not measured."
-    return "In nothing that was measured of both is another ranked system ahead beyond the spread, and no goal was missed."
 
 
 def _figures(found: dict[str, Drawing], *names: str) -> tuple[tuple[Picture, str], ...]:

@@ -285,7 +285,10 @@ def limit_table(results: Results) -> Table | None:
         )
         for each in results.limits
     )
-    notes = ("Measured rate of matrix products over the operations of a text: no program goes beyond it on this machine.",)
+    notes = (
+        "Rate of matrix products over the operations of a text, measured with the matrix products of the libraries used here; "
+        "others may be faster or slower.",
+    )
     return Table("The limit of the machine", columns, rows, notes)
 
 

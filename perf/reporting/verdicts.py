@@ -1,15 +1,19 @@
 """Who wins, by what factor, and where we lose: sentences that follow from the numbers."""
 
-from collections.abc import Callable
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from perf.reporting.digest import (
+    OURS,
     VECTORS_ALONE,
     Line,
     Measured,
     fewest_heads,
     heads_words,
+    is_more_better,
     lines_of,
     lines_under,
     main_load,
@@ -27,22 +31,57 @@ from perf.reporting.digest import (
     with_spread,
     workloads_of,
 )
-from perf.results import Ratio, Results
+from perf.results import Load, Ratio, Results
 
 SMALL_LEAD: Final = 0.02
 """Of a value: less is no loss worth a sentence."""
 
+SMALL_LEAD_OF_ONE: Final = 0.1
+"""The same of what is measured once, and so has no spread: memory, start-up, the most within a bound."""
+
+MOST_TOLD: Final = 4
+"""Of one system: more are counted."""
+
+OUR_PARTS: Final = (OURS, "embedding-service")
+"""Whose ratios are told where they are the worse ones."""
+
+_JUDGED: Final = re.compile(r": .+ of (?P<over>\S+) over (?P<under>\S+)$")
+
 
 @dataclass(frozen=True, slots=True)
-class Lead:
-    """*better* is ahead of *worse* by *factor* in *what*; *values* are theirs, with the unit."""
+class Compared:
+    """*what* of plan four beside *other*, a ranked system, in the same place: *mine* and *theirs*, in *unit*.
 
-    better: str
-    worse: str
+    *least* is the share by which medians differ at least where one is said to be ahead.
+    """
+
+    other: str
     what: str
     where: str
-    factor: float
-    values: tuple[str, str]
+    unit: str
+    mine: Measured
+    theirs: Measured
+    least: float = SMALL_LEAD
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the other is ahead, beyond both spreads."""
+        one, two = self.mine, self.theirs
+        are_apart = one.least > two.most or two.least > one.most
+        is_ahead = (two.median > one.median) == is_more_better(self.what)
+        return are_apart and is_ahead and abs(one.median - two.median) > self.least * max(one.median, two.median)
+
+    @property
+    def factor(self) -> float:
+        """The larger over the smaller; infinite beside nothing."""
+        low, high = sorted((self.mine.median, self.theirs.median))
+        return high / low if low > 0 else math.inf
+
+    def __str__(self) -> str:
+        words = (
+            f"{self.where}: {self.what} {number(self.theirs.median)}{self.unit} against our {number(self.mine.median)}{self.unit}"
+        )
+        return f"{words} ({number(self.factor)}×)" if math.isfinite(self.factor) else words
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,103 +91,159 @@ class _Measure:
     what: str
     unit: str
     value_of: Callable[[Line], Measured | None]
-    is_more_better: bool = False
 
 
-_UNDER_LOAD: Final = (
-    _Measure("texts a second", " texts/s", lambda line: line.throughput, is_more_better=True),
-    _Measure("p99", " ms", lambda line: line.latency_ms.get("p99")),
-    _Measure("CPU per text", " ms", lambda line: line.cpu_ms),
-)
-_ONE_AT_A_TIME: Final = (
-    _Measure("p50", " ms", lambda line: line.latency_ms.get("p50")),
-    _Measure("p99", " ms", lambda line: line.latency_ms.get("p99")),
-)
+@dataclass(frozen=True, slots=True)
+class _Single:
+    """What is measured once, its unit, and the share of it that is a lead."""
+
+    what: str
+    unit: str
+    least: float
 
 
-def leads(results: Results) -> list[Lead]:
-    """Where plan four is ahead of another ranked system, or behind it, beyond both spreads."""
-    lines, ours = lines_of(results), ours_of(results)
-    found: list[Lead] = []
-    for workload in workloads_of(results):
-        heads = fewest_heads(results, workload)
-        load = main_load([each for each in lines if each.workload == workload and each.num_heads == heads])
-        groups = [
-            (lines_under(lines, load, workload, heads), _UNDER_LOAD),
-            (sequential(lines, workload, heads), _ONE_AT_A_TIME),
-        ]
-        for group, measures in groups:
-            rivals, _ = ranked(results, group)
-            mine = [each for each in rivals if each.system == ours]
-            for measure in measures if mine else ():
-                where = f"{workload.upper()}, {mine[0].load}"
-                others = [each for each in rivals if each.system != ours]
-                found += [lead for other in others if (lead := _lead(results, measure, mine[0], other, where))]
-    return found + _footprint_leads(results, ours)
+_THROUGHPUT: Final = _Measure("texts a second", " texts/s", lambda line: line.throughput)
+_P50: Final = _Measure("p50", " ms", lambda line: line.latency_ms.get("p50"))
+_P99: Final = _Measure("p99", " ms", lambda line: line.latency_ms.get("p99"))
+_CPU: Final = _Measure("CPU per text", " ms", lambda line: line.cpu_ms)
 
 
-def _lead(results: Results, measure: _Measure, mine: Line, other: Line, where: str) -> Lead | None:
-    one, two = measure.value_of(mine), measure.value_of(other)
-    if one is None or two is None or not _are_apart(one, two):
-        return None
-    mine_wins = (one.median > two.median) == measure.is_more_better
-    names = (title_of(results, mine.system), title_of(results, other.system))
-    values = (number(one.median) + measure.unit, number(two.median) + measure.unit)
-    factor = max(one.median, two.median) / max(min(one.median, two.median), 1e-12)
-    if mine_wins:
-        return Lead(names[0], names[1], measure.what, where, factor, values)
-    return Lead(names[1], names[0], measure.what, where, factor, (values[1], values[0]))
-
-
-def _are_apart(one: Measured, two: Measured) -> bool:
-    return (one.least > two.most or two.least > one.most) and abs(one.median - two.median) > SMALL_LEAD * max(
-        one.median, two.median
-    )
-
-
-def _footprint_leads(results: Results, ours: str | None) -> list[Lead]:
-    mine = [each for each in results.footprints if each.system == ours]
-    if not mine:
+def compared(results: Results) -> list[Compared]:
+    """Plan four beside every other ranked system, in all that both were measured in; nothing when it is not ranked itself."""
+    ours = ours_of(results)
+    if ours is None or not standing_of(results, ours).is_ranked:
         return []
-    first = min(mine, key=lambda each: each.num_heads)
-    found = []
-    for other in results.footprints:
-        if other.num_heads != first.num_heads or other.system == ours or not standing_of(results, other.system).is_ranked:
-            continue
-        names = (title_of(results, first.system), title_of(results, other.system))
-        heads = heads_words(first.num_heads)
-        pairs = (
-            ("memory", sum(first.rss_bytes.values()) / 1e6, sum(other.rss_bytes.values()) / 1e6, " MB"),
-            ("start-up", first.start_seconds, other.start_seconds, " s"),
-        )
-        for what, one, two, unit in pairs:
-            if min(one, two) > 0 and abs(one - two) > 0.1 * max(one, two):
-                order = (0, 1) if one < two else (1, 0)
-                values = (number(one) + unit, number(two) + unit)
-                factor = max(one, two) / min(one, two)
-                apart = (values[order[0]], values[order[1]])
-                found.append(Lead(names[order[0]], names[order[1]], what, heads, factor, apart))
+    found = _loads_compared(results, ours)
+    bounds = [
+        (each.system, f"{_place(each.workload, each.num_heads)}, p99 within {number(each.bound_ms)} ms", each.throughput)
+        for each in results.bounds
+    ]
+    found += _ones_compared(results, ours, _Single("texts a second", " texts/s", SMALL_LEAD_OF_ONE), bounds)
+    wire = [(each.system, _place(each.workload, each.num_heads), each.bytes_per_text) for each in results.wire]
+    found += _ones_compared(results, ours, _Single("bytes on the wire a text", "", SMALL_LEAD), wire)
+    memory = [
+        (each.system, heads_words(each.num_heads), sum(each.rss_bytes.values()) / 1e6)
+        for each in results.footprints
+        if each.rss_bytes
+    ]
+    found += _ones_compared(results, ours, _Single("memory", " MB", SMALL_LEAD_OF_ONE), memory)
+    starts = [(each.system, heads_words(each.num_heads), each.start_seconds) for each in results.footprints]
+    return found + _ones_compared(results, ours, _Single("start-up", " s", SMALL_LEAD_OF_ONE), starts)
+
+
+def _loads_compared(results: Results, ours: str) -> list[Compared]:
+    lines = lines_of(results)
+    found: list[Compared] = []
+    for mine in (each for each in lines if each.system == ours):
+        others, _ = ranked(results, _others_beside(lines, mine))
+        for other in others:
+            for measure in _measures_of(mine.load):
+                one, two = measure.value_of(mine), measure.value_of(other)
+                if one is not None and two is not None:
+                    found.append(Compared(other.system, measure.what, _where(mine), measure.unit, one, two))
     return found
 
 
+def _others_beside(lines: Iterable[Line], mine: Line) -> list[Line]:
+    return [each for each in lines_under(lines, mine.load, mine.workload, mine.num_heads) if each.system != mine.system]
+
+
+def _measures_of(load: Load) -> tuple[_Measure, ...]:
+    """What is offered decides the texts a second of an open loop; of one text after another the latency says it all."""
+    return (_THROUGHPUT, _P99, _CPU) if load.kind == "closed" else (_P50, _P99, _CPU)
+
+
+def _ones_compared(results: Results, ours: str, single: _Single, rows: Iterable[tuple[str, str, float]]) -> list[Compared]:
+    """*rows* are (system, where, value)."""
+    known = [(system, where, Measured(value, value, value, 1)) for system, where, value in rows]
+    mine = {where: value for system, where, value in known if system == ours}
+    return [
+        Compared(system, single.what, where, single.unit, mine[where], value, single.least)
+        for system, where, value in known
+        if system != ours and where in mine and standing_of(results, system).is_ranked
+    ]
+
+
+def _place(workload: str, num_heads: int) -> str:
+    return f"{workload.upper()}, {heads_words(num_heads)}"
+
+
+def _where(line: Line) -> str:
+    return f"{_place(line.workload, line.num_heads)}, {line.load}"
+
+
 def losses(results: Results) -> list[str]:
-    """Where plan four is behind another ranked system, and which goals were not met; a sentence each."""
+    """Why plan four cannot be compared, goals that were missed or not judged, and where we are behind; a sentence each."""
+    behind: dict[str, list[Compared]] = {}
+    for each in compared(results):
+        if each.is_loss:
+            behind.setdefault(each.other, []).append(each)
+    found = _why_not_compared(results)
+    found += [f"Goal not met: {_ratio_words(results, ratio)}." for ratio in results.ratios if ratio.is_met is False]
+    found += _not_judged(results)
+    worse = [ratio for ratio in results.ratios if ratio.is_met is not False and _is_ours_worse(ratio)]
+    found += [f"Ours is the worse: {_ratio_words(results, ratio)}." for ratio in worse]
+    for system, lost in behind.items():
+        words = [str(each) for each in sorted(lost, key=lambda each: -each.factor)]
+        found.append(f"{title_of(results, system)} is ahead: {_some(words)}.")
+    return found
+
+
+def no_losses(results: Results) -> str:
+    """What is said where `losses` has nothing to tell: no more than what was looked at."""
+    if ours_of(results) is None:
+        return "Plan four was not measured."
+    if not compared(results):
+        return "Plan four was measured beside no other ranked system: there is nothing to compare."
+    return "Of what is compared here, no other ranked system is ahead in anything beyond the spread, and no goal was missed."
+
+
+def _why_not_compared(results: Results) -> list[str]:
     ours = ours_of(results)
-    behind: dict[tuple[str, str], list[str]] = {}
-    for lead in leads(results):
-        if ours is not None and lead.worse == title_of(results, ours):
-            words = f"{lead.what} {lead.values[0]} against our {lead.values[1]} ({number(lead.factor)}×)"
-            behind.setdefault((lead.better, lead.where), []).append(words)
-    sentences = [f"{better} is ahead, {where}: {', '.join(words)}." for (better, where), words in behind.items()]
-    absent = ["Plan four was not measured."] if ours is None and systems_of(results) else []
-    return absent + [_missed(results, ratio) for ratio in results.ratios if ratio.is_met is False] + sentences
+    if ours is None:
+        return ["Plan four was not measured."] if systems_of(results) else []
+    title, standing = title_of(results, ours), standing_of(results, ours)
+    if not standing.is_ranked:
+        return [f"{title} is not ranked, and nothing is compared with it: {standing.why}."]
+    lines = lines_of(results)
+    mine = [each for each in lines if each.system == ours]
+    if all(each.throughput is None for each in mine):
+        why = f"all its runs are void, {mine[0].why_void}" if mine else "none was measured"
+        return [f"No speed of {title} is compared: {why}."]
+    void = [each for each in mine if each.throughput is None and ranked(results, _others_beside(lines, each))[0]]
+    told = _some([f"{_where(each)} ({each.why_void})" for each in void])
+    return [f"{title} has no number where another ranked system has one: {told}."] if void else []
 
 
-def _missed(results: Results, ratio: Ratio) -> str:
+def _not_judged(results: Results) -> list[str]:
+    """Goals are told apart from all else that is missing by their words, which name what is over what."""
+    by_why: dict[str, list[str]] = {}
+    for each in results.missing:
+        found = _JUDGED.search(each.what)
+        if found and {found["over"], found["under"]} & set(OUR_PARTS):
+            by_why.setdefault(each.why, []).append(each.what)
+    return [f"Not judged, because {why}: {_some(whats)}." for why, whats in by_why.items()]
+
+
+def _some(words: Sequence[str]) -> str:
+    more = [f"and {len(words) - MOST_TOLD} more"] if len(words) > MOST_TOLD else []
+    return "; ".join([*words[:MOST_TOLD], *more])
+
+
+def _ratio_words(results: Results, ratio: Ratio) -> str:
     words = with_spread(measured(ratio.values), ratio_unit(ratio))
     goal = f"; the goal was {ratio.goal}" if ratio.goal else ""
     over, under = title_of(results, ratio.over), title_of(results, ratio.under)
-    return f"Goal not met: {ratio.title}: {ratio.what}, {over} beside {under}: {words}{goal}."
+    return f"{ratio.title}: {ratio.what}, {over} beside {under}: {words}{goal}"
+
+
+def _is_ours_worse(ratio: Ratio) -> bool:
+    """Whether all rounds lie on the side of 1, or of 0 for a difference, that is the worse for ours."""
+    if not ratio.values or not {ratio.over, ratio.under} & set(OUR_PARTS):
+        return False
+    alike = 0.0 if ratio_unit(ratio) == " ms" else 1.0
+    is_less_worse = is_more_better(ratio.what) == (ratio.over in OUR_PARTS)
+    return max(ratio.values) < alike if is_less_worse else min(ratio.values) > alike
 
 
 def factors(results: Results, workload: str) -> list[tuple[str, float]]:

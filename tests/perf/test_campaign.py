@@ -312,15 +312,18 @@ async def test_what_was_found_is_written_with_its_circumstances(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("peak", "rates"),
-    [(100, [("poisson", 35), ("poisson", 60), ("bursts", 60)]), (50, [("poisson", 35), ("poisson", 30), ("bursts", 30)])],
+    ("peak", "expected"),
+    [
+        (100, [("poisson", "common", 35), ("poisson", "own", 60), ("bursts", "own", 60)]),
+        (50, [("poisson", "common", 35), ("poisson", "own", 30), ("bursts", "own", 30)]),
+    ],
 )
 def test_all_are_offered_what_the_slowest_can_take_and_each_a_share_of_its_own(
-    peak: float, rates: list[tuple[str, float]]
+    peak: float, expected: list[tuple[str, str, float]]
 ) -> None:
     settings = replace(QUICK, common_share=0.7, own_share=0.6, are_bursts_measured=True)
 
     loads = open_loads(peak, 50, settings)
 
-    assert [kind for kind, _ in rates] == [load.kind for load in loads]
-    assert [load.rate for load in loads] == pytest.approx([rate for _, rate in rates])
+    assert [(kind, share) for kind, share, _ in expected] == [(load.kind, load.share) for load in loads]
+    assert [load.rate for load in loads] == pytest.approx([rate for _, _, rate in expected])

@@ -1,4 +1,5 @@
 import io
+from typing import Literal
 
 import msgspec
 import pytest
@@ -25,7 +26,7 @@ def verdicts(before: Results, after: Results) -> dict[str, str]:
 def test_results_are_the_same_as_themselves() -> None:
     comparison = compare(results_of(), results_of())
 
-    assert {"same within spread"} == {change.verdict for change in comparison.changes}
+    assert {"same within spread", "one round: not judged"} == {change.verdict for change in comparison.changes}
     assert {1.0} == {change.ratio for change in comparison.changes}
     assert not comparison.unmatched
     assert not comparison.is_worse
@@ -35,6 +36,70 @@ def test_ranges_that_overlap_are_the_same_and_others_are_better_or_worse() -> No
     assert "same within spread" == verdicts(faster(1.0), faster(1.03))["texts/s"]
     assert "better" == verdicts(faster(1.0), faster(1.2))["texts/s"]
     assert "worse" == verdicts(faster(1.2), faster(1.0))["texts/s"]
+
+
+def test_one_round_is_not_judged_and_is_no_failure() -> None:
+    comparison = compare(only(run_of("plan-four", CLOSED)), only(run_of("plan-four", CLOSED, throughput=1.0)))
+
+    assert {"one round: not judged"} == {change.verdict for change in comparison.changes}
+    assert not comparison.is_worse
+    assert "0 worse, 0 better" in summary_of(comparison)
+
+
+@pytest.mark.parametrize(
+    ("after", "verdict"),
+    [
+        (Measured(104.0, 103.9, 104.1, 3), "same within spread"),
+        (Measured(106.0, 105.9, 106.1, 3), "worse"),
+        (Measured(160.0, 110.0, 250.0, 3), "same within spread"),
+        (Measured(260.0, 210.0, 350.0, 3), "worse"),
+    ],
+)
+def test_what_lies_apart_is_judged_only_beyond_a_twentieth_and_both_spreads(after: Measured, verdict: str) -> None:
+    before = Measured(100.0, 99.9, 100.1, 3)
+
+    assert verdict == Change("", "p99 ms", before, after).verdict
+    assert ("better" if verdict == "worse" else verdict) == Change("", "p99 ms", after, before).verdict
+
+
+def offered(rate: float, share: Literal["", "common", "own"], factor: float = 1.0) -> list[Run]:
+    runs = [run_of("plan-four", Load(kind="poisson", rate=rate, share=share), n) for n in range(3)]
+    return [msgspec.structs.replace(run, latency_ms={"p99": factor * run.latency_ms["p99"]}) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("share", "rate", "verdict", "are_rates_shown"),
+    [
+        ("own", 203.0, "worse", False),
+        ("own", 214.0, "worse", True),
+        ("own", 230.0, "other rates", True),
+        ("common", 230.0, "worse", True),
+        ("", 203.0, "worse", False),
+        ("", 230.0, "other rates", True),
+    ],
+)
+def test_open_loops_match_by_where_their_rate_is_from(
+    share: Literal["", "common", "own"], rate: float, verdict: str, are_rates_shown: bool
+) -> None:
+    comparison = compare(only(*offered(200.0, share)), only(*offered(rate, share, 2.0)))
+    rows = [row for row in table_of(comparison).rows if row[1].words == "p99 ms"]
+
+    assert verdict == {change.what: change.verdict for change in comparison.changes}["p99 ms"]
+    assert [are_rates_shown] == [f"200/s in A, {rate:.0f}/s in B" in row[0].words for row in rows]
+    assert not comparison.unmatched
+
+
+def test_a_rate_for_all_is_not_compared_with_a_share_of_the_own_best() -> None:
+    comparison = compare(only(*offered(200.0, "common")), only(*offered(200.0, "own")))
+
+    assert not comparison.changes
+    assert 2 == len(comparison.unmatched)
+
+
+def test_several_open_loops_of_older_results_are_told_apart_by_their_rates() -> None:
+    both = only(*offered(200.0, ""), *offered(300.0, ""))
+
+    assert {200.0, 300.0} == {change.loads[0].rate for change in compare(both, both).changes if change.loads}
 
 
 @pytest.mark.parametrize("what", ["p99 ms", "CPU ms/text", "µs a call"])
@@ -101,12 +166,12 @@ def test_another_machine_version_or_setting_is_warned_of() -> None:
 
 
 def test_what_got_worse_stands_first_and_words_are_no_markup() -> None:
-    slow = results_of(micro=(Micro(name=f"{HOSTILE}", microseconds=(9.0,)),))
-    fast = results_of(micro=(Micro(name=f"{HOSTILE}", microseconds=(3.0,)),))
+    slow = results_of(micro=(Micro(name=f"{HOSTILE}", microseconds=(9.0, 9.1)),))
+    fast = results_of(micro=(Micro(name=f"{HOSTILE}", microseconds=(3.0, 3.1)),))
     comparison = compare(fast, slow)
     out = io.StringIO()
     print_comparison(comparison, Console(file=out, width=300))
 
-    assert table_of(comparison).rows[0][-1].words.startswith("worse (one round")
+    assert "worse" == table_of(comparison).rows[0][-1].words
     assert "[red]" in out.getvalue()
     assert "1 worse, 0 better" in out.getvalue()

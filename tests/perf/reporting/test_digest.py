@@ -15,7 +15,7 @@ from perf.reporting.digest import (
     standing_of,
     with_spread,
 )
-from perf.reporting.verdicts import factors, headline, losses, summary
+from perf.reporting.verdicts import factors, headline, summary
 from perf.reporting.waterfall import placed
 from perf.results import Results, Stage
 from tests.perf.samples import CLOSED, ONE, POISSON, TITLES, answers_of, results_of, run_of, void_run, without
@@ -107,17 +107,6 @@ def test_the_headline_is_plan_four_with_its_factors() -> None:
     assert factors(without(results_of(), "plan-four"), "short") == []
 
 
-def test_where_we_lose_is_told_and_so_is_a_goal_that_was_missed() -> None:
-    told = losses(results_of())
-
-    assert any(words.startswith("Goal not met: 32 heads") and "at least 24×" in words for words in told)
-    assert any(words.startswith(f"{TITLES['plan-one-engine']} is ahead, SHORT, 32 in flight") for words in told)
-    assert not any(TITLES["plan-two"] in words for words in told)
-    assert not any(
-        "is ahead" in words for words in losses(without(results_of(), "plan-one-engine", "plan-three", "plan-one-torch"))
-    )
-
-
 def test_the_summary_says_who_is_not_ranked_and_what_is_missing() -> None:
     told = " ".join(summary(results_of()))
 
@@ -129,7 +118,6 @@ def test_the_summary_says_who_is_not_ranked_and_what_is_missing() -> None:
 
 def test_nothing_measured_is_said_in_no_sentence(empty: Results) -> None:
     assert [] == summary(empty)
-    assert [] == losses(empty)
     assert headline(empty) is None
 
 
