@@ -102,7 +102,7 @@ class _Single:
     least: float
 
 
-_THROUGHPUT: Final = _Measure("texts a second", " texts/s", lambda line: line.throughput)
+_THROUGHPUT: Final = _Measure("texts a second", "", lambda line: line.throughput)
 _P50: Final = _Measure("p50", " ms", lambda line: line.latency_ms.get("p50"))
 _P99: Final = _Measure("p99", " ms", lambda line: line.latency_ms.get("p99"))
 _CPU: Final = _Measure("CPU per text", " ms", lambda line: line.cpu_ms)
@@ -118,7 +118,7 @@ def compared(results: Results) -> list[Compared]:
         (each.system, f"{_place(each.workload, each.num_heads)}, p99 within {number(each.bound_ms)} ms", each.throughput)
         for each in results.bounds
     ]
-    found += _ones_compared(results, ours, _Single("texts a second", " texts/s", SMALL_LEAD_OF_ONE), bounds)
+    found += _ones_compared(results, ours, _Single("texts a second", "", SMALL_LEAD_OF_ONE), bounds)
     wire = [(each.system, _place(each.workload, each.num_heads), each.bytes_per_text) for each in results.wire]
     found += _ones_compared(results, ours, _Single("bytes on the wire a text", "", SMALL_LEAD), wire)
     memory = [
