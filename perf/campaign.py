@@ -47,9 +47,6 @@ ELSEWHERE_REMARK: Final = (
 WARM_UP: Final = Load(kind="closed", in_flight=8)
 MOST_WARM_UPS: Final = 20
 WIRE: Final = Load(kind="closed", in_flight=8)
-START_SHARE: Final = 0.5
-"""Of what a deployment takes in the closed loop: the first rate of the bisection."""
-
 MOST_TOKENS: Final = 512
 LEAST_AGREEMENT_OF_MANY: Final = 0.995
 _MOST_WHY: Final = 300
@@ -368,9 +365,9 @@ class Campaign:
         for system in self._systems():
             peak = peak_of(self.found.runs, system.plan.name, self._main.name)
             if peak > 0:
-                await self._bound(system, START_SHARE * peak)
+                await self._bound(system, peak)
 
-    async def _bound(self, system: System, start_rate: float) -> None:
+    async def _bound(self, system: System, peak: float) -> None:
         settings = self._settings
 
         async def measure(rate: float) -> Run:
@@ -382,15 +379,20 @@ class Campaign:
             return run
 
         with contextlib.suppress(_Lost):
-            rate, tried = await most_within(settings.bound_ms, measure, start_rate, settings.tries)
+            found = await most_within(settings.bound_ms, measure, peak, settings.tries)
+            if found is None:
+                what = f"{system.plan.name}: most texts a second with p99 within {settings.bound_ms:g} ms"
+                self._missing(what, "in every run the generator was late or other processes used the machine")
+                return
             self.found.bounds.append(
                 Bound(
                     system=system.plan.name,
                     num_heads=system.running.num_heads,
                     workload=self._main.name,
                     bound_ms=settings.bound_ms,
-                    throughput=rate,
-                    tried=tried,
+                    throughput=found.rate,
+                    least_too_much=found.least_too_much,
+                    tried=found.tried,
                 )
             )
 

@@ -57,7 +57,9 @@ class Load(Record, frozen=True, kw_only=True):
 class Run(Record, frozen=True, kw_only=True):
     """One round of one load on one system. *throughput* is good texts a second.
 
-    *latency_ms* has the keys mean, p50, p90, p99 and p99.9, of good requests; *quantiles_ms* are `NUM_QUANTILES` of the same.
+    *latency_ms* has the keys mean and p50, and p90, p99 and p99.9 as far as ten answers lie beyond them, of good requests;
+    readers must do without the others, and without any of a run that answered nothing. *quantiles_ms* are `NUM_QUANTILES` of
+    the same requests.
     *cpu_ms_per_text* is by process, "load" the caller's own. *void* says why the latencies mean nothing, "" when they do;
     *is_disturbed*: other processes used the machine meanwhile.
     """
@@ -80,13 +82,17 @@ class Run(Record, frozen=True, kw_only=True):
 
 
 class Bound(Record, frozen=True, kw_only=True):
-    """The most texts a second, Poisson, at which p99 stays within *bound_ms*; found by bisection, *tried* rate by rate."""
+    """The most texts a second, Poisson, at which p99 stays within *bound_ms*; found by bisection, *tried* rate by rate.
+
+    The answer lies between *throughput*, 0 when no rate was within, and *least_too_much*, None when no rate tried was too much.
+    """
 
     system: str
     num_heads: int
     workload: str
     bound_ms: float
     throughput: float
+    least_too_much: float | None
     tried: tuple[tuple[float, float], ...]
     """(rate, p99 in milliseconds)"""
 

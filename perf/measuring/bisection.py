@@ -1,58 +1,104 @@
 """The most requests a second at which the tail stays within a bound, found by trying rates."""
 
+import math
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import Final, Literal
 
-from perf.results import Run
+from perf.measuring.loads import OVERRUN, UNANSWERED, has_failed_much
+from perf.results import NUM_QUANTILES, Run
 
-GROWTH = 1.6
-"""From a rate that was kept to the next, while none was too much."""
+LEAST_SHARE: Final = 0.5
+MOST_SHARE: Final = 1.1
+"""Of what a deployment takes in the closed loop: between them the rates are looked for."""
+
+_P99: Final = round(0.99 * (NUM_QUANTILES - 1))
+
+Judgement = Literal["within", "too much", "unusable"]
 
 
 @dataclass(frozen=True, slots=True)
 class Tried:
-    """A rate, requests a second, and whether it was within the bound."""
+    """A rate, requests a second, and what its run says of it."""
 
     rate: float
-    is_within: bool
+    judgement: Judgement
 
 
-def next_rate(tried: Sequence[Tried], start_rate: float) -> float:
-    """What to try next: *start_rate*, then up or down until a rate within the bound and one beyond it are known, then between.
+@dataclass(frozen=True, slots=True)
+class Bracket:
+    """The greatest rate within the bound, 0 without one; the least that was too much, None without one.
 
-    The least rate that was too much counts; one above it that was within was luck. Always above 0.
+    *tried* are the rates that count, each with its p99 in ms; one at which nothing was answered has none and is left out.
+    """
+
+    rate: float
+    least_too_much: float | None
+    tried: tuple[tuple[float, float], ...]
+
+
+def next_rate(tried: Sequence[Tried], peak: float) -> float:
+    """What to try next: the geometric middle of what is left between `LEAST_SHARE` and `MOST_SHARE` of *peak*.
+
+    A rate whose run was unusable says nothing, and is not tried again: the next lies below it.
     """
     low, high = bracket(tried)
-    if high is None:
-        return low * GROWTH if low else start_rate
-    return (low + high) / 2 if low else high / 2
+    low = low or LEAST_SHARE * peak
+    high = high or MOST_SHARE * peak
+    unusable = (one.rate for one in tried if one.judgement == "unusable" and low < one.rate < high)
+    return math.sqrt(low * min(unusable, default=high))
 
 
 def bracket(tried: Sequence[Tried]) -> tuple[float, float | None]:
-    """The greatest rate within the bound below all that were not, 0 without one; and the least that was not."""
-    high = min((one.rate for one in tried if not one.is_within), default=None)
-    low = max((one.rate for one in tried if one.is_within and (high is None or one.rate < high)), default=0.0)
-    return low, high
+    """The greatest rate within the bound below all that were too much, 0 without one; and the least that was too much.
+
+    The least rate that was too much counts; one above it that was within was luck.
+    """
+    high = min((one.rate for one in tried if one.judgement == "too much"), default=None)
+    within = (one.rate for one in tried if one.judgement == "within" and (high is None or one.rate < high))
+    return max(within, default=0.0), high
 
 
-def is_within(run: Run, bound_ms: float) -> bool:
-    """Whether *run* counts, answered all, and its p99 is at most *bound_ms*."""
-    return not run.void and not run.num_errors and run.latency_ms.get("p99", float("inf")) <= bound_ms
+def judged(run: Run, bound_ms: float) -> Judgement:
+    """What *run* says of its rate.
+
+    Too much: requests piled up, too many failed, or p99 is above *bound_ms*. Unusable: others used the machine, or the
+    generator was late; that is no fault of the deployment.
+    """
+    if run.is_disturbed:
+        return "unusable"
+    if run.void in {OVERRUN, UNANSWERED} or has_failed_much(run.num_errors, run.num_texts):
+        return "too much"
+    if run.void:
+        return "unusable"
+    tail = tail_of(run)
+    return "within" if tail is not None and tail <= bound_ms else "too much"
 
 
-async def most_within(
-    bound_ms: float, measure: Callable[[float], Awaitable[Run]], start_rate: float, tries: int
-) -> tuple[float, tuple[tuple[float, float], ...]]:
-    """The greatest rate found within *bound_ms* in so many *tries*, 0 when none was; and each rate tried with its p99 in ms.
+def tail_of(run: Run) -> float | None:
+    """p99 in ms, by the quantiles where there are too few answers to tell it as a number; None of no answers.
 
-    A run that answered nothing has no p99, and is not among the latter.
+    Whether one answer in a hundred took longer than a bound can be seen in fewer answers than how long it took.
+    """
+    return run.latency_ms.get("p99", run.quantiles_ms[_P99] if run.quantiles_ms else None)
+
+
+async def most_within(bound_ms: float, measure: Callable[[float], Awaitable[Run]], peak: float, tries: int) -> Bracket | None:
+    """What so many *tries* of rates find, around the closed loop's *peak* a second; None when no run was usable.
+
+    A rate whose run is unusable is measured once more, and does not count when that run is, too.
     """
     known: list[Tried] = []
     tails: list[tuple[float, float]] = []
     for _ in range(tries):
-        rate = next_rate(known, start_rate)
+        rate = next_rate(known, peak)
         run = await measure(rate)
-        known.append(Tried(rate, is_within(run, bound_ms)))
-        if run.latency_ms:
-            tails.append((rate, run.latency_ms["p99"]))
-    return bracket(known)[0], tuple(tails)
+        if judged(run, bound_ms) == "unusable":
+            run = await measure(rate)
+        known.append(Tried(rate, judged(run, bound_ms)))
+        tail = tail_of(run)
+        if known[-1].judgement != "unusable" and tail is not None:
+            tails.append((rate, tail))
+    if all(one.judgement == "unusable" for one in known):
+        return None
+    return Bracket(*bracket(known), tuple(tails))

@@ -19,6 +19,15 @@ NUM_SEQUENTIAL: Final = 1_500
 
 MOST_SEQUENTIAL_SECONDS: Final = 120.0
 
+MOST_FAILED: Final = 0.001
+"""Share of requests: with more, the tail of the good answers is not the tail of what was asked."""
+
+LEAST_BEYOND: Final = 10
+"""Answers that must lie beyond a percentile for it to be told."""
+
+OVERRUN: Final = "too many requests were under way"
+UNANSWERED: Final = "no request was answered"
+
 SHARED_LOOP_REMARK: Final = (
     "Where a text is not one HTTP request, the generator of an open loop shares the event loop of the caller: its lag is part of "
     "the latencies there, is told, and voids nothing."
@@ -85,11 +94,13 @@ def run_of(system: str, num_heads: int, workload: Workload, load: Load, round_nu
 
 
 def latency_of(milliseconds: Sequence[float]) -> dict[str, float]:
-    """Mean and `PERCENTILES`; nothing of nothing."""
+    """Mean, p50 and those of `PERCENTILES` beyond which `LEAST_BEYOND` lie; nothing of nothing."""
     if not len(milliseconds):
         return {}
-    points = np.percentile(milliseconds, PERCENTILES)
-    return {"mean": float(np.mean(milliseconds)), **{f"p{p:g}": float(at) for p, at in zip(PERCENTILES, points, strict=True)}}
+    # In thousandths: 1 - 0.999 as a float would ask for one answer more.
+    told = [p for p in PERCENTILES if p == 50 or len(milliseconds) * round(1000 - 10 * p) >= LEAST_BEYOND * 1000]
+    points = np.percentile(milliseconds, told)
+    return {"mean": float(np.mean(milliseconds)), **{f"p{p:g}": float(at) for p, at in zip(told, points, strict=True)}}
 
 
 def quantiles_of(milliseconds: Sequence[float]) -> tuple[float, ...]:
@@ -102,10 +113,19 @@ def quantiles_of(milliseconds: Sequence[float]) -> tuple[float, ...]:
 def why_void(result: LoadResult) -> str:
     """Why the latencies mean nothing; "" when they do."""
     if result.is_overrun:
-        return "too many requests were under way"
+        return OVERRUN
+    if not result.latencies:
+        return UNANSWERED
     if result.is_void:
         return f"the generator was late: {result.lag_p99_ms:.1f} ms at p99"
-    return "" if result.latencies else "no request was answered"
+    if has_failed_much(result.num_errors, result.outcomes["200"]):
+        return f"{result.num_errors:,} of {result.outcomes.total():,} requests were not answered well"
+    return ""
+
+
+def has_failed_much(num_errors: int, num_good: int) -> bool:
+    """Whether more than `MOST_FAILED` of them failed."""
+    return num_errors > MOST_FAILED * (num_errors + num_good)
 
 
 async def _loaded(plan: RunningPlan, workload: Workload, load: Load, seconds: float, seed: int, num_texts: int) -> LoadResult:

@@ -7,7 +7,7 @@ from typing import Final, Literal
 
 from perf.reporting import digest
 from perf.reporting.digest import LATENCIES, VECTORS_ALONE, Line, Measured, heads_words, number, share, title_of, with_spread
-from perf.results import Answers, Ratio, Results
+from perf.results import Answers, Bound, Ratio, Results
 
 DASH: Final = "–"
 MAX_DIFFERENCES: Final = 12
@@ -208,16 +208,26 @@ def bound_table(results: Results) -> Table | None:
             _numeric(str(each.num_heads)),
             Cell(each.workload.upper()),
             _numeric(number(each.bound_ms)),
-            _numeric(number(each.throughput)),
+            _numeric(_between(each)),
             _numeric(str(len(each.tried))),
         )
         for each in in_order
     )
     notes = (
         "Requests come at random times (Poisson), whatever the service does; found by bisection.",
+        "In brackets: the least rate that was too much.",
         *_marks_of(results, dict.fromkeys(each.system for each in in_order)),
     )
     return Table("Most texts a second within a bound on p99", columns, rows, notes)
+
+
+def _between(bound: Bound) -> str:
+    """No finer than it was found."""
+    if bound.least_too_much is None:
+        return f"at least {number(bound.throughput)}"
+    if not bound.throughput:
+        return f"less than {number(bound.least_too_much)}"
+    return f"{number(bound.throughput)} (below {number(bound.least_too_much)})"
 
 
 def heads_table(results: Results) -> Table | None:

@@ -88,6 +88,13 @@ def test_who_is_not_ranked_is_last_within_the_bound_and_said() -> None:
     assert any("is not ranked" in note for note in table.notes)
 
 
+def test_the_bound_is_told_no_finer_than_it_was_found() -> None:
+    table = bound_table(results_of())
+
+    assert table is not None
+    assert {"390 (below 510)", "less than 31.0", "at least 110"} == set(column(table, "texts/s"))
+
+
 def test_answers_tell_accuracy_agreement_and_rank() -> None:
     table = answer_table(results_of())
 
