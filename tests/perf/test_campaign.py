@@ -284,6 +284,8 @@ async def test_a_round_beside_others_is_marked(tmp_path: Path) -> None:
     found = await found_by([plan_of("a")], tmp_path, means=replace(MEANS, rounds=loud))
 
     assert all(run.is_disturbed for run in found.runs)
+    assert not found.bounds
+    assert ["a: most texts a second with p99 within 50 ms"] == [one.what for one in found.missing if "most texts" in one.what]
 
 
 async def test_progress_goes_from_nothing_to_all(tmp_path: Path) -> None:
