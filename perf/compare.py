@@ -164,9 +164,7 @@ def _values_of(results: Results) -> dict[tuple[str, str], _Value]:
             found.setdefault((where, what), _Value(value, line.load if _is_open(line.load) else None))
     for bound in results.bounds:
         where = f"{bound.system}, {heads_words(bound.num_heads)}, {bound.workload}, p99 within {number(bound.bound_ms)} ms"
-        # Where the answer lies: brackets that overlap are the same.
-        most = float("inf") if bound.least_too_much is None else bound.least_too_much
-        found[where, "texts/s"] = _Value(Measured(bound.throughput, bound.throughput, most, 1))
+        found[where, "texts/s"] = _Value(Measured(bound.throughput, bound.throughput, bound.throughput, 1))
     for each in results.micro:
         for what, values in (("µs a call", each.microseconds), ("CPU µs a call", each.cpu_microseconds)):
             if values:

@@ -71,7 +71,9 @@ def test_every_load_that_both_ran_is_looked_at(load: Load, heads: int, where: st
 
 def test_bounds_and_bytes_are_looked_at() -> None:
     def bound(system: str, rate: float) -> Bound:
-        return Bound(system=system, num_heads=1, workload="short", bound_ms=50.0, throughput=rate, tried=())
+        return Bound(
+            system=system, num_heads=1, workload="short", bound_ms=50.0, throughput=rate, least_too_much=rate + 5, tried=()
+        )
 
     def wire(system: str, count: float) -> Wire:
         return Wire(system=system, num_heads=1, workload="short", bytes_per_text=count)
