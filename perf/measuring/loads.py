@@ -22,7 +22,7 @@ MOST_SEQUENTIAL_SECONDS: Final = 120.0
 MOST_FAILED: Final = 0.001
 """Share of requests: with more, the tail of the good answers is not the tail of what was asked."""
 
-LEAST_BEYOND: Final = 10
+LEAST_BEYOND: Final = 2
 """Answers that must lie beyond a percentile for it to be told."""
 
 OVERRUN: Final = "too many requests were under way"

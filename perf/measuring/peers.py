@@ -84,7 +84,7 @@ async def beside_peer(name: str, given: Given, workload: Workload, settings: Pee
 def beside_of(name: str, workload: Workload, speed: Turns, tail: Turns, closed: Load, rate: float) -> Beside:
     """Records of the turns of our service and the peer *name*; the latencies were at *rate* texts a second."""
     (fast,), (late,) = speed.ours.values(), tail.ours.values()
-    poisson = Load(kind="poisson", rate=rate)
+    poisson = Load(kind="poisson", rate=rate, share="common")
     found = Beside()
     for load, mine, theirs in ((closed, fast, speed.theirs), (poisson, late, tail.theirs)):
         # Ours is measured anew beside each peer, and stands under a name of its own: rounds pair only within one comparison.
