@@ -7,7 +7,6 @@ draws the page of a results.json again, `compare` puts two of them side by side,
 import argparse
 import asyncio
 import contextlib
-import os
 import runpy
 import signal
 import sys
@@ -170,8 +169,6 @@ class _Lines:
 
 async def _campaign(asked: Asked, *, say: Say, progress: Advance, save: Save) -> Results:
     """What `quick` and `all` run."""
-    # gRPC would say on stderr of every process started that it cannot follow it into the fork; none of ours needs that.
-    os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     # The whole stack comes along: neither `report` nor `compare` needs it.
     from perf.taking import take_campaign  # noqa: PLC0415
 
