@@ -2,6 +2,6 @@
 
 import os
 
-# Processes are started while gRPC is in use, and would each have it complain that it cannot follow them into the fork. It is asked
-# when it is first imported.
+# Processes are started while gRPC is in use, and of each it would complain that it cannot follow it into the fork. The setting is
+# read when gRPC is first imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
