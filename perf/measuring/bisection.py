@@ -8,7 +8,7 @@ from typing import Final, Literal
 from perf.measuring.loads import OVERRUN, UNANSWERED, has_failed_much
 from perf.results import NUM_QUANTILES, Run
 
-LEAST_SHARE: Final = 0.5
+LEAST_SHARE: Final = 0.2
 MOST_SHARE: Final = 1.1
 """Of what a deployment takes in the closed loop: between them the rates are looked for."""
 
