@@ -31,7 +31,7 @@ from perf.reporting.digest import (
     with_spread,
     workloads_of,
 )
-from perf.results import Load, Ratio, Results
+from perf.results import Bound, Load, Ratio, Results
 
 SMALL_LEAD: Final = 0.02
 """Of a value: less is no loss worth a sentence."""
@@ -115,19 +115,19 @@ def compared(results: Results) -> list[Compared]:
         return []
     found = _loads_compared(results, ours)
     bounds = [
-        (each.system, f"{_place(each.workload, each.num_heads)}, p99 within {number(each.bound_ms)} ms", each.throughput)
+        (each.system, f"{_place(each.workload, each.num_heads)}, p99 within {number(each.bound_ms)} ms", _bracket(each))
         for each in results.bounds
     ]
     found += _ones_compared(results, ours, _Single("texts a second", "", SMALL_LEAD_OF_ONE), bounds)
-    wire = [(each.system, _place(each.workload, each.num_heads), each.bytes_per_text) for each in results.wire]
+    wire = [(each.system, _place(each.workload, each.num_heads), _one(each.bytes_per_text)) for each in results.wire]
     found += _ones_compared(results, ours, _Single("bytes on the wire a text", "", SMALL_LEAD), wire)
     memory = [
-        (each.system, heads_words(each.num_heads), sum(each.rss_bytes.values()) / 1e6)
+        (each.system, heads_words(each.num_heads), _one(sum(each.rss_bytes.values()) / 1e6))
         for each in results.footprints
         if each.rss_bytes
     ]
     found += _ones_compared(results, ours, _Single("memory", " MB", SMALL_LEAD_OF_ONE), memory)
-    starts = [(each.system, heads_words(each.num_heads), each.start_seconds) for each in results.footprints]
+    starts = [(each.system, heads_words(each.num_heads), _one(each.start_seconds)) for each in results.footprints]
     return found + _ones_compared(results, ours, _Single("start-up", " s", SMALL_LEAD_OF_ONE), starts)
 
 
@@ -153,9 +153,19 @@ def _measures_of(load: Load) -> tuple[_Measure, ...]:
     return (_THROUGHPUT, _P99, _CPU) if load.kind == "closed" else (_P50, _P99, _CPU)
 
 
-def _ones_compared(results: Results, ours: str, single: _Single, rows: Iterable[tuple[str, str, float]]) -> list[Compared]:
+def _one(value: float) -> Measured:
+    return Measured(value, value, value, 1)
+
+
+def _bracket(bound: Bound) -> Measured:
+    """Nobody is ahead while the brackets overlap."""
+    most = float("inf") if bound.least_too_much is None else bound.least_too_much
+    return Measured(bound.throughput, bound.throughput, most, 1)
+
+
+def _ones_compared(results: Results, ours: str, single: _Single, rows: Iterable[tuple[str, str, Measured]]) -> list[Compared]:
     """*rows* are (system, where, value)."""
-    known = [(system, where, Measured(value, value, value, 1)) for system, where, value in rows]
+    known = list(rows)
     mine = {where: value for system, where, value in known if system == ours}
     return [
         Compared(system, single.what, where, single.unit, mine[where], value, single.least)

@@ -88,6 +88,13 @@ def test_bounds_and_bytes_are_looked_at() -> None:
     assert "bytes on the wire a text 300 against our 900 (3.00×)" in words
 
 
+def test_bounds_whose_brackets_overlap_are_no_loss() -> None:
+    ours = Bound(system="plan-four", num_heads=1, workload="short", bound_ms=50.0, throughput=0, least_too_much=400, tried=())
+    theirs = msgspec.structs.replace(ours, system="plan-one-torch", throughput=300.0, least_too_much=310)
+
+    assert not ahead(two_of(run_of("plan-four", CLOSED), bounds=(ours, theirs)))
+
+
 def test_ranges_that_overlap_are_no_loss() -> None:
     runs = [run_of("plan-four", CLOSED, n, throughput=100.0 + 10 * n, latency_ms={}, cpu_ms_per_text={}) for n in range(3)]
     others = [run_of("plan-one-torch", CLOSED, n, throughput=115.0 + n, latency_ms={}, cpu_ms_per_text={}) for n in range(3)]
