@@ -82,6 +82,7 @@ class CataloguePoller:
         self._catalogue: Catalogue | None = None
         self._checked = time.monotonic()
         self._is_in_order = False
+        self._complaint = ""
 
     @property
     def is_loaded(self) -> bool:
@@ -99,7 +100,7 @@ class CataloguePoller:
         return self._catalogue or _EMPTY
 
     async def refresh(self) -> None:
-        """Take what the source has now; what is broken is logged, and the last good one stays."""
+        """Take what the source has now; what is broken is logged, once until it changes, and the last good one stays."""
         try:
             content = await self._source.fetch()
             if content is not None:
@@ -108,8 +109,11 @@ class CataloguePoller:
                 self._is_in_order = True
             if self._is_in_order:
                 self._checked = time.monotonic()
+                self._complaint = ""
         except (OSError, httpx.HTTPError, msgspec.ValidationError, msgspec.DecodeError) as error:
-            _log.warning("the catalogue cannot be read (%s); the last good one stays in force", error)
+            if self._complaint != str(error):
+                self._complaint = str(error)
+                _log.warning("the catalogue cannot be read (%s); the last good one stays in force", error)
 
     def _take(self, catalogue: Catalogue) -> None:
         self._catalogue = catalogue

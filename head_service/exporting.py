@@ -6,6 +6,7 @@ this loads no TensorFlow.
 """
 
 import contextlib
+import logging
 import os
 import shutil
 import subprocess
@@ -23,6 +24,8 @@ from clients.wire.catalogue import Manifest, Task, decode_manifest, encode
 from head_service.training.features import Features
 from head_service.training.heads import Head
 from head_service.training.linear_head import LinearHead
+
+_log = logging.getLogger(__name__)
 
 EXPORT_SECONDS: Final = 60.0
 """What takes longer is stuck: TensorFlow's import takes a tenth of it, the export a hundredth."""
@@ -82,13 +85,12 @@ class _Beside:
         directory: Path,
         rows: Sequence[Sequence[int]] | None = None,
     ) -> None:
-        if not (
-            isinstance(head, LinearHead)
-            and isinstance(features, np.ndarray)
-            and self._does(order_of(head, manifest, features, texts, directory, rows))
-        ):
+        if isinstance(head, LinearHead) and isinstance(features, np.ndarray):
+            if self._does(order_of(head, manifest, features, texts, directory, rows)):
+                return
+            _log.info("head %s is exported here: the process beside did not (its status: %s)", manifest.name, self.process.poll())
             _empty(directory)
-            export_here(head, manifest, features, texts, directory, rows)
+        export_here(head, manifest, features, texts, directory, rows)
 
     def _does(self, order: Order) -> bool:
         """Whether it did; False also when it has ended, or had an order before."""
@@ -96,6 +98,9 @@ class _Beside:
             self.process.communicate(msgspec.msgpack.encode(order), timeout=EXPORT_SECONDS)
         except (OSError, ValueError, subprocess.TimeoutExpired):
             self.process.kill()
+            # What it is about to write is written by then.
+            with contextlib.suppress(OSError, ValueError):
+                self.process.wait()
             return False
         return self.process.returncode == 0
 
@@ -105,7 +110,8 @@ def exporting_beside() -> Iterator[Export]:
     """Start loading TensorFlow in a process of its own; what exports there. The process is gone with the context."""
     try:
         process = subprocess.Popen(
-            [sys.executable, "-m", "head_service.exporting"],
+            # -P: the user's folder may hold a csv.py or a numpy.py.
+            [sys.executable, "-P", "-m", "head_service.exporting"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

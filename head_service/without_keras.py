@@ -1,6 +1,7 @@
 """TensorFlow without Keras, which it otherwise loads at once: a good third of its seconds, and nothing here uses it."""
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator
 from typing import Final
@@ -12,8 +13,12 @@ _LEGACY: Final = "TF_USE_LEGACY_KERAS"
 def without_keras() -> Iterator[None]:
     """For the import of TensorFlow: it looks for the old Keras, which is not installed, and goes on without any.
 
-    `tf.keras` still loads Keras on first use, since the setting is as it was by then. Who set it keeps it.
+    `tf.keras` still loads Keras on first use, since the setting is as it was by then. Who set it keeps it. Where the old Keras
+    is installed nothing is done: it would be loaded, and `tf.keras` would be the old one.
     """
+    if importlib.util.find_spec("tf_keras") is not None:
+        yield
+        return
     before = os.environ.get(_LEGACY)
     os.environ[_LEGACY] = before or "1"
     try:

@@ -161,7 +161,7 @@ async def _print_accuracies(client: AsyncClient, heads: Sequence[DemoHead], cons
 def address_lines(addresses: Addresses) -> list[str]:
     """One line an address; the gateway's own is printed last, by whoever knows that all is ready."""
     return [
-        f"embedding {addresses.embedding}",
+        *([f"embedding {addresses.embedding}"] if addresses.embedding else []),
         f"embedding-grpc {addresses.embedding_grpc}",
         f"heads {addresses.heads}",
         f"heads-grpc {addresses.heads_grpc}",

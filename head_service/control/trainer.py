@@ -1,5 +1,6 @@
 """The trainer by default: from an order's rows to a head version, by `head_service.training`. Runs in the training process."""
 
+import contextlib
 from functools import partial
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ from clients.wire.catalogue import Manifest, Metrics
 from head_service.bundling import bundle_once
 from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
 from head_service.errors import DataError, HeadServiceError
+from head_service.exporting import Export, export_here, exporting_beside
 from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.head_server import scorer_at, wait_until_available
 from head_service.lifecycle import Lifecycle
@@ -39,31 +41,38 @@ def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
         options = _options(order)
         data = _rows(order, run)
         run.say(f"{len(data.examples)} texts, {len(data.label_names)} labels, {data.num_repeated} repeated rows left out")
-        result = train(
-            TrainingRequest(
-                order.head,
-                data,
-                view=order.view,
-                options=options,
-                preprocess=named_steps(order.preprocess),
-                long_text=order.long_text,
-                level_separator=order.level_separator,
-            ),
-            embedder=embedder,
-            cache=EmbeddingCache(run.cache_dir / "training-embeddings.sqlite"),
-            repository=run.repository,
-            go_live=release_it,
-            scorer=scorer,
-            say=run.say,
-            embedding_progress=lambda done, total: run.progress("embedding", done, total),
-            reports=run.folder,
-        )
+        with _exporting(order) as export:
+            result = train(
+                TrainingRequest(
+                    order.head,
+                    data,
+                    view=order.view,
+                    options=options,
+                    preprocess=named_steps(order.preprocess),
+                    long_text=order.long_text,
+                    level_separator=order.level_separator,
+                ),
+                embedder=embedder,
+                cache=EmbeddingCache(run.cache_dir / "training-embeddings.sqlite"),
+                repository=run.repository,
+                go_live=release_it,
+                scorer=scorer,
+                say=run.say,
+                embedding_progress=lambda done, total: run.progress("embedding", done, total),
+                reports=run.folder,
+                export=export,
+            )
     report = "" if result.report is None else result.report.relative_to(run.folder).as_posix()
     return with_bundles(run, _ended(order, run, result.version, result.comparison, report))
 
 
+def _exporting(order: TrainingOrder) -> contextlib.AbstractContextManager[Export]:
+    """Beside, where fitting does without TensorFlow; what fits the other types loads it here."""
+    return exporting_beside() if order.head_type == "linear" else contextlib.nullcontext(export_here)
+
+
 def with_bundles(run: RunContext, outcome: Outcome) -> Outcome:
-    """*outcome*, once a head that has become live is in its bundle: here, where TensorFlow is loaded already."""
+    """*outcome*, once a head that has become live is in its bundle: in this process, which ends and may load TensorFlow."""
     if run.bundles and run.heads_address and outcome.result.is_live:
         keep_bundles(run)
     return outcome

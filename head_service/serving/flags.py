@@ -4,6 +4,7 @@ Those that say how the reference spends threads and memory are taken and have no
 """
 
 import argparse
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from google.protobuf.message import Message
 from clients.wire.tfs import server_pb2
 from clients.wire.tfs import serving_pb2 as pb
 
+CONFIG_FLAG: Final = "--model_config_file"
 METRICS_PATH: Final = "/monitoring/prometheus/metrics"
 
 WITHOUT_EFFECT: Final = (
@@ -122,8 +124,8 @@ def _models(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model_name", default="default")
     parser.add_argument("--model_base_path", default="")
     parser.add_argument("--model_config_file", default="", help="ModelServerConfig as text; wins over the two above")
-    parser.add_argument("--model_config_file_poll_wait_seconds", type=float, default=0, help="0: read once")
-    parser.add_argument("--file_system_poll_wait_seconds", type=float, default=1, help="0: look once; less: never look")
+    parser.add_argument("--model_config_file_poll_wait_seconds", type=_finite, default=0, help="0: read once")
+    parser.add_argument("--file_system_poll_wait_seconds", type=_finite, default=1, help="0: look once; less: never look")
     parser.add_argument("--max_num_load_retries", type=int, default=5)
     parser.add_argument("--load_retry_interval_micros", type=int, default=60_000_000)
     parser.add_argument("--num_load_threads", type=int, default=0, help="models loaded at once; 0: one")
@@ -151,7 +153,7 @@ def read_config(flags: Flags) -> pb.ModelServerConfig:
     """
     config = pb.ModelServerConfig()
     if flags.model_config_file:
-        return read_text_proto("--model_config_file", flags.model_config_file, config)
+        return read_text_proto(CONFIG_FLAG, flags.model_config_file, config)
     if not flags.model_base_path:
         raise FlagError("name the models with --model_config_file, or one with --model_name and --model_base_path")
     path = str(Path(flags.model_base_path).absolute())
@@ -189,10 +191,29 @@ def read_text_proto(flag: str, path: str, into: AnyMessage) -> AnyMessage:
     Raises:
         FlagError: it cannot be read, or is something else; the message names *flag*.
     """
+    return parse_text_proto(flag, read_bytes(flag, path), into)
+
+
+def read_bytes(flag: str, path: str) -> bytes:
+    """What the file that *flag* names holds.
+
+    Raises:
+        FlagError: it cannot be read; the message names *flag*.
+    """
     try:
-        text_format.Parse(Path(path).read_text(encoding="utf-8"), into)
+        return Path(path).read_bytes()
     except OSError as error:
         raise FlagError(f"{flag} cannot be read: {error.strerror}") from None
+
+
+def parse_text_proto(flag: str, content: bytes, into: AnyMessage) -> AnyMessage:
+    """*into*, filled from *content*, which the file that *flag* names holds. In pure Python: a long one takes milliseconds.
+
+    Raises:
+        FlagError: it is something else; the message names *flag*.
+    """
+    try:
+        text_format.Parse(content.decode(), into)
     except UnicodeDecodeError:
         raise FlagError(f"{flag} is not text in UTF-8") from None
     except text_format.ParseError as error:
@@ -216,11 +237,18 @@ def _positive(word: str) -> int:
     return int(word)
 
 
-def _not_negative(word: str) -> float:
+def _finite(word: str) -> float:
     try:
         value = float(word)
     except ValueError:
-        value = -1.0
-    if not 0 <= value < float("inf"):
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError("a number")
+    return value
+
+
+def _not_negative(word: str) -> float:
+    value = _finite(word)
+    if value < 0:
         raise argparse.ArgumentTypeError("a number of at least 0")
     return value

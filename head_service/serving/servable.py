@@ -22,6 +22,7 @@ from head_service.without_keras import without_keras
 with without_keras():
     import tensorflow as tf
     from tensorflow.core.protobuf import config_pb2
+    from tensorflow.python.framework.ops import dismantle_graph
 
 from clients.wire.catalogue import Manifest
 from clients.wire.tfs import serving_pb2
@@ -64,20 +65,33 @@ class ServableOptions:
 
 
 class _LoadedSession(tf.compat.v1.Session):  # type: ignore[misc]  # TensorFlow is published without types
-    """Its `run` is for loading alone, which takes milliseconds on end and gives way to calls; they go by callables."""
+    """While *is_loading*, its steps in C++, which take milliseconds on end, give way to calls.
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        return giving_way(super().run, *args, **kwargs)
+    Those steps alone: the Python around them needs the interpreter's lock.
+    """
+
+    is_loading = True
+
+    def _extend_graph(self) -> None:
+        self._step(super()._extend_graph)
+
+    def _call_tf_sessionrun(self, *args: Any) -> Any:
+        return self._step(super()._call_tf_sessionrun, *args)
+
+    def _make_callable_from_options(self, callable_options: Any) -> Any:
+        # In two steps: one within another would wait for a second thread of a bounded number.
+        self._extend_graph()
+        return self._step(self._Callable, self, callable_options)
+
+    def _step(self, function: Callable[..., Any], *args: Any) -> Any:
+        # Once it answers, somebody waits for it.
+        return giving_way(function, *args) if self.is_loading else function(*args)
 
 
 class _Callables:
-    """What a session runs, made once for each choice of tensors; the choices are the callers', so they are bounded.
-
-    *is_answering*: callers wait for what is made; before that it gives way to them.
-    """
+    """What a session runs, made once for each choice of tensors; the choices are the callers', so they are bounded."""
 
     def __init__(self, session: Any) -> None:
-        self.is_answering = False
         self._session = session
         self._made: dict[tuple[tuple[str, ...], tuple[str, ...]], Any] = {}
 
@@ -87,7 +101,7 @@ class _Callables:
         call = self._made.get(key)
         if call is None:
             # Making it takes as long as some hundred runs.
-            call = self._make(*key) if self.is_answering else giving_way(self._make, *key)
+            call = self._make(*key)
             if len(self._made) < MAX_CALLABLES:
                 self._made[key] = call
         try:
@@ -131,7 +145,7 @@ class Servable:
             except BaseException:
                 self.close()
                 raise
-        self._callables.is_answering = True
+        self._session.is_loading = False
 
     def _load(self, directory: Path) -> None:
         threads = self._options.inter_threads
@@ -141,6 +155,8 @@ class Servable:
             inter_op_parallelism_threads=-1 if threads == 1 else threads,
         )
         self._session = _LoadedSession(graph=tf.Graph(), config=config)
+        self._callables = _Callables(self._session)
+        problem = ""
         try:
             with self._session.graph.as_default():
                 meta = tf.compat.v1.saved_model.load(self._session, sorted(self._options.tags), str(directory))
@@ -151,9 +167,11 @@ class Servable:
             self._is_steady = is_steady(meta)
         # TensorFlow raises many kinds here, and each of them is this version's status.
         except Exception as error:
-            self._session.close()
-            raise LoadError(f"{type(error).__name__}: {str(error)[:500]}") from error
-        self._callables = _Callables(self._session)
+            problem = f"{type(error).__name__}: {str(error)[:500]}"
+        if problem:
+            # Here that error is gone, and with it the frames that hold the session.
+            self.close()
+            raise LoadError(problem)
 
     def signature_bytes(self) -> dict[str, bytes]:
         """Each signature's serialised tensorflow.SignatureDef, by name."""
@@ -198,8 +216,16 @@ class Servable:
         return results
 
     def close(self) -> None:
-        """Free the session."""
+        """Free the session and its graph, in this thread: whoever dropped them last would wait for it. Twice is as once."""
+        if not hasattr(self, "_session"):
+            return
+        graph = self._session.graph
         self._session.close()
+        # Callables hold the session, which was made of the graph.
+        del self._callables, self._session
+        for name in graph.get_all_collection_keys():
+            graph.clear_collection(name)
+        dismantle_graph(graph)
 
     def _probe(self, manifest: Manifest) -> None:
         """Run it once: whether it takes and gives what its manifest says, and numbers."""

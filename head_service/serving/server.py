@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from pathlib import Path
 from typing import Any, Final
 
 import grpc.aio
@@ -21,9 +20,10 @@ from clients.wire.guarded_http import GuardedHttp
 from clients.wire.guarded_rpc import GuardedRpc
 from clients.wire.http_server import http_config
 from clients.wire.metadata import MAX_MESSAGE_BYTES
+from clients.wire.tfs import serving_pb2 as pb
 from head_service.serving.batching import Batcher
 from head_service.serving.errors import ServingError
-from head_service.serving.flags import FlagError, Flags, read_config
+from head_service.serving.flags import CONFIG_FLAG, FlagError, Flags, parse_text_proto, read_bytes
 from head_service.serving.guarding import RPCS, refusal_body, rest_needs
 from head_service.serving.listening import ListenError, taken
 from head_service.serving.monitoring import Monitoring, RestMonitor, RpcMonitor
@@ -229,34 +229,29 @@ async def _follow(manager: VersionManager, flags: Flags) -> None:
 
 async def _follow_config(manager: VersionManager, settings: Settings) -> None:
     """Read the configuration file again and again; a broken one leaves the last good one in force."""
-    flags, seen, taken, complaint = settings.flags, settings.models, None, ""
+    flags, seen, complaint = settings.flags, settings.models, ""
+    parsed: bytes | None = None
+    # What was parsed and is not in force yet.
+    wanted: pb.ModelServerConfig | None = None
     while flags.model_config_file and flags.model_config_file_poll_wait_seconds > 0:
         await asyncio.sleep(flags.model_config_file_poll_wait_seconds)
         try:
-            # As bytes: it may be looked at several times a second, and parsing a long one takes milliseconds.
-            content = await asyncio.to_thread(_content, flags.model_config_file)
-            if content is not None and content == taken:
-                continue
-            now = read_config(flags)
-            if now != seen:
-                manager.configure(now)
-                seen, complaint = now, ""
+            content = await asyncio.to_thread(read_bytes, CONFIG_FLAG, flags.model_config_file)
+            if content != parsed:
+                # Also where it is refused: the same bytes stay wrong.
+                parsed, wanted = content, None
+                wanted = await asyncio.to_thread(parse_text_proto, CONFIG_FLAG, content, pb.ModelServerConfig())
+            if wanted is not None and wanted != seen:
+                manager.configure(wanted)
+                seen = wanted
                 if flags.file_system_poll_wait_seconds <= 0:
                     await manager.settle()
-            taken = content
+            wanted, complaint = None, ""
         except (FlagError, ServingError) as error:
             # Once, not at every look at the same file.
             if complaint != str(error):
                 complaint = str(error)
                 _log.error("the model configuration is kept as it was: %s", error)
-
-
-def _content(path: str) -> bytes | None:
-    """None of what cannot be read: reading it as a configuration says why."""
-    try:
-        return Path(path).read_bytes()
-    except OSError:
-        return None
 
 
 async def _unless(stop: asyncio.Event | None, work: Coroutine[Any, Any, None]) -> None:

@@ -2,6 +2,8 @@ import asyncio
 import contextlib
 from pathlib import Path
 
+import pytest
+
 from clients.wire.catalogue import Catalogue
 from gateway.catalogue import CataloguePoller, FileFetch
 
@@ -32,6 +34,26 @@ async def test_a_broken_catalogue_is_not_in_order_at_the_next_poll_either(tmp_pa
     path.write_text('{"heads":  {}}')
     await poller.refresh()
     assert poller.age < broken_for
+
+
+async def test_what_is_wrong_is_said_once_until_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "catalogue.json"
+    poller = CataloguePoller(FileFetch(path), poll_seconds=1)
+
+    async def said() -> int:
+        caplog.clear()
+        for _ in range(3):
+            await poller.refresh()
+        return len(caplog.messages)
+
+    assert 1 == await said()
+    assert 0 == await said()
+    path.write_text("{ no catalogue at all")
+    assert 1 == await said()
+    path.write_text('{"heads": {}}')
+    assert 0 == await said()
+    path.unlink()
+    assert 1 == await said()
 
 
 class StumblingFollower:

@@ -1,3 +1,4 @@
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,7 +16,9 @@ from head_service.exporting import Order, carry_out, exporting_beside, order_of
 from head_service.manifest import verify
 from head_service.training.features import Features
 from head_service.training.heads import Head
+from head_service.training.linear import fit_linear
 from head_service.training.linear_head import LinearHead
+from head_service.training.targets import single_label
 from tests.head_service.test_export import LABELS, LINEAR, WIDTH, features_for, head_of, manifest_for, random_rows
 
 WEIGHTS = "variables/variables.data-00000-of-00001"
@@ -65,6 +68,40 @@ def test_an_order_holds_all_that_an_export_looks_at(
 
     assert (direct / WEIGHTS).read_bytes() == (ordered / WEIGHTS).read_bytes()
     assert without_time(direct) == without_time(ordered)
+
+
+def test_a_head_that_was_fitted_is_exported_beside_whatever_the_users_folder_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("csv", "numpy", "head_service"):
+        (tmp_path / f"{name}.py").write_text("raise RuntimeError('this is not ours')\n")
+    directory = folder(tmp_path / "1")
+    labels = [LABELS[n % len(LABELS)] for n in range(len(ROWS))]
+    head = fit_linear(ROWS, single_label(labels, LABELS)).head
+    caplog.set_level(logging.INFO, exporting.__name__)
+    monkeypatch.chdir(tmp_path)
+    with exporting_beside() as export:
+        export(head, manifest_for(head), ROWS, TEXTS, directory, NONE)
+
+    assert 0 == export.process.returncode  # type: ignore[attr-defined]
+    assert not caplog.messages
+    assert LABELS == verify(directory).labels
+
+
+def test_a_process_that_is_stuck_has_ended_before_its_folder_is_emptied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(exporting, "EXPORT_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, exporting.__name__)
+    ended: list[bool] = []
+    with exporting_beside() as export:
+        process = export.process  # type: ignore[attr-defined]
+        monkeypatch.setattr(exporting, "_empty", lambda _: ended.append(process.returncode is not None))
+        export(LINEAR, manifest_for(LINEAR), ROWS, TEXTS, folder(tmp_path / "1"), NONE)
+
+    assert [True] == ended
+    [said] = caplog.messages
+    assert "is exported here" in said
 
 
 def test_an_export_that_failed_beside_is_made_here_in_an_empty_folder(tmp_path: Path) -> None:

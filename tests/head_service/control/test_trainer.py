@@ -1,6 +1,7 @@
 """The trainer by default, in this process, its embeddings made up."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from head_service.control.publishing import RunRepository, published_by
 from head_service.control.trainer import keep_bundles, train_head, with_bundles
 from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
 from head_service.errors import DataError, RepositoryError
+from head_service.exporting import Export, export_here
 from tests.head_service.training.test_embeddings import FakeEmbedder
 
 RUN = "a" * 32
@@ -33,6 +35,7 @@ class Training:
     folder: Path
     said: list[str] = field(default_factory=list)
     progress: list[tuple[str, int, int]] = field(default_factory=list)
+    num_beside: int = 0
 
     def repository(self, run_id: str = RUN) -> RunRepository:
         return RunRepository(self.folder / "heads", run_id, lambda: True, lambda _: None)
@@ -71,6 +74,14 @@ class Training:
 def training(tmp_path: Path, monkeypatch) -> Training:
     monkeypatch.setattr("head_service.control.trainer.EmbeddingClient", Client)
     training = Training(tmp_path)
+
+    @contextlib.contextmanager
+    def beside() -> Iterator[Export]:
+        # Here, where TensorFlow is loaded once for all of these tests.
+        training.num_beside += 1
+        yield export_here
+
+    monkeypatch.setattr("head_service.control.trainer.exporting_beside", beside)
     training.write(30)
     return training
 
@@ -159,6 +170,14 @@ def test_an_order_names_its_head_type_and_seed(training: Training):
     outcome = training.train(head_type="mlp", seed=3)
 
     assert "mlp" == training.repository().manifest("parity", outcome.result.version).head_type
+
+
+def test_only_what_is_fitted_without_tensorflow_is_exported_beside(training: Training):
+    training.train()
+    assert 1 == training.num_beside
+
+    training.train(head_type="mlp", publish="version", run_id="b" * 32)
+    assert 1 == training.num_beside
 
 
 def test_bundles_are_kept_current_with_what_the_head_server_is_shown(training: Training, monkeypatch):

@@ -25,6 +25,11 @@ def test_the_configuration_may_be_looked_at_several_times_a_second() -> None:
     assert 1 == parse_flags([MODEL, "--model_config_file_poll_wait_seconds=1"]).model_config_file_poll_wait_seconds
 
 
+def test_less_than_no_seconds_between_looks_is_taken_as_the_reference_takes_it() -> None:
+    flags = parse_flags([MODEL, "--model_config_file_poll_wait_seconds=-1", "--file_system_poll_wait_seconds=-1"])
+    assert (-1, -1) == (flags.model_config_file_poll_wait_seconds, flags.file_system_poll_wait_seconds)
+
+
 @pytest.mark.parametrize("written", ["--enable_batching", "--enable_batching=true", "--enable_batching=1"])
 def test_a_switch_is_written_as_the_reference_takes_it(written: str) -> None:
     assert parse_flags([MODEL, written]).enable_batching
@@ -44,6 +49,11 @@ def test_flags_about_the_references_threads_are_taken() -> None:
         ["--enable_batching=maybe"],
         ["--rest_api_timeout_in_ms=0"],
         ["--drain_grace_seconds=nan"],
+        ["--drain_grace_seconds=-1"],
+        ["--model_config_file_poll_wait_seconds=nan"],
+        ["--model_config_file_poll_wait_seconds=inf"],
+        ["--model_config_file_poll_wait_seconds=often"],
+        ["--file_system_poll_wait_seconds=inf"],
         ["--model_na=x"],
     ],
 )

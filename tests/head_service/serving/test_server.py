@@ -3,10 +3,11 @@
 import asyncio
 import os
 import shutil
+import threading
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import numpy as np
@@ -21,7 +22,11 @@ from google.protobuf import text_format
 from clients.wire.catalogue import MANIFEST_PATH
 from clients.wire.tfs import inference_pb2, server_pb2
 from clients.wire.tfs import serving_pb2 as pb
+from head_service.serving import server as embedded
 from head_service.serving.errors import ServingError
+from head_service.serving.flags import parse_flags, parse_text_proto, read_bytes
+from head_service.serving.settings import read_settings
+from head_service.serving.versions import VersionManager
 from head_service.serving.warmup import MAX_RECORDS
 from tests.head_service.serving.saved_models import (
     WEIGHTS,
@@ -321,6 +326,70 @@ async def test_a_configuration_file_is_followed_and_a_broken_one_is_not(models: 
         file.write_text(text_format.MessageToString(configuration(base, 2)))
         await until(available(client, 2))
         assert (await client.predict())[0] == 2
+
+
+class SlowlyAgreeing:
+    """Refuses twice what it is given, as a manager does, and takes it then."""
+
+    def __init__(self) -> None:
+        self.given: list[pb.ModelServerConfig] = []
+
+    def configure(self, config: pb.ModelServerConfig) -> None:
+        self.given.append(config)
+        if len(self.given) < 3:
+            raise ServingError(grpc.StatusCode.FAILED_PRECONDITION, "not yet")
+
+
+async def test_a_configuration_is_parsed_once_and_never_by_the_thread_that_answers(
+    base: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    file, manager = base / "models.config", SlowlyAgreeing()
+    looks = 0
+    parsed: list[bytes] = []
+
+    def replace(content: str) -> bytes:
+        (base / "new").write_text(content)
+        (base / "new").replace(file)
+        return content.encode()
+
+    def look(flag: str, path: str) -> bytes:
+        nonlocal looks
+        looks += 1
+        return read_bytes(flag, path)
+
+    def parse(flag: str, content: bytes, into: Any) -> Any:
+        assert threading.current_thread() is not threading.main_thread()
+        parsed.append(content)
+        return parse_text_proto(flag, content, into)
+
+    async def until_looked() -> None:
+        enough = looks + 4
+        async with asyncio.timeout(20):
+            while looks < enough:
+                await asyncio.sleep(0.001)
+
+    first = replace(text_format.MessageToString(configuration(base, 1)))
+    settings = read_settings(
+        parse_flags([f"--model_config_file={file}", "--model_config_file_poll_wait_seconds=0.001", "--rest_api_port=0"])
+    )
+    monkeypatch.setattr(embedded, "read_bytes", look)
+    monkeypatch.setattr(embedded, "parse_text_proto", parse)
+    following = asyncio.create_task(embedded._follow_config(cast("VersionManager", manager), settings))
+    await until_looked()
+    broken = replace("model_config_list {")
+    await until_looked()
+    second = replace(text_format.MessageToString(configuration(base, 2)))
+    async with asyncio.timeout(20):
+        while len(manager.given) < 3:
+            await asyncio.sleep(0.001)
+    await until_looked()
+    following.cancel()
+
+    assert [first, broken, second] == parsed
+    assert [configuration(base, 2)] * 3 == manager.given
+    assert ["is not a ModelServerConfig", "not yet"] == [
+        words for said in caplog.messages for words in ("is not a ModelServerConfig", "not yet") if words in said
+    ]
 
 
 async def test_batches_are_made_of_many_calls(models: dict[str, Path], base: Path) -> None:
