@@ -223,7 +223,7 @@ class Servable:
         self._session.close()
         # Callables hold the session, which was made of the graph.
         del self._callables, self._session
-        for name in graph.get_all_collection_keys():
+        for name in graph.collections:
             graph.clear_collection(name)
         dismantle_graph(graph)
 

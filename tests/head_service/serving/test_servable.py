@@ -34,7 +34,7 @@ def first_kind(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("first") / "1"
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         rows = tf.compat.v1.placeholder(tf.float32, [None, WIDTH], name="embedding")
-        logits = tf.matmul(rows, tf.compat.v1.get_variable("weights", initializer=WEIGHTS, use_resource=False))
+        logits = tf.matmul(rows, tf.compat.v1.get_variable("weights", initializer=tf.constant(WEIGHTS), use_resource=False))
         session.run(tf.compat.v1.global_variables_initializer())
         tf.compat.v1.saved_model.simple_save(session, str(path), {"embedding": rows}, {"logits": logits})
     return path
