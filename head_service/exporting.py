@@ -97,10 +97,9 @@ class _Beside:
         try:
             self.process.communicate(msgspec.msgpack.encode(order), timeout=EXPORT_SECONDS)
         except (OSError, ValueError, subprocess.TimeoutExpired):
-            self.process.kill()
-            # What it is about to write is written by then.
-            with contextlib.suppress(OSError, ValueError):
-                self.process.wait()
+            # Closes its stdin and waits: it writes nothing more from here on.
+            with contextlib.suppress(OSError, ValueError), self.process:
+                self.process.kill()
             return False
         return self.process.returncode == 0
 

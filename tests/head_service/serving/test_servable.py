@@ -84,7 +84,7 @@ def test_a_version_that_does_not_load_leaves_nothing_behind(
     with pytest.raises(LoadError) as failed:
         Servable("m", 1, tmp_path / "1", options)
 
-    assert ("checksum" if broken == "variables" else "tags") in str(failed.value)
+    assert ("Checksum" if broken == "variables" else "tags") in str(failed.value)
     assert [None] == [reference() for reference in made]
 
 
