@@ -40,7 +40,7 @@ def plan_tables(results: Results) -> list[Table]:
     tables = []
     for workload in digest.workloads_of(results):
         of_workload = [each for each in lines if each.workload == workload]
-        for heads in sorted({each.num_heads for each in of_workload}):
+        for heads in sorted({each.num_heads for each in of_workload}, key=lambda count: (count == VECTORS_ALONE, count)):
             same = [each for each in of_workload if each.num_heads == heads]
             main = digest.main_load(same)
             loads = sorted(dict.fromkeys(each.load for each in same), key=lambda load: (load != main, load.kind != "sequential"))

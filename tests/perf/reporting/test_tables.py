@@ -80,6 +80,17 @@ def test_servers_of_vectors_have_a_table_of_their_own() -> None:
     assert [False] == [table.detail for table in tables if "1 head" in table.caption]
 
 
+def test_servers_of_vectors_come_after_the_plans() -> None:
+    captions = [
+        table.caption
+        for table in plan_tables(results_of(runs=(run_of("other", CLOSED, num_heads=0), run_of("plan-four", CLOSED))))
+    ]
+
+    assert ["1 head", "vectors alone"] == [
+        next(words for words in ("1 head", "vectors alone") if words in each) for each in captions
+    ]
+
+
 def test_who_is_not_ranked_is_last_within_the_bound_and_said() -> None:
     table = bound_table(results_of())
 
