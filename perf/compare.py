@@ -36,6 +36,9 @@ _KINDS: Final[dict[Verdict, Kind]] = {
 
 _ALWAYS_COUNTED: Final = ("worse", "better", "same within spread")
 
+MOST_UNMATCHED: Final = 12
+"""Lines of what only one run has: a quick one beside a whole one lacks most of it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -251,6 +254,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"differs: {warning}", markup=False, style="yellow")
     if comparison.changes:
         print_tables([table_of(comparison)], console)
-    for words in comparison.unmatched:
+    for words in comparison.unmatched[:MOST_UNMATCHED]:
         console.print(words, markup=False, style="dim")
+    if left := comparison.unmatched[MOST_UNMATCHED:]:
+        console.print(f"and {len(left)} more that only one of them has", markup=False, style="dim")
     console.print(summary_of(comparison), markup=False)

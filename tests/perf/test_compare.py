@@ -5,7 +5,7 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from perf.compare import Change, compare, print_comparison, summary_of, table_of, warnings_of
+from perf.compare import Change, Comparison, compare, print_comparison, summary_of, table_of, warnings_of
 from perf.reporting.digest import Measured
 from perf.results import Load, Micro, Results, Run
 from tests.perf.samples import CLOSED, HOSTILE, POISSON, results_of, run_of, void_run
@@ -115,6 +115,13 @@ def test_a_ratio_of_nothing_is_no_division_by_zero() -> None:
 
     assert 1.0 == Change("", "p50 ms", nothing, nothing).ratio
     assert float("inf") == Change("", "p50 ms", nothing, something).ratio
+
+
+def test_of_what_only_one_run_has_some_is_told_and_the_rest_counted() -> None:
+    out = io.StringIO()
+    print_comparison(Comparison((), (), tuple(f"only in A: {number}" for number in range(15))), Console(file=out, width=100))
+
+    assert "only in A: 11\nand 3 more that only one of them has" in out.getvalue()
 
 
 def test_void_runs_are_left_out_and_said() -> None:
