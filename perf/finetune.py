@@ -8,7 +8,6 @@ PyTorch and transformers are (the environment of `make test-torch`); the files o
 """
 
 import argparse
-import csv
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from clients.wire.text import TextEncoder
 from embedding_service.models.fetch import fetch
 from perf.heads_data import HeadData, prepare_heads_data
 from trunkline import paths
+from trunkline.demo_data import read_labelled
 
 VALIDATION_SHARE: Final = 0.1
 WARM_UP_SHARE: Final = 0.1
@@ -50,11 +50,9 @@ class Examples:
 
 def read_examples(path: Path, encoder: TextEncoder, names: list[str]) -> Examples:
     """The rows of *path*; labels not seen before are added to *names*."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    names.extend(sorted({row["label"] for row in rows} - set(names)))
-    ids = [encoded.ids for encoded in encoder.encode([row["text"] for row in rows])]
-    return Examples(ids, [names.index(row["label"]) for row in rows])
+    texts, labels = read_labelled(path)
+    names.extend(sorted(set(labels) - set(names)))
+    return Examples([encoded.ids for encoded in encoder.encode(texts)], [names.index(label) for label in labels])
 
 
 def padded(token_ids: Ids, torch: Any) -> tuple[Any, Any]:

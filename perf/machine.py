@@ -1,9 +1,10 @@
 """What the machine and its processes do meanwhile: CPU, memory, files, and whether anybody else is at work."""
 
 import os
+import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,11 @@ QUIET_SHARE: Final = 0.05
 MAX_WAITS: Final = 60
 _HEAD_START: Final = 5
 """Steps of niceness."""
+
+_AT_REST: Final = frozenset({psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD})
+_MOST_SECONDS_TO_STOP: Final = 1.0
+
+_GUARD: Final = ("sh", "-c", 'read -r _ || kill -CONT "$@" 2>/dev/null', "sh")
 
 _BUSY_FIELDS: Final = (0, 1, 2, 7)
 """user, nice, system and steal, of the cpu line of proc(5)'s stat. Interrupts have no owner, and are left out."""
@@ -82,17 +88,46 @@ def punctual() -> Iterator[None]:
 
 @contextmanager
 def paused(pids: Iterable[int]) -> Iterator[None]:
-    """Nothing of these trees runs meanwhile: a server that idles may still poll, and take time from the one measured."""
+    """Nothing of these trees runs meanwhile: a server that idles may still poll, and take time from the one measured.
+
+    They go on at the end, also when this process is killed: who is stopped would not notice, and stay for ever.
+    """
     processes = [process for pid in pids for process in tree(pid)]
-    try:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.suspend()
+    with _woken_at_our_death(processes):
+        try:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.suspend()
+            _wait_until_stopped(processes)
+            yield
+        finally:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
+
+
+def _wait_until_stopped(processes: Sequence[psutil.Process]) -> None:
+    """A signal is heeded when its process is next scheduled, which on a busy machine is not at once."""
+    deadline = time.monotonic() + _MOST_SECONDS_TO_STOP
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            while process.status() not in _AT_REST and time.monotonic() < deadline:
+                time.sleep(0.001)
+
+
+@contextmanager
+def _woken_at_our_death(processes: Sequence[psutil.Process]) -> Iterator[None]:
+    """A guard waits for a line from here; when the pipe ends without one, it lets *processes* go on."""
+    if not processes:
         yield
-    finally:
-        for process in processes:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
+        return
+    pids = [str(process.pid) for process in processes]
+    # In a session of its own: the Ctrl-C that ends us must not end it first.
+    with subprocess.Popen([*_GUARD, *pids], stdin=subprocess.PIPE, start_new_session=True) as guard:
+        try:
+            yield
+        finally:
+            guard.communicate(b"\n")
 
 
 def footprint(pid: int) -> Footprint:

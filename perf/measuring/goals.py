@@ -7,7 +7,6 @@ from typing import Final
 
 from perf.results import Missing, Ratio, Run
 
-CALLER: Final = "load"
 CPU_GOALS: Final = {8: 6.5, 32: 24.0}
 """Least share of the CPU time a text, of so many whole models over plan four with so many heads."""
 
@@ -42,9 +41,8 @@ class Pair:
 
 
 def server_cpu_ms(run: Run) -> float:
-    """CPU milliseconds a text of all processes but the caller's; of the caller's where it is all there is."""
-    servers = [ms for name, ms in run.cpu_ms_per_text.items() if name != CALLER]
-    return sum(servers) if servers else run.cpu_ms_per_text.get(CALLER, 0.0)
+    """CPU milliseconds a text, see `Run.cpu_ms`; 0 when it was not counted."""
+    return run.cpu_ms or 0.0
 
 
 def p50_ms(run: Run) -> float:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from perf.results import Answers, Footprint, Load, Ratio, Results, Run
+from perf.results import CALLER, Answers, Footprint, Load, Ratio, Results, Run
 
 OURS: Final = "plan-four"
 """The plan whose numbers the page is about."""
@@ -16,9 +16,6 @@ VECTORS_ALONE: Final = 0
 
 REFERENCE_IN_FLIGHT: Final = 32
 """Of closed loops that equally many systems ran, the one nearest to it stands for all."""
-
-CALLER: Final = "load"
-"""The process of a run that asks, and whose CPU time is no system's."""
 
 LATENCIES: Final = ("p50", "p90", "p99", "p99.9")
 
@@ -110,12 +107,6 @@ def ours_of(results: Results) -> str | None:
     return OURS if OURS in systems_of(results) else None
 
 
-def cpu_ms_of(run: Run) -> float | None:
-    """CPU milliseconds per text of all processes but the caller's, or its own where there is no other; None: not counted."""
-    parts = [ms for name, ms in run.cpu_ms_per_text.items() if name != CALLER]
-    return sum(parts) if parts else run.cpu_ms_per_text.get(CALLER)
-
-
 def line_of(runs: Sequence[Run]) -> Line:
     """*runs* are rounds of one load on one system, at least one; void rounds give no number."""
     first = runs[0]
@@ -129,7 +120,7 @@ def line_of(runs: Sequence[Run]) -> Line:
         load=first.load,
         throughput=measured(run.throughput for run in fair),
         latency_ms={key: value for key, value in latencies.items() if value is not None},
-        cpu_ms=measured(cpu for cpu in map(cpu_ms_of, fair) if cpu is not None),
+        cpu_ms=measured(run.cpu_ms for run in fair if run.cpu_ms is not None),
         cpu_by_process={name: statistics.median(run.cpu_ms_per_text.get(name, 0.0) for run in fair) for name in processes},
         num_errors=sum(run.num_errors for run in runs),
         num_void=len(runs) - len(fair),

@@ -1,11 +1,7 @@
 """The figures of a report: drawn once, kept as SVG for light and dark pages, or written as PNG. Nothing here is global."""
 
-import base64
 import io
-import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,10 +9,10 @@ from typing import Any, Final
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from head_service.training.report import pictures
 from head_service.training.report.pictures import INK, MUTED, PAPER, Picture
 from perf.reporting import digest
 from perf.reporting.digest import Line, number, title_of
@@ -37,37 +33,20 @@ SERIES: Final = {
 }
 """Colour of each system on a light page, and on a dark one; the first is plan four's."""
 
-DARK: Final = {INK: "#e4e8ee", MUTED: "#98a2b3", PAPER: "#12161c", **SERIES}
+DARK: Final = {**pictures.DARK, **SERIES}
 MARKERS: Final = "osD^vPX*<>"
 MAX_TITLE: Final = 34
 MIN_WIDTH: Final = 560
 PNG_DPI: Final = 160
 
 _SETTINGS: Final[dict[Any, Any]] = {
-    "svg.fonttype": "none",
-    # Without it identifiers differ from run to run, and so would equal reports.
-    "svg.hashsalt": "trunkline",
-    # A title such as $x^2$ is a name, no formula.
-    "text.parse_math": False,
-    "axes.unicode_minus": False,
-    "font.family": "sans-serif",
-    "font.size": 10.0,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
     "axes.titlesize": 10.0,
     "axes.titlecolor": INK,
     "axes.titlelocation": "left",
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "axes.linewidth": 0.8,
     "legend.frameon": False,
     "legend.fontsize": 9.0,
 }
-_PROLOGUE: Final = re.compile(r"<\?xml[^>]*\?>\s*<!DOCTYPE[^>]*>\s*")
-_METADATA: Final = re.compile(r"<metadata>.*?</metadata>\s*", re.DOTALL)
+"""Beside those of a training report's pictures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,21 +84,16 @@ def drawings(results: Results) -> dict[str, Drawing]:
 
 def picture_of(drawing: Drawing) -> Picture:
     """As SVG in data: addresses, for light and for dark pages."""
-    buffer = io.StringIO()
-    with _settings():
+    with pictures.drawing(_SETTINGS):
         figure = Figure(figsize=drawing.size, layout="constrained")
-        FigureCanvasSVG(figure)
         drawing.draw(figure)
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    light = _METADATA.sub("", _PROLOGUE.sub("", buffer.getvalue(), count=1), count=1)
-    dark = re.sub("|".join(DARK), lambda colour: DARK[colour[0]], light)
-    return Picture(_data_uri(light), _data_uri(dark), drawing.alt, MIN_WIDTH)
+        return pictures.picture_of(figure, drawing.alt, dark=DARK, min_width=MIN_WIDTH)
 
 
 def png_of(drawing: Drawing) -> bytes:
     """As PNG on white."""
     buffer = io.BytesIO()
-    with _settings():
+    with pictures.drawing(_SETTINGS):
         figure = Figure(figsize=drawing.size, layout="constrained", facecolor=PAPER)
         FigureCanvasAgg(figure)
         drawing.draw(figure)
@@ -135,18 +109,6 @@ def write_pngs(results: Results, folder: Path) -> list[Path]:
         path.write_bytes(png_of(drawing))
         written.append(path)
     return written
-
-
-@contextmanager
-def _settings() -> Iterator[None]:
-    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
-        # A title in a script that Matplotlib's own font lacks; the browser has one.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        yield
-
-
-def _data_uri(svg: str) -> str:
-    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode()}"
 
 
 def looks_of(results: Results) -> dict[str, _Look]:

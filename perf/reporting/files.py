@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from head_service.repository import replace_file
-from perf.results import Results, write
+from perf.results import Results, encoded
 
 JSON_NAME: Final = "results.json"
 HTML_NAME: Final = "report.html"
@@ -13,11 +13,8 @@ HTML_NAME: Final = "report.html"
 def save_results(results: Results, folder: Path) -> Path:
     """results.json in *folder*, made when it is not there: the one before it stands until the new one is whole."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / JSON_NAME
-    beside = folder / f".{JSON_NAME}.new"
-    write(results, beside)
-    beside.replace(path)
-    return path
+    replace_file(folder / JSON_NAME, encoded(results))
+    return folder / JSON_NAME
 
 
 def write_pages(results: Results, folder: Path) -> Path:

@@ -10,12 +10,12 @@ from markupsafe import Markup
 from head_service.training.report.pictures import Picture
 from head_service.training.report.style import STYLE
 from perf.reporting import tables
-from perf.reporting.digest import CALLER, number
+from perf.reporting.digest import number
 from perf.reporting.figures import Drawing, drawings, picture_of
 from perf.reporting.tables import Table
 from perf.reporting.template import EXTRA_STYLE, TEMPLATE
 from perf.reporting.verdicts import headline, losses, no_losses, summary
-from perf.results import Machine, Results
+from perf.results import CALLER, Machine, Results
 
 TITLE: Final = "BERT classifiers, deployed side by side"
 HOW_TO_READ: Final = (

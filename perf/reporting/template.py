@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from head_service.training.report.template import OPENING, PICTURE
+
 EXTRA_STYLE: Final = """
 body { max-width: 76rem; }
 h3 { margin: 1.25rem 0 .25rem; font-size: 1rem; }
@@ -37,7 +39,8 @@ tr.marked th { font-style: italic; }
 }
 """
 
-TEMPLATE: Final = """\
+TEMPLATE: Final = (
+    """\
 {%- macro table(shown, id) -%}
 <div class="wide" role="region" aria-labelledby="{{ id }}" tabindex="0">
 <table>
@@ -58,29 +61,10 @@ TEMPLATE: Final = """\
 {%- endfor %}
 {%- endmacro -%}
 
-{%- macro picture(shown, caption) -%}
-<figure>
-<div class="wide" role="region" aria-label="{{ caption }}" tabindex="0">
-<picture>
-<source media="(prefers-color-scheme: dark)" srcset="{{ shown.dark }}">
-<img src="{{ shown.light }}" alt="{{ shown.alt }}" style="min-width: {{ shown.min_width }}px">
-</picture>
-</div>
-<figcaption>{{ caption }}</figcaption>
-</figure>
-{%- endmacro -%}
-
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>{{ page.title }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
+"""
+    + PICTURE
+    + OPENING
+    + """\
 <header>
 <h1>{{ page.title }}</h1>
 <p class="muted" dir="auto">{{ page.subtitle }}</p>
@@ -158,3 +142,4 @@ TEMPLATE: Final = """\
 </body>
 </html>
 """
+)

@@ -6,15 +6,13 @@ replacement (Efron, 1979), so that no two heads are the same. What is made is ke
 """
 
 import argparse
-import csv
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -34,7 +32,8 @@ from head_service.lifecycle import Lifecycle, already_available
 from head_service.repository import Repository
 from perf.topologies.plan import MOST_HEADS, FloatArray, HeadSet, HeadWeights, Say
 from perf.topologies.weights import read_weights, write_weights
-from trunkline.demo_data import DemoHead, Row, prepare_demo_data
+from perf.trunks import built
+from trunkline.demo_data import DemoHead, prepare_demo_data, read_labelled
 
 FORMAT: Final = 1
 """Of what is kept; raise it when the heads change."""
@@ -91,14 +90,8 @@ def place_of(prepared: PreparedTrunk, cache_dir: Path) -> Path:
 def head_set(folder: Path, test_csv: Path) -> HeadSet:
     """What `make_heads` left in *folder*, beside the labelled set."""
     weights = folder / "weights.npz"
-    texts, truth = zip(*rows_of(test_csv), strict=True)
-    return HeadSet(read_weights(weights), folder / "repository", weights, texts, truth)
-
-
-def rows_of(path: Path) -> list[Row]:
-    """(text, label) of each row of a CSV."""
-    with path.open(encoding="utf-8", newline="") as file:
-        return [(row["text"], row["label"]) for row in csv.DictReader(file)]
+    texts, truth = read_labelled(test_csv)
+    return HeadSet(read_weights(weights), folder / "repository", weights, tuple(texts), tuple(truth))
 
 
 def _demo_heads(cache_dir: Path, say: Say) -> Mapping[str, DemoHead]:
@@ -115,7 +108,7 @@ def make_heads(trunk: Path, *, cache_dir: Path, engine: Engine, say: Say) -> Non
             return
         place.mkdir(parents=True, exist_ok=True)
         learnt = _learnt(prepared, demo, place, say)
-        with _built(place / "heads") as folder:
+        with built(place / "heads") as folder:
             say(f"fitting {MOST_HEADS} heads")
             heads = fit_heads(learnt)
             write_weights(heads, folder / "weights.npz")
@@ -130,8 +123,8 @@ def _learnt(prepared: PreparedTrunk, demo: Mapping[str, DemoHead], place: Path, 
 
 def _set(backend: Backend, head: DemoHead, place: Path, say: Say) -> Learnt:
     """Vectors that were computed before are read again."""
-    texts, labels = zip(*rows_of(head.train_csv), strict=True)
-    golden = tuple(text for text, _ in rows_of(head.test_csv)[:_NUM_GOLDEN])
+    texts, labels = read_labelled(head.train_csv)
+    golden = tuple(read_labelled(head.test_csv)[0][:_NUM_GOLDEN])
     kept = place / f"vectors-{head.name}.npy"
     if not kept.is_file():
         say(f"embedding {len(texts)} training texts of {head.name}")
@@ -139,7 +132,7 @@ def _set(backend: Backend, head: DemoHead, place: Path, say: Say) -> Learnt:
         np.save(partial, embedded(backend, texts), allow_pickle=False)
         partial.replace(kept)
     vectors: FloatArray = np.load(kept, allow_pickle=False)
-    return Learnt(vectors, labels, embedded(backend, golden), golden)
+    return Learnt(vectors, tuple(labels), embedded(backend, golden), golden)
 
 
 def embedded(backend: Backend, texts: Sequence[str]) -> FloatArray:
@@ -221,7 +214,7 @@ def deployed(heads: HeadSet, count: int, *, bundled: bool, say: Say) -> Path:
     with said_plainly(), locked(target.parent / "made.lock", "the repository"):
         if not target.is_dir():
             say(f"making a repository of {count} {'heads with their bundle' if bundled else 'head' if count == 1 else 'heads'}")
-            with _built(target) as root:
+            with built(target) as root:
                 _fill(root, heads, count)
                 if bundled:
                     _run([sys.executable, "-m", "head_service.bundling", "--repository", str(root)], lambda _: None)
@@ -233,16 +226,6 @@ def _fill(root: Path, heads: HeadSet, count: int) -> None:
     for head in heads.first(count):
         shutil.copytree(heads.repository / head.name / str(_VERSION), root / head.name / str(_VERSION))
     _promote(Repository(root), heads.first(count))
-
-
-@contextmanager
-def _built(target: Path) -> Iterator[Path]:
-    """A new folder that becomes *target* when all went well."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".building-") as scratch:
-        folder = Path(scratch) / target.name
-        folder.mkdir()
-        yield folder
-        folder.rename(target)
 
 
 def _run(command: Sequence[str], say: Callable[[str], None]) -> None:

@@ -5,7 +5,6 @@ import contextlib
 import os
 import re
 import shutil
-import socket
 import sys
 import tempfile
 import time
@@ -19,6 +18,7 @@ from clients.wire.text import TextEncoder
 from clients.wire.tfs import serving_pb2 as pb
 from embedding_service.backend import TrunkSpec
 from embedding_service.models.prepare import find_source
+from perf.systems import free_port
 from perf.topologies.plan import Given, HeadWeights, Labels, Plan, RunningPlan
 from perf.topologies.starting import ANSWER_SECONDS, told_in_one_line, until_answered
 from perf.topologies.whole_models import DIFFERENCE_FILE, IntArray, padded, whole_models
@@ -50,7 +50,7 @@ class Server:
 
 def real_server(binary: str, config: Path, environ: Mapping[str, str]) -> Server:
     """TensorFlow Serving as it is by default: all cores for an operation, and for operations side by side."""
-    port = _free_port()
+    port = free_port()
     command = [binary, f"--port={port}", f"--model_config_file={config}"]
     # Its ready line is information, and said only where that is not silenced.
     env = {**_without_ours(environ), "TF_CPP_MIN_LOG_LEVEL": "0"}
@@ -156,12 +156,6 @@ def _notes(server: Server, place: Path) -> tuple[str, ...]:
 
 def _without_ours(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in environ.items() if name not in _OURS_ALONE}
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
 
 
 PLAN: Final = Plan(NAME, "plan two, TF-Serving alone", start, least_agreement=0.99)

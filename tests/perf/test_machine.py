@@ -79,6 +79,23 @@ def test_a_paused_tree_does_nothing_and_goes_on_afterwards() -> None:
     assert b"2\n" == rest
 
 
+def test_what_was_paused_goes_on_when_the_one_who_paused_it_is_killed() -> None:
+    code = "print(1, flush=True); input(); print(2, flush=True)"
+    pausing = "import sys; from perf.machine import paused\nwith paused([int(sys.argv[1])]): print(1, flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        command = [sys.executable, "-c", pausing, str(child.pid)]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as harness:
+            assert harness.stdout is not None
+            harness.stdout.readline()
+            assert "stopped" == tree(child.pid)[0].status()
+            harness.kill()
+        rest, _ = child.communicate(b"\n", timeout=20)
+
+    assert b"2\n" == rest
+
+
 def test_a_punctual_thread_is_what_it_was_afterwards() -> None:
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with punctual():

@@ -1,3 +1,4 @@
+import errno
 from dataclasses import replace
 from pathlib import Path
 
@@ -58,7 +59,7 @@ def test_a_workload_that_is_not_there_is_said_with_those_that_are() -> None:
 
 def test_what_was_found_so_far_is_written_with_its_circumstances() -> None:
     written: list[Results] = []
-    saving = _Saving(PLANS, QUICK, ASKED, written.append)
+    saving = _Saving(PLANS, QUICK, ASKED, written.append, print)
     saving.found.missing.append(Missing(what="a peer", why="it is not there"))
 
     saving.now()
@@ -69,3 +70,15 @@ def test_what_was_found_so_far_is_written_with_its_circumstances() -> None:
     assert (Missing(what="a peer", why="it is not there"),) == results.missing
     assert {plan.name for plan in PLANS} == set(results.titles)
     assert results.machine.num_cores > 0
+
+
+def test_a_full_disk_is_said_and_ends_no_campaign() -> None:
+    said: list[str] = []
+
+    def full(results: Results) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    _Saving(PLANS, QUICK, ASKED, full, said.append).now()
+
+    [line] = said
+    assert "No space left on device" in line

@@ -3,9 +3,10 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
+import pytest
 
 from embedding_service.models.prepare import prepare
-from perf.trunks import INT8_FILE, LONG_TOKENS, add_int8, link_trunk
+from perf.trunks import INT8_FILE, LONG_TOKENS, add_int8, built, link_trunk
 from tests.tiny_trunk import make_tiny_trunk
 
 
@@ -33,3 +34,14 @@ def test_the_int8_file_has_the_names_that_others_expect(tmp_path: Path) -> None:
     assert (1, 4, 32) == hidden.shape
     assert np.isfinite(hidden).all()
     assert not (tmp_path / "int8" / "config.json").is_symlink()
+
+
+def test_what_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
+    def half() -> None:
+        with built(tmp_path / "it") as folder:
+            (folder / "half").touch()
+            raise OSError("no room")
+
+    with pytest.raises(OSError, match="no room"):
+        half()
+    assert not list(tmp_path.iterdir())

@@ -1,10 +1,11 @@
-"""The pictures of a report, as SVG for light and for dark pages. Matplotlib is imported here and nowhere else."""
+"""The pictures of a report, as SVG for light and for dark pages. Nothing is set globally."""
 
 import base64
 import io
 import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -118,17 +119,32 @@ def scatter_picture(points: Sequence[tuple[float, float]]) -> Picture:
 
 def _picture(draw: Callable[[Axes], None], size: tuple[float, float], alt: str, min_width: int = 0) -> Picture:
     """What *draw* draws on a figure of *size* inches."""
-    buffer = io.StringIO()
-    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+    with drawing():
+        figure = Figure(figsize=size)
+        draw(figure.add_subplot())
+        return picture_of(figure, alt, min_width=min_width, bbox_inches="tight", pad_inches=0.06)
+
+
+@contextmanager
+def drawing(more: dict[Any, Any] | None = None) -> Iterator[None]:
+    """Matplotlib's settings for what is drawn and saved meanwhile, *more* among them."""
+    with mpl.rc_context({**_SETTINGS, **(more or {})}), warnings.catch_warnings():
         # A label in a script that Matplotlib's own font lacks; the browser has one.
         warnings.filterwarnings("ignore", message="Glyph .* missing from", category=UserWarning)
-        figure = Figure(figsize=size)
-        FigureCanvasSVG(figure)
-        draw(figure.add_subplot())
-        figure.savefig(buffer, format="svg", bbox_inches="tight", pad_inches=0.06, transparent=True, metadata={"Date": None})
+        yield
+
+
+def picture_of(figure: Figure, alt: str, *, dark: Mapping[str, str] = DARK, min_width: int = 0, **saving: Any) -> Picture:
+    """*figure* as SVG, and again with the colours that *dark* exchanges; to be called within `drawing`.
+
+    *min_width* in pixels; *saving* as `Figure.savefig` takes it.
+    """
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, **saving)
     light = _METADATA.sub("", _DOCTYPE.sub("", buffer.getvalue(), count=1), count=1)
-    dark = re.sub("|".join(DARK), lambda colour: DARK[colour[0]], light)
-    return Picture(_data_uri(light), _data_uri(dark), alt, min_width)
+    exchanged = re.sub("|".join(dark), lambda colour: dark[colour[0]], light)
+    return Picture(_data_uri(light), _data_uri(exchanged), alt, min_width)
 
 
 def _data_uri(svg: str) -> str:

@@ -2,7 +2,39 @@
 
 from typing import Final
 
-TEMPLATE: Final = """\
+PICTURE: Final = """\
+{%- macro picture(shown, caption) -%}
+<figure>
+<div class="wide" role="region" aria-label="{{ caption }}" tabindex="0">
+<picture>
+<source media="(prefers-color-scheme: dark)" srcset="{{ shown.dark }}">
+<img src="{{ shown.light }}" alt="{{ shown.alt }}"{% if shown.min_width %} style="min-width: {{ shown.min_width }}px"{% endif %}>
+</picture>
+</div>
+<figcaption>{{ caption }}</figcaption>
+</figure>
+{%- endmacro -%}
+
+"""
+"""The macro `picture(shown, caption)` of a `pictures.Picture`."""
+
+OPENING: Final = """\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="referrer" content="no-referrer">
+<title>{{ page.title }}</title>
+<style>{{ style }}</style>
+</head>
+<body>
+"""
+"""To the beginning of the body, of a page with *page.title* and *style*; nothing is fetched from anywhere."""
+
+TEMPLATE: Final = (
+    """\
 {%- macro cell(value) -%}
 {%- if value.share is not none %}<td class="number bar" style="--share: {{ '%.3f' % value.share }}">{{ value.words }}</td>
 {%- elif value.kind == "prose" %}<td class="prose" dir="auto">{{ value.words }}</td>
@@ -27,29 +59,10 @@ TEMPLATE: Final = """\
 </div>
 {%- endmacro -%}
 
-{%- macro picture(shown, caption) -%}
-<figure>
-<div class="wide" role="region" aria-label="{{ caption }}" tabindex="0">
-<picture>
-<source media="(prefers-color-scheme: dark)" srcset="{{ shown.dark }}">
-<img src="{{ shown.light }}" alt="{{ shown.alt }}"{% if shown.min_width %} style="min-width: {{ shown.min_width }}px"{% endif %}>
-</picture>
-</div>
-<figcaption>{{ caption }}</figcaption>
-</figure>
-{%- endmacro -%}
-
-<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="referrer" content="no-referrer">
-<title>{{ page.title }}</title>
-<style>{{ style }}</style>
-</head>
-<body>
+"""
+    + PICTURE
+    + OPENING
+    + """\
 <header>
 <h1 dir="auto">{{ page.title }}</h1>
 <p class="muted">{{ page.subtitle }}</p>
@@ -85,3 +98,4 @@ TEMPLATE: Final = """\
 </body>
 </html>
 """
+)

@@ -2,7 +2,6 @@ import pytest
 
 from perf.reporting.digest import (
     Measured,
-    cpu_ms_of,
     dollars_per_million,
     line_of,
     lines_of,
@@ -52,9 +51,9 @@ def test_void_rounds_give_no_number() -> None:
 
 
 def test_the_callers_cpu_time_is_no_systems_unless_it_is_all_there_is() -> None:
-    assert 3.0 == cpu_ms_of(run_of("plan-four", CLOSED, cpu_ms_per_text={"a": 1.0, "b": 2.0, "load": 9.0}))
-    assert 9.0 == cpu_ms_of(run_of("plan-four", CLOSED, cpu_ms_per_text={"load": 9.0}))
-    assert cpu_ms_of(run_of("plan-four", CLOSED, cpu_ms_per_text={})) is None
+    assert 3.0 == run_of("plan-four", CLOSED, cpu_ms_per_text={"a": 1.0, "b": 2.0, "load": 9.0}).cpu_ms
+    assert 9.0 == run_of("plan-four", CLOSED, cpu_ms_per_text={"load": 9.0}).cpu_ms
+    assert run_of("plan-four", CLOSED, cpu_ms_per_text={}).cpu_ms is None
 
 
 def test_who_differs_or_was_not_compared_is_not_ranked() -> None:

@@ -110,14 +110,3 @@ def test_what_a_command_says_is_told_and_why_it_failed() -> None:
     with pytest.raises(PreparationError, match="no room"):
         made._run(failing, said.append)
     assert ["fitting", "no room"] == said
-
-
-def test_what_was_not_finished_leaves_nothing(tmp_path: Path) -> None:
-    def half() -> None:
-        with made._built(tmp_path / "it") as folder:
-            (folder / "half").touch()
-            raise OSError("no room")
-
-    with pytest.raises(OSError, match="no room"):
-        half()
-    assert not list(tmp_path.iterdir())

@@ -8,7 +8,8 @@ import psutil
 import pytest
 
 from perf.topologies.plan import CannotStart, Given, HeadWeights
-from perf.topologies.plan_one_engine import PLAN, classified
+from perf.topologies.plan_one_engine import PLAN
+from perf.topologies.web_process import classified
 from perf.topologies.weights import write_weights
 from perf.workloads import Workload
 from tests.perf.topologies.weighted import head_set

@@ -9,8 +9,9 @@ import pytest
 
 from perf.peers import environment
 from perf.peers.environment import Ended, python_of
+from perf.systems import offline
 from perf.topologies.plan import CannotStart, Given
-from perf.topologies.plan_one_torch import ENVIRONMENT, PLAN, environment_of
+from perf.topologies.plan_one_torch import ENVIRONMENT, PLAN
 from perf.workloads import Workload
 from tests.perf.topologies.weighted import head, head_set
 from tests.tiny_trunk import make_tiny_trunk
@@ -81,7 +82,7 @@ async def test_an_environment_that_cannot_be_made_is_told_in_one_line(tmp_path: 
 
 def test_the_server_asks_no_hub_and_its_threads_are_not_chosen_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    env = environment_of(given(tmp_path))
+    env = offline(given(tmp_path).peers_dir)
 
     assert "1" == env["HF_HUB_OFFLINE"]
     assert "OMP_NUM_THREADS" not in env
