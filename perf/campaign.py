@@ -29,7 +29,7 @@ from perf.measuring.loads import SHARED_LOOP_REMARK, PlanDied, measure_load
 from perf.measuring.peers import BARE, Beside, PeerSettings, beside_bare_loop, beside_peer
 from perf.measuring.waterfall import waterfall
 from perf.results import Answers, Bound, Footprint, Limit, Load, Missing, Ratio, Results, Run, Stage, Wire
-from perf.rounds import Rounds
+from perf.rounds import Patience, Rounds
 from perf.topologies.plan import CannotStart, Given, HeadSet, Labels, Plan, RunningPlan
 from perf.workloads import Workload
 
@@ -42,6 +42,10 @@ STILL_SECONDS: Final = 15.0
 ELSEWHERE_REMARK: Final = (
     "The embedding service of plans three and four runs elsewhere: its CPU time, its memory and the bytes to it are not counted, "
     "so what these two cost cannot be held against the others. If it keeps vectors, its engine did not see texts that came again."
+)
+IMPATIENT_REMARK: Final = (
+    "Other processes used the machine for so long that {:.0f} minutes were lost to them: what was measured after that was taken "
+    "as it came, and is marked where they were at work."
 )
 
 WARM_UP: Final = Load(kind="closed", in_flight=8)
@@ -96,7 +100,7 @@ class Means:
     beside_peer: PeerCompare = beside_peer
     beside_bare: Callable[[Given, Workload, PeerSettings], Awaitable[Beside]] = beside_bare_loop
     peaks: MeasurePeaks = peaks
-    rounds: Callable[[Sequence[int], Callable[[str], None], int], Rounds] = Rounds
+    rounds: Callable[[Sequence[int], Callable[[str], None], int, Patience], Rounds] = Rounds
     free_bytes: Callable[[], int] = lambda: int(psutil.virtual_memory().available)
 
 
@@ -153,6 +157,7 @@ class Campaign:
         self._settings = settings
         self._means = means
         self._roles = roles or Roles()
+        self._patience = Patience(settings.max_lost_seconds)
         self._progress = _Progress(expected_seconds(settings, len(plans)), progress)
         self._references: dict[int, tuple[Plan, list[Labels]]] = {}
         self._live: dict[str, System] = {}
@@ -174,6 +179,8 @@ class Campaign:
         await self._heads()
         await self._limit()
         await self._peers()
+        if self._patience.is_at_its_end:
+            self.found.remark(IMPATIENT_REMARK.format(self._settings.max_lost_seconds / 60))
         self._goals()
         self._progress.end()
         return self.found
@@ -233,7 +240,8 @@ class Campaign:
             return None
         self._progress.step(f"{title}: {system.plan.title}")
         others = [other.running for other in self._live.values() if other.plan.name != name]
-        rounds = self._means.rounds(list(system.running.pids.values()), self._given.say, self._settings.max_waits)
+        pids, waits = list(system.running.pids.values()), self._settings.max_waits
+        rounds = self._means.rounds(pids, self._given.say, waits, self._patience)
         try:
             with paused(pid for other in others for pid in other.pids.values()):
                 found = await rounds.take(partial(self._warmed_up, system.running, measure))
@@ -468,7 +476,8 @@ class Campaign:
 
     async def _peers(self) -> None:
         settings = self._settings
-        asked = PeerSettings(settings.peer_rounds, settings.seconds, settings.main_in_flight, settings.max_waits)
+        peer_rounds, in_flight, waits = settings.peer_rounds, settings.main_in_flight, settings.max_waits
+        asked = PeerSettings(peer_rounds, settings.seconds, in_flight, waits, self._patience)
         compares: list[tuple[str, Callable[[], Awaitable[Beside]]]] = [
             (name, partial(self._means.beside_peer, name, self._given, self._main, asked)) for name in settings.peers
         ]

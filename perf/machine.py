@@ -156,22 +156,26 @@ def others_share(before: Snapshot, after: Snapshot) -> float:
     return min(max((after.busy - before.busy) - (after.ours - before.ours), 0.0) / available, 1.0)
 
 
-def wait_until_quiet(pids: Iterable[int], say: Callable[[str], None], max_waits: int = MAX_WAITS) -> bool:
-    """Wait until others had less than `QUIET_SHARE` for a second; False, and said, when that took *max_waits* seconds."""
+def wait_until_quiet(pids: Iterable[int], say: Callable[[str], None], max_waits: int = MAX_WAITS) -> int:
+    """Wait until others had less than `QUIET_SHARE` for a second, or *max_waits* seconds long, which is said.
+
+    Gives the seconds in which others were at work.
+    """
     pids = list(pids)
     shares = (_share_of_a_second(pids) for _ in range(max_waits))
-    return quiet_at_last(shares, say)
+    return busy_seconds(shares, say)
 
 
-def quiet_at_last(shares: Iterator[float], say: Callable[[str], None]) -> bool:
-    """Whether one of *shares* is below `QUIET_SHARE`; the first that is not is told, and when none was."""
-    for number, share in enumerate(shares):
+def busy_seconds(shares: Iterator[float], say: Callable[[str], None]) -> int:
+    """How many of *shares* come before the first below `QUIET_SHARE`; the very first of them is told, and when all are."""
+    count = 0
+    for count, share in enumerate(shares, 1):
         if share < QUIET_SHARE:
-            return True
-        if number == 0:
+            return count - 1
+        if count == 1:
             say(f"others use {share:.0%} of the machine; waiting until it is quiet")
     say("the machine did not become quiet; what follows is measured beside others")
-    return False
+    return count
 
 
 def _share_of_a_second(pids: list[int]) -> float:

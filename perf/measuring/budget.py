@@ -30,6 +30,8 @@ class Settings:
     heads there are *heads_in_flight*, so few that many whole models answer in time. Open loops: at
     *common_share* of what the slowest takes in the closed loop, offered to all, and at *own_share* of what each takes itself, as
     Poisson arrivals and in bursts; a share of 0 leaves it out. *heads* are the numbers of heads, from 1.
+    Before each turn a quiet second is waited for, at most *max_waits* of them; to neighbours no more than *max_lost_seconds* are
+    lost in all, and then everything is measured as it comes.
     """
 
     rounds: int = 3
@@ -56,6 +58,7 @@ class Settings:
     peer_rounds: int = 5
     is_bare_loop_measured: bool = True
     max_waits: int = 20
+    max_lost_seconds: float = 900.0
     warm_up_seconds: float = WARM_UP_SECONDS
 
     def told(self) -> dict[str, str | int | float]:
@@ -82,6 +85,7 @@ QUICK: Final = Settings(
     peers=(),
     is_bare_loop_measured=False,
     max_waits=5,
+    max_lost_seconds=120.0,
 )
 
 SECTIONS: Final = (

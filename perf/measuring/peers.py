@@ -17,7 +17,7 @@ from perf.machine import paused
 from perf.measuring.loads import run_of
 from perf.report import ratios, tail_ratios
 from perf.results import Load, Ratio, Run
-from perf.rounds import Rounds
+from perf.rounds import Patience, Rounds
 from perf.systems import OPENAI, PEERS, our_service, peer_service, reference_vectors, token_ids_of
 from perf.topologies.plan import Given
 from perf.workloads import Workload
@@ -50,6 +50,7 @@ class PeerSettings:
     seconds: float
     in_flight: int
     max_waits: int
+    patience: Patience = field(default_factory=Patience)
 
 
 async def beside_peer(name: str, given: Given, workload: Workload, settings: PeerSettings) -> Beside:
@@ -71,6 +72,7 @@ async def beside_peer(name: str, given: Given, workload: Workload, settings: Pee
         await check_answers(ours, texts, expected, LEAST_COSINE_OF_OURS, given.say)
         await check_answers(theirs, texts, expected, peer.least_cosine, given.say)
         comparison = Comparison(ours, theirs, workload, asked, given.say)
+        comparison.rounds.patience = settings.patience
         await comparison.warm_up()
         speed = await comparison.throughput()
         rate = SHARE * max(speed.best_of_theirs, 1.0)
@@ -113,7 +115,7 @@ async def beside_bare_loop(given: Given, workload: Workload, settings: PeerSetti
         token_ids = token_ids_of(backend, workload.texts)
         size = (await asyncio.to_thread(best_of, backend, token_ids, _PROBE_SECONDS)).batch_size
         async with our_service(given.trunk, engine=given.engine, say=given.say) as service:
-            rounds = Rounds([service.pid], given.say, settings.max_waits)
+            rounds = Rounds([service.pid], given.say, settings.max_waits, settings.patience)
             async with ways_of(service, workload) as ways:
                 await ways[_STREAM](_PROBE_SECONDS)
                 for _ in range(settings.rounds):

@@ -14,7 +14,7 @@ from perf.measuring.budget import QUICK, Settings
 from perf.measuring.goals import Roles
 from perf.measuring.peers import Beside, PeerSettings
 from perf.results import Answers, Missing
-from perf.rounds import Rounds
+from perf.rounds import Patience, Rounds
 from perf.topologies.plan import CannotStart, Given, HeadSet, Labels, Plan, RunningPlan
 from perf.workloads import Workload
 from tests.perf.measuring.fakes import WORKLOAD, all_x, given_of, plan_of, running_of
@@ -67,8 +67,8 @@ def compare(
     )
 
 
-def quiet(pids: Sequence[int], say: Callable[[str], None], max_waits: int) -> Rounds:
-    return Rounds(pids, say, max_waits, take_snapshot=lambda _: Snapshot(0, 0, 1))
+def quiet(pids: Sequence[int], say: Callable[[str], None], max_waits: int, patience: Patience) -> Rounds:
+    return Rounds(pids, say, max_waits, patience, take_snapshot=lambda _: Snapshot(0, 0, 1))
 
 
 async def no_peer(name: str, given: Given, workload: Workload, settings: PeerSettings) -> Beside:
@@ -276,11 +276,20 @@ async def test_a_peer_that_cannot_be_had_is_missing(tmp_path: Path) -> None:
     assert Missing(what="infinity", why="infinity cannot be installed") in found.missing
 
 
-async def test_a_round_beside_others_is_marked(tmp_path: Path) -> None:
-    def loud(pids: Sequence[int], say: Callable[[str], None], max_waits: int) -> Rounds:
-        snapshots = iter(Snapshot(busy, 0, busy) for busy in range(1, 1000))
-        return Rounds(pids, say, max_waits, take_snapshot=lambda _: next(snapshots))
+def loud(pids: Sequence[int], say: Callable[[str], None], max_waits: int, patience: Patience) -> Rounds:
+    snapshots = iter(Snapshot(busy, 0, busy) for busy in range(1, 1000))
+    return Rounds(pids, say, max_waits, patience, take_snapshot=lambda _: next(snapshots))
 
+
+async def test_when_others_took_too_much_time_it_is_said_and_nothing_is_waited_for(tmp_path: Path) -> None:
+    patient = await found_by([plan_of("a")], tmp_path, means=replace(MEANS, rounds=loud))
+    found = await found_by([plan_of("a")], tmp_path, replace(TINY, max_lost_seconds=1e-6), means=replace(MEANS, rounds=loud))
+
+    assert not any("were lost to them" in remark for remark in patient.remarks)
+    assert any("were lost to them" in remark for remark in found.remarks)
+
+
+async def test_a_round_beside_others_is_marked(tmp_path: Path) -> None:
     found = await found_by([plan_of("a")], tmp_path, means=replace(MEANS, rounds=loud))
 
     assert all(run.is_disturbed for run in found.runs)

@@ -1,11 +1,12 @@
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Iterator
 
 import pytest
 
-from perf.machine import Snapshot, footprint, others_share, paused, punctual, quiet_at_last, snapshot, tree, tree_cpu_seconds
+from perf.machine import Snapshot, busy_seconds, footprint, others_share, paused, punctual, snapshot, tree, tree_cpu_seconds
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ def test_the_first_busy_second_is_told_and_waiting_ends_with_the_first_quiet_one
     said: list[str] = []
     shares: Iterator[float] = iter([0.5, 0.4, 0.01, 0.9])
 
-    assert quiet_at_last(shares, said.append)
+    assert 2 == busy_seconds(shares, said.append)
     assert ["others use 50% of the machine; waiting until it is quiet"] == said
     assert 0.9 == next(shares)
 
@@ -32,7 +33,7 @@ def test_the_first_busy_second_is_told_and_waiting_ends_with_the_first_quiet_one
 def test_a_machine_that_stays_busy_is_told() -> None:
     said: list[str] = []
 
-    assert not quiet_at_last(iter([0.5, 0.5]), said.append)
+    assert 2 == busy_seconds(iter([0.5, 0.5]), said.append)
     assert "did not become quiet" in said[-1]
 
 
@@ -81,11 +82,17 @@ def test_a_paused_tree_does_nothing_and_goes_on_afterwards() -> None:
 
 def test_what_was_paused_goes_on_when_the_one_who_paused_it_is_killed() -> None:
     code = "print(1, flush=True); input(); print(2, flush=True)"
-    pausing = "import sys; from perf.machine import paused\nwith paused([int(sys.argv[1])]): print(1, flush=True); input()"
+    pausing = """
+        import sys
+        from perf.machine import paused
+        with paused([int(sys.argv[1])]):
+            print(1, flush=True)
+            input()
+    """
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
         assert child.stdout is not None
         child.stdout.readline()
-        command = [sys.executable, "-c", pausing, str(child.pid)]
+        command = [sys.executable, "-c", textwrap.dedent(pausing), str(child.pid)]
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as harness:
             assert harness.stdout is not None
             harness.stdout.readline()

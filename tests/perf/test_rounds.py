@@ -1,10 +1,10 @@
 from collections.abc import Collection, Iterator
 
 from perf.machine import Snapshot
-from perf.rounds import MAX_TRIES, Rounds
+from perf.rounds import MAX_TRIES, Patience, Rounds
 
 
-def rounds(*shares: float, said: list[str]) -> Rounds:
+def rounds(*shares: float, said: list[str], patience: Patience | None = None) -> Rounds:
     """Whose neighbours use *shares* of the machine during one try after another; nobody waits before them."""
 
     def snapshots() -> Iterator[Snapshot]:
@@ -17,7 +17,7 @@ def rounds(*shares: float, said: list[str]) -> Rounds:
     def take(_: Collection[int]) -> Snapshot:
         return next(taken)
 
-    return Rounds((), said.append, max_waits=0, take_snapshot=take)
+    return Rounds((), said.append, max_waits=0, patience=patience or Patience(), take_snapshot=take)
 
 
 class Measure:
@@ -53,3 +53,21 @@ async def test_when_it_never_becomes_quiet_the_last_round_is_kept_and_counted() 
     assert MAX_TRIES == await taken.take(measure)
     assert 1 == taken.num_disturbed
     assert "kept all the same" in said[-1]
+
+
+async def test_out_of_patience_every_round_is_taken_once_as_it_comes() -> None:
+    measure, said = Measure(), list[str]()
+    taken = rounds(0.3, 0.4, 0.01, said=said, patience=Patience(0))
+
+    assert [1, 2, 3] == [await taken.take(measure) for _ in range(3)]
+    assert 2 == taken.num_disturbed
+
+
+async def test_rounds_that_do_not_count_cost_the_patience_of_all_who_share_it() -> None:
+    measure, said, patience = Measure(), list[str](), Patience(1e-9)
+    first = rounds(0.3, 0.4, said=said, patience=patience)
+    second = rounds(0.3, said=said, patience=patience)
+
+    assert 2 == await first.take(measure)
+    assert patience.is_at_its_end
+    assert 3 == await second.take(measure)
