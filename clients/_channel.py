@@ -1,8 +1,8 @@
 """gRPC as the clients use it: bytes in, bytes out, errors of our tree, and the channel options in one place."""
 
 import asyncio
-from collections.abc import Awaitable, Sequence
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, Protocol, cast
 
 import grpc
 import grpc.aio
@@ -11,6 +11,8 @@ from clients._config import Tls
 from clients._deadline import retry_after_seconds
 from clients._errors import GRPC_ERRORS, Cancelled, InvalidRequest, ServerFault, TrunklineError
 from clients.wire.metadata import AUTHORIZATION, MAX_MESSAGE_BYTES, REQUEST_ID, RETRY_AFTER_MS, TRACEPARENT
+from clients.wire.rpc.channel import AsyncChannel
+from clients.wire.rpc.tls import client_context
 
 Metadata = tuple[tuple[str, str], ...]
 ChannelOptions = Sequence[tuple[str, str | int]]
@@ -68,17 +70,53 @@ def open_channel(address: str, options: ChannelOptions, tls: Tls | None) -> grpc
     return grpc.secure_channel(address, _credentials(tls), options=prepared)
 
 
-def open_async_channel(address: str, options: ChannelOptions, tls: Tls | None) -> grpc.aio.Channel:
-    """`open_channel`'s twin."""
+class AsyncRpcChannel(Protocol):
+    """What the clients need of a channel: ours, or grpc.aio's."""
+
+    def unary_unary(self, path: str) -> Callable[..., Awaitable[bytes]]:
+        """A method of one message each way."""
+
+    def unary_stream(self, path: str) -> Callable[..., Any]:
+        """A method that answers many."""
+
+    def stream_stream(self, path: str) -> Callable[..., Any]:
+        """A method of many each way."""
+
+    async def close(self) -> None:
+        """End it."""
+
+
+def open_async_channel(address: str, options: ChannelOptions, tls: Tls | None) -> AsyncRpcChannel:
+    """`open_channel`'s twin: on the event loop itself, unless there are *options*, which are grpc's own and need its channel.
+
+    Raises:
+        InvalidRequest: *address* or *tls* is not one.
+    """
+    if options:
+        return cast("AsyncRpcChannel", _grpc_channel(address, options, tls))
+    if tls is not None:
+        _check_pair(tls)
+    try:
+        context = None if tls is None else client_context(tls.root_certificates, tls.certificate, tls.private_key)
+        return AsyncChannel(address, tls=context, server_name="" if tls is None else tls.server_name)
+    except ValueError as error:
+        raise InvalidRequest(str(error)) from None
+
+
+def _grpc_channel(address: str, options: ChannelOptions, tls: Tls | None) -> Any:
     prepared = channel_options(address, [*_name_option(tls), *options])
     if tls is None:
         return grpc.aio.insecure_channel(address, options=prepared)
     return grpc.aio.secure_channel(address, _credentials(tls), options=prepared)
 
 
-def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+def _check_pair(tls: Tls) -> None:
     if (tls.certificate is None) != (tls.private_key is None):
         raise InvalidRequest("a client's certificate and its private key go together; give both or neither")
+
+
+def _credentials(tls: Tls) -> grpc.ChannelCredentials:
+    _check_pair(tls)
     return grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate)
 
 
@@ -143,17 +181,17 @@ def call_metadata(request_id: str, traceparent: str = "", always: Metadata = ())
     return (*always, *found)
 
 
-def async_method(channel: grpc.aio.Channel, service: str, name: str, always: Metadata = ()) -> AsyncMethod:
+def async_method(channel: AsyncRpcChannel, service: str, name: str, always: Metadata = ()) -> AsyncMethod:
     """One RPC of *channel*, prepared once: making it anew for each call would cost more than the call's own Python.
 
     *always*: what each call carries; see `key_metadata`.
     """
-    call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(f"/{service}/{name}")
+    call = channel.unary_unary(f"/{service}/{name}")
 
     async def invoke(request: bytes, timeout: float, request_id: str = "", traceparent: str = "") -> bytes:
         metadata = call_metadata(request_id, traceparent, always)
         try:
-            response: bytes = await call(request, timeout=timeout, metadata=metadata)
+            response = await call(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise error_for_rpc(error, request_id) from error
         except asyncio.CancelledError:

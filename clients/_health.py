@@ -11,13 +11,13 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from clients._channel import error_for_rpc
+from clients._channel import AsyncRpcChannel, error_for_rpc
 
 WATCH: Final = "/grpc.health.v1.Health/Watch"
 _SERVING: Final = b"\x08\x01"
 
 
-async def watch_health(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str], ...] = ()) -> AsyncGenerator[bool, None]:
+async def watch_health(channel: AsyncRpcChannel, metadata: tuple[tuple[str, str], ...] = ()) -> AsyncGenerator[bool, None]:
     """Whether the server takes calls, now and at every change; ends at once where it has no health service.
 
     *metadata* is what the call carries.
@@ -27,8 +27,7 @@ async def watch_health(channel: grpc.aio.Channel, metadata: tuple[tuple[str, str
     Raises:
         TrunklineError: the connection ended, or there is none.
     """
-    watch: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(WATCH)
-    call = watch(b"", metadata=metadata or None)
+    call = channel.unary_stream(WATCH)(b"", metadata=metadata or None)
     try:
         async for response in call:
             yield response == _SERVING

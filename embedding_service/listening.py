@@ -6,10 +6,8 @@ import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import grpc
-import grpc.aio
 import uvicorn
 from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -18,7 +16,8 @@ from starlette.types import ASGIApp
 from clients.wire.guard import Guard
 from clients.wire.guarded_rpc import GuardedRpc
 from clients.wire.http_server import http_config
-from clients.wire.metadata import MAX_MESSAGE_BYTES
+from clients.wire.rpc.server import AsyncServer
+from clients.wire.rpc.tls import server_context
 from embedding_service.bert_as_service import BertAsService, Embed
 from embedding_service.guarding import RPCS, num_texts
 from embedding_service.server import EmbeddingServicer
@@ -31,25 +30,16 @@ class ListenError(Exception):
 
 async def start_grpc(
     servicer: EmbeddingServicer, health: health_aio.HealthServicer, settings: Settings, guard: Guard | None = None
-) -> tuple[grpc.aio.Server, int]:
+) -> tuple[AsyncServer, int]:
     """A started server, and its port. *guard*: who may call; None: everybody.
 
     Raises:
         ListenError: the port is taken, or the files of TLS cannot be used.
     """
     tls = _credentials(settings)
-    server = grpc.aio.server(
-        interceptors=[] if guard is None else [GuardedRpc(guard, RPCS, num_texts)],
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.so_reuseport", 0),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-        ],
-    )
+    server = AsyncServer([] if guard is None else [GuardedRpc(guard, RPCS, num_texts)])
     server.add_generic_rpc_handlers((servicer.handler(),))
-    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    health_pb2_grpc.add_HealthServicer_to_server(health, cast("Any", server))
     try:
         address = f"{settings.host}:{settings.grpc_port}"
         port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls)
@@ -113,19 +103,15 @@ async def bert_ports(bert: BertAsService, embed: Embed, settings: Settings) -> A
         yield f"{settings.host}:{sockets.port}", f"{settings.host}:{sockets.port_out}"
 
 
-def _credentials(settings: Settings) -> grpc.ServerCredentials | None:
+def _credentials(settings: Settings) -> ssl.SSLContext | None:
     if settings.tls_certificate_file is None or settings.tls_key_file is None:
         return None
-    pair = (_pem(settings.tls_key_file, "tls_key_file"), _pem(settings.tls_certificate_file, "tls_certificate_file"))
+    key, certificate = _pem(settings.tls_key_file, "tls_key_file"), _pem(settings.tls_certificate_file, "tls_certificate_file")
     authority = None if settings.tls_client_ca_file is None else _pem(settings.tls_client_ca_file, "tls_client_ca_file")
     try:
-        # What OpenSSL makes of them: gRPC would say no more than that the port cannot be had.
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=settings.tls_client_ca_file).load_cert_chain(
-            settings.tls_certificate_file, settings.tls_key_file
-        )
-    except ssl.SSLError:
+        return server_context(certificate, key, authority, is_asked=authority is not None)
+    except ValueError:
         raise ListenError("the files of TLS do not fit: give a certificate and its own private key, both PEM") from None
-    return grpc.ssl_server_credentials([pair], authority, require_client_auth=authority is not None)
 
 
 def _pem(path: Path, setting: str) -> bytes:

@@ -6,10 +6,10 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any, Final
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from dataclasses import replace
+from typing import Any, Final, cast
 
-import grpc.aio
 import uvicorn
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
@@ -19,7 +19,8 @@ from clients.wire.catalogue import MANIFEST_PATH
 from clients.wire.guarded_http import GuardedHttp
 from clients.wire.guarded_rpc import GuardedRpc
 from clients.wire.http_server import http_config
-from clients.wire.metadata import MAX_MESSAGE_BYTES
+from clients.wire.rpc.connection import Bounds
+from clients.wire.rpc.server import AsyncServer
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.serving.batching import Batcher
 from head_service.serving.errors import ServingError
@@ -38,6 +39,12 @@ _log = logging.getLogger(__name__)
 
 MAX_BODY_BYTES: Final = 16 * 1024 * 1024
 HEALTH_NAMES: Final = ("", "ModelService", "PredictionService")
+_BOUNDS: Final = {
+    "grpc.max_receive_message_length": "max_message_bytes",
+    "grpc.max_concurrent_streams": "max_streams",
+    "grpc.max_metadata_size": "max_header_bytes",
+}
+"""gRPC's names (include/grpc/impl/channel_arg_names.h) and those of `Bounds`."""
 
 
 async def serve(settings: Settings, listener: socket.socket, on_ready: Callable[[str, str], None]) -> None:
@@ -150,24 +157,13 @@ def _manager(flags: Flags, options: ServableOptions) -> VersionManager:
 @contextlib.asynccontextmanager
 async def _grpc_server(edge: RpcEdge, settings: Settings, monitoring: Monitoring | None) -> AsyncIterator[int]:
     flags = settings.flags
-    server = grpc.aio.server(
-        interceptors=[
-            *([GuardedRpc(settings.guard, RPCS)] if settings.guard else []),
-            *([RpcMonitor(monitoring)] if monitoring else []),
-        ],
-        options=[
-            ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
-            ("grpc.so_reuseport", 0),
-            ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-            ("grpc.keepalive_permit_without_calls", 1),
-            *settings.channel_arguments,
-        ],
-    )
+    guards = [GuardedRpc(settings.guard, RPCS)] if settings.guard else []
+    monitors = [RpcMonitor(monitoring)] if monitoring else []
+    server = AsyncServer([*guards, *monitors], bounds=bounds_of(settings.channel_arguments))
     server.add_generic_rpc_handlers(edge.handlers())
     health = health_aio.HealthServicer()
     if flags.enable_grpc_healthcheck_service:
-        health_pb2_grpc.add_HealthServicer_to_server(health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(health, cast("Any", server))
     port = _bind(server, settings)
     await server.start()
     for name in HEALTH_NAMES:
@@ -183,7 +179,19 @@ async def _grpc_server(edge: RpcEdge, settings: Settings, monitoring: Monitoring
         await server.stop(flags.drain_grace_seconds)
 
 
-def _bind(server: grpc.aio.Server, settings: Settings) -> int:
+def bounds_of(arguments: Sequence[tuple[str, int | str]]) -> Bounds:
+    """What gRPC's channel *arguments* bound of a connection; those that mean nothing here are told."""
+    bounds = Bounds()
+    for name, value in arguments:
+        field = _BOUNDS.get(name)
+        if field is None or not isinstance(value, int):
+            _log.warning("--grpc_channel_arguments: %s has no effect here", name)
+        else:
+            bounds = replace(bounds, **{field: value if value >= 0 else 2**31 - 1})
+    return bounds
+
+
+def _bind(server: AsyncServer, settings: Settings) -> int:
     flags = settings.flags
     address = f"{flags.host}:{flags.port}"
     try:

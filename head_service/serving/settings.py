@@ -1,8 +1,7 @@
 """The flags and all the files they name, read before anything is loaded: what is wrong is told at once. No TensorFlow here."""
 
+import ssl
 from dataclasses import dataclass
-
-import grpc
 
 from clients.wire.guard import Guard
 from clients.wire.tfs import serving_pb2 as pb
@@ -23,7 +22,7 @@ class Settings:
     models: pb.ModelServerConfig
     batching: Parameters | None
     metrics_path: str
-    credentials: grpc.ServerCredentials | None
+    credentials: ssl.SSLContext | None
     channel_arguments: list[tuple[str, int | str]]
     guard: Guard | None
 

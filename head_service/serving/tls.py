@@ -1,12 +1,13 @@
 """`--ssl_config_file`: TLS for the gRPC port, as tensorflow_serving/config/ssl_config.proto says it."""
 
-import grpc
+import ssl
 
+from clients.wire.rpc.tls import server_context
 from clients.wire.tfs import server_pb2
 from head_service.serving.flags import FlagError, Flags, read_text_proto
 
 
-def read_credentials(flags: Flags) -> grpc.ServerCredentials | None:
+def read_credentials(flags: Flags) -> ssl.SSLContext | None:
     """What the file says; None when none is named.
 
     Raises:
@@ -19,8 +20,12 @@ def read_credentials(flags: Flags) -> grpc.ServerCredentials | None:
         raise FlagError("--ssl_config_file must hold server_key and server_cert, both PEM")
     if config.client_verify and not config.custom_ca:
         raise FlagError("--ssl_config_file: client_verify needs custom_ca, the authority that signed the clients' certificates")
-    return grpc.ssl_server_credentials(
-        [(config.server_key.encode(), config.server_cert.encode())],
-        root_certificates=config.custom_ca.encode() or None,
-        require_client_auth=config.client_verify,
-    )
+    try:
+        return server_context(
+            config.server_cert.encode(),
+            config.server_key.encode(),
+            config.custom_ca.encode() or None,
+            is_asked=config.client_verify,
+        )
+    except ValueError as error:
+        raise FlagError(f"--ssl_config_file: {error}") from None

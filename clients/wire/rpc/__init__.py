@@ -1,0 +1,11 @@
+"""gRPC over asyncio: HTTP/2 on the event loop's own sockets, with the faces of `grpc.aio.Channel` and `grpc.aio.Server`.
+
+grpc.aio does its input and output in threads of its own, and on a machine that is not busy each message wakes several of them one
+after another: a call that does nothing takes 1.5 ms there and 0.25 here. See docs/decisions/0021-grpc-on-the-event-loop.md.
+
+- frames      bytes to frames and back (RFC 9113, 4 and 6)
+- headers     header blocks (RFC 7541), and what gRPC says in them
+- connection  flow control, streams, settings: what both ends share
+- channel     the calling end
+- server      the answering end
+"""

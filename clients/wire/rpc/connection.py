@@ -1,0 +1,531 @@
+"""What both ends of an HTTP/2 connection share: frames in and out, streams, flow control, and an end in order.
+
+A connection owns its streams and both directions' windows. What a stream may not send yet waits in the stream, in order, and
+goes out when the other end gives credit. What a stream's owner has not read yet is not credited: a slow reader slows the writer.
+"""
+
+import asyncio
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final
+
+from clients.wire.metadata import MAX_MESSAGE_BYTES
+from clients.wire.rpc import frames as h2
+from clients.wire.rpc.frames import Frame, FrameReader, ProtocolError
+from clients.wire.rpc.headers import MAX_HEADER_BYTES, Field, HeaderReader
+
+_ROOM_BYTES: Final = 256 * 1024
+"""A stream with more than this still to send has no room for more."""
+
+_CONTROL_SECONDS: Final = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of one connection. *max_control_frames* in ten seconds: more is an attack, and ends it."""
+
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+    max_streams: int = 4_096
+    max_header_bytes: int = MAX_HEADER_BYTES
+    max_frame_bytes: int = 1_048_576
+    stream_window: int = 4 * 1_048_576
+    connection_window: int = 32 * 1_048_576
+    max_kept_bytes: int = 512 * 1_048_576
+    max_control_frames: int = 20_000
+
+
+class ConnectionLost(Exception):
+    """The connection ended while a stream was open."""
+
+
+@dataclass(slots=True)
+class _Unsent:
+    """Of a stream: *content* is a header block or data, of which *start* bytes went out."""
+
+    content: bytes
+    is_headers: bool
+    is_end: bool
+    start: int = 0
+
+
+class Stream:
+    """One stream. Its kinds say what becomes of what arrives; all methods belong to the connection's event loop."""
+
+    __slots__ = (
+        "_owed",
+        "_unread",
+        "connection",
+        "id",
+        "is_ended_here",
+        "is_ended_there",
+        "is_through",
+        "receive_window",
+        "room",
+        "send_window",
+        "unsent",
+    )
+
+    def __init__(self, connection: "Connection", stream_id: int) -> None:
+        self.connection = connection
+        self.id = stream_id
+        self.send_window = connection.peer_stream_window
+        self.receive_window = connection.bounds.stream_window
+        self.unsent: deque[_Unsent] = deque()
+        self.is_ended_here = False
+        """Whether the last thing to send was sent, or waits in `unsent`."""
+        self.is_ended_there = False
+        self.is_through = False
+        """Whether what may still arrive is of no interest."""
+        self.room: asyncio.Future[None] | None = None
+        self._owed = 0
+        self._unread = 0
+
+    def on_headers(self, fields: list[Field], *, is_end: bool) -> None:
+        """A header block arrived, the first or the last."""
+        raise NotImplementedError
+
+    def on_data(self, content: bytes, *, is_end: bool) -> None:
+        """Data arrived."""
+        raise NotImplementedError
+
+    def on_reset(self, code: int) -> None:
+        """The other end gave the stream up; it is over."""
+        raise NotImplementedError
+
+    def on_lost(self, why: str) -> None:
+        """The connection ended; so did the stream."""
+        raise NotImplementedError
+
+    def keep(self, num_bytes: int) -> None:
+        """So many bytes wait for this stream's reader: no more credit than is left of half a window."""
+        self._unread += num_bytes
+
+    def consumed(self, num_bytes: int) -> None:
+        """So many bytes of those were read."""
+        self._unread -= num_bytes
+        self.credit(0)
+
+    def credit(self, num_bytes: int) -> None:
+        """Let the other end send *num_bytes* more, and what it is owed, unless too much is unread."""
+        self._owed += num_bytes
+        half = self.connection.bounds.stream_window // 2
+        if self._owed >= half // 2 and self._unread < half and not self.is_ended_there:
+            self.receive_window += self._owed
+            self.connection.write(h2.window_update(self.id, self._owed))
+            self._owed = 0
+
+    @property
+    def num_unsent(self) -> int:
+        """Bytes that wait for credit."""
+        return sum(len(item.content) - item.start for item in self.unsent)
+
+    async def has_room(self) -> None:
+        """Wait until little is left to send, or the stream is over."""
+        while self.unsent and self.num_unsent > _ROOM_BYTES:
+            self.room = asyncio.get_running_loop().create_future()
+            await self.room
+
+    def release(self) -> None:
+        """Who waits for room looks again."""
+        if self.room is not None and not self.room.done():
+            self.room.set_result(None)
+
+
+class Connection(asyncio.Protocol):
+    """One end. Kinds of it open streams: `open_stream` at the answering end, their own methods at the calling one."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # there from `connection_made` on
+        self.streams: dict[int, Stream] = {}
+        self.peer_stream_window = h2.DEFAULT_WINDOW
+        self.peer_frame_bytes = h2.DEFAULT_FRAME_BYTES
+        self.peer_max_streams = h2.MAX_STREAM_ID
+        self.send_window = h2.DEFAULT_WINDOW
+        self.receive_window = bounds.connection_window
+        self.heard_at = time.monotonic()
+        self.num_kept = 0
+        """Bytes of messages that are not whole, of all streams."""
+        self.is_lost = False
+        self._frames = FrameReader(bounds.max_frame_bytes)
+        self._headers = HeaderReader(bounds.max_header_bytes)
+        self._block: bytearray | None = None
+        self._block_frame = Frame(0, 0, 0, b"")
+        self._owed = 0
+        self._is_paused = False
+        self._why = ""
+        self._control_since = 0.0
+        self._num_control = 0
+        self._on_frame: dict[int, Callable[[Frame], None]] = {
+            h2.DATA: self._on_data,
+            h2.HEADERS: self._on_headers,
+            h2.CONTINUATION: self._on_continuation,
+            h2.RST_STREAM: self._on_rst_stream,
+            h2.SETTINGS: self._on_settings,
+            h2.PING: self._on_ping,
+            h2.GOAWAY: self._on_goaway,
+            h2.WINDOW_UPDATE: self._on_window_update,
+            h2.PUSH_PROMISE: self._on_push_promise,
+            h2.PRIORITY: self._on_priority,
+        }
+
+    # What the kinds say
+
+    def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
+        """Headers came on a stream that is not open."""
+        raise NotImplementedError
+
+    def on_peer_goes(self, last_stream_id: int, code: int) -> None:
+        """The other end takes no stream after *last_stream_id*."""
+
+    def on_pong(self, content: bytes) -> None:
+        """A ping of ours was answered."""
+
+    def on_stream_over(self) -> None:
+        """There is one stream less."""
+
+    def on_down(self) -> None:
+        """No stream can be opened any more, though some may be open."""
+
+    # asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """See asyncio."""
+        self.transport = transport  # type: ignore[assignment]  # a stream's, always
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+            with suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        self.heard_at = time.monotonic()
+        try:
+            self.take(data)
+        except ProtocolError as error:
+            self.fail(str(error), error.code)
+
+    def take(self, data: bytes) -> None:
+        """Frames, or the beginning or rest of them."""
+        for one in self._frames.feed(data):
+            if self.is_lost:
+                return
+            if self._block is not None and (one.kind != h2.CONTINUATION or one.stream_id != self._block_frame.stream_id):
+                raise ProtocolError("a header block was interrupted")
+            handle = self._on_frame.get(one.kind)
+            # Kinds that nobody here knows are to be ignored (RFC 9113, 4.1).
+            if handle is not None:
+                handle(one)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self.is_lost = True
+        self.on_down()
+        why = self._why or (f"the connection broke: {exc}" if exc else "the connection was closed")
+        streams, self.streams = self.streams, {}
+        for stream in streams.values():
+            stream.release()
+            stream.on_lost(why)
+
+    def pause_writing(self) -> None:
+        """See asyncio."""
+        self._is_paused = True
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self._is_paused = False
+        self._send_all()
+
+    # Sending
+
+    def write(self, data: bytes) -> None:
+        """Bytes of whole frames."""
+        if not self.is_lost:
+            self.transport.write(data)
+
+    def send_headers(self, stream: Stream, block: bytes, *, is_end: bool) -> None:
+        """A header block, after all that the stream sent before."""
+        stream.is_ended_here = stream.is_ended_here or is_end
+        if stream.unsent:
+            stream.unsent.append(_Unsent(block, is_headers=True, is_end=is_end))
+            return
+        self.write(h2.header_frames(block, stream.id, h2.END_STREAM if is_end else 0, self.peer_frame_bytes))
+        if is_end:
+            self.settle(stream)
+
+    def send_data(self, stream: Stream, content: bytes, *, is_end: bool) -> None:
+        """Data, as soon as the other end lets it."""
+        stream.is_ended_here = stream.is_ended_here or is_end
+        stream.unsent.append(_Unsent(content, is_headers=False, is_end=is_end))
+        if len(stream.unsent) == 1:
+            self._send(stream)
+
+    def can_send_at_once(self, stream: Stream, num_bytes: int) -> bool:
+        """Whether data of *num_bytes* fits into one frame and all windows now."""
+        return not (
+            stream.unsent
+            or self._is_paused
+            or num_bytes > self.peer_frame_bytes
+            or num_bytes > stream.send_window
+            or num_bytes > self.send_window
+        )
+
+    def spend(self, stream: Stream, num_bytes: int) -> None:
+        """Of both windows, for data that the caller writes itself."""
+        stream.send_window -= num_bytes
+        self.send_window -= num_bytes
+
+    def _send_all(self) -> None:
+        for stream in [stream for stream in self.streams.values() if stream.unsent]:
+            if self._is_paused:
+                break
+            self._send(stream)
+
+    def _send(self, stream: Stream) -> None:
+        """As much of what *stream* has to send as the windows let out."""
+        parts: list[bytes] = []
+        is_end = False
+        while stream.unsent and not self._is_paused:
+            item = stream.unsent[0]
+            flags = h2.END_STREAM if item.is_end else 0
+            if item.is_headers:
+                parts.append(h2.header_frames(item.content, stream.id, flags, self.peer_frame_bytes))
+            elif not self._take_data(stream, item, flags, parts):
+                break
+            stream.unsent.popleft()
+            is_end = is_end or item.is_end
+        if parts:
+            self.write(b"".join(parts))
+        stream.release()
+        if is_end:
+            self.settle(stream)
+
+    def _take_data(self, stream: Stream, item: _Unsent, flags: int, parts: list[bytes]) -> bool:
+        """Put frames of *item* into *parts*; whether nothing is left of it."""
+        size = len(item.content)
+        while True:
+            count = max(0, min(size - item.start, stream.send_window, self.send_window, self.peer_frame_bytes))
+            if not count and item.start < size:
+                return False
+            stop = item.start + count
+            is_last = stop == size
+            parts.append(h2.head(h2.DATA, flags if is_last else 0, stream.id, count))
+            parts.append(item.content[item.start : stop])
+            self.spend(stream, count)
+            item.start = stop
+            if is_last:
+                return True
+
+    def reset(self, stream: Stream, code: int) -> None:
+        """Give *stream* up."""
+        if self.streams.pop(stream.id, None) is not None:
+            self.write(h2.rst_stream(stream.id, code))
+            self._over(stream)
+
+    def settle(self, stream: Stream) -> None:
+        """*stream* is over once both ends have said all; the other end need not say the rest to one that is through."""
+        if not stream.is_ended_here or stream.unsent:
+            return
+        if not stream.is_ended_there:
+            if stream.is_through:
+                self.reset(stream, h2.NO_ERROR)
+        elif self.streams.pop(stream.id, None) is not None:
+            self._over(stream)
+
+    def _over(self, stream: Stream) -> None:
+        stream.unsent.clear()
+        stream.release()
+        self.on_stream_over()
+
+    def fail(self, why: str, code: int) -> None:
+        """Say what is wrong, and hang up."""
+        if self.is_lost:
+            return
+        self._why = self._why or why
+        self.on_down()
+        self.write(h2.goaway(max(self.streams, default=0), code, why.encode("ascii", "replace")))
+        self.is_lost = True
+        self.transport.close()
+
+    def abort(self, why: str) -> None:
+        """Hang up without a word: the other end does not hear any."""
+        self._why = self._why or why
+        self.on_down()
+        self.is_lost = True
+        self.transport.abort()
+
+    def close(self, why: str) -> None:
+        """Hang up when all is written."""
+        self._why = self._why or why
+        self.on_down()
+        self.transport.close()
+
+    # Frames
+
+    def _on_data(self, one: Frame) -> None:
+        size = len(one.payload)
+        self.receive_window -= size
+        if self.receive_window < 0:
+            raise ProtocolError("more data than there was credit for", h2.FLOW_CONTROL_ERROR)
+        self._credit(size)
+        stream = self.streams.get(one.stream_id)
+        if stream is None:
+            if not one.stream_id:
+                raise ProtocolError("data without a stream")
+            # Of a stream that is over: the other end may not know yet.
+            return
+        is_end = bool(one.flags & h2.END_STREAM)
+        if stream.is_ended_there:
+            raise ProtocolError("data after the end of a stream", h2.STREAM_CLOSED)
+        stream.receive_window -= size
+        if stream.receive_window < 0:
+            raise ProtocolError("more data than the stream had credit for", h2.FLOW_CONTROL_ERROR)
+        if not size and not is_end:
+            self._control()
+        content = h2.unpadded(h2.DATA, one.flags, one.payload)
+        stream.is_ended_there = is_end
+        stream.on_data(content, is_end=is_end)
+        if self.num_kept > self.bounds.max_kept_bytes:
+            raise ProtocolError("too much of unfinished messages", h2.ENHANCE_YOUR_CALM)
+        stream.credit(size)
+        if is_end:
+            self.settle(stream)
+
+    def _credit(self, num_bytes: int) -> None:
+        self._owed += num_bytes
+        if self._owed >= self.bounds.connection_window // 4:
+            self.receive_window += self._owed
+            self.write(h2.window_update(0, self._owed))
+            self._owed = 0
+
+    def _on_headers(self, one: Frame) -> None:
+        if not one.stream_id:
+            raise ProtocolError("headers without a stream")
+        self._block = bytearray(h2.unpadded(h2.HEADERS, one.flags, one.payload))
+        self._block_frame = one
+        self._maybe_whole(one)
+
+    def _on_continuation(self, one: Frame) -> None:
+        if self._block is None:
+            raise ProtocolError("the rest of a header block without its beginning")
+        self._block += one.payload
+        if not one.payload:
+            self._control()
+        self._maybe_whole(one)
+
+    def _maybe_whole(self, one: Frame) -> None:
+        assert self._block is not None
+        if len(self._block) > self.bounds.max_header_bytes:
+            raise ProtocolError("a header block larger than it may be", h2.ENHANCE_YOUR_CALM)
+        if not one.flags & h2.END_HEADERS:
+            return
+        first, content = self._block_frame, bytes(self._block)
+        self._block = None
+        # Also of a stream that is over: the table of the next block depends on it.
+        fields = self._headers.read(content)
+        is_end = bool(first.flags & h2.END_STREAM)
+        stream = self.streams.get(first.stream_id)
+        if stream is None:
+            self.open_stream(first.stream_id, fields, is_end=is_end)
+            return
+        if stream.is_ended_there:
+            raise ProtocolError("headers after the end of a stream", h2.STREAM_CLOSED)
+        stream.is_ended_there = is_end
+        stream.on_headers(fields, is_end=is_end)
+        if is_end:
+            self.settle(stream)
+
+    def _on_rst_stream(self, one: Frame) -> None:
+        code = h2.read_u32(one.payload)
+        if not one.stream_id:
+            raise ProtocolError("a reset without a stream")
+        self._control()
+        stream = self.streams.pop(one.stream_id, None)
+        if stream is not None:
+            stream.on_reset(code)
+            self._over(stream)
+
+    def _on_settings(self, one: Frame) -> None:
+        if one.stream_id:
+            raise ProtocolError("settings of a stream")
+        if one.flags & h2.ACK:
+            return
+        self._control()
+        for name, value in h2.read_settings(one.payload):
+            self._set(name, value)
+        self.write(h2.frame(h2.SETTINGS, h2.ACK, 0))
+        self._send_all()
+
+    def _set(self, name: int, value: int) -> None:
+        if name == h2.INITIAL_WINDOW_SIZE:
+            if value > h2.MAX_WINDOW:
+                raise ProtocolError("a window larger than there are", h2.FLOW_CONTROL_ERROR)
+            # Also of streams that are open, whose windows may become negative (RFC 9113, 6.9.2).
+            change = value - self.peer_stream_window
+            self.peer_stream_window = value
+            for stream in self.streams.values():
+                stream.send_window += change
+        elif name == h2.MAX_FRAME_SIZE:
+            if not h2.DEFAULT_FRAME_BYTES <= value < 2**24:
+                raise ProtocolError("a frame size that there is not")
+            self.peer_frame_bytes = value
+        elif name == h2.MAX_CONCURRENT_STREAMS:
+            self.peer_max_streams = value
+
+    def _on_ping(self, one: Frame) -> None:
+        if len(one.payload) != 8:
+            raise ProtocolError("a ping of a wrong size", h2.FRAME_SIZE_ERROR)
+        if one.flags & h2.ACK:
+            self.on_pong(one.payload)
+            return
+        self._control()
+        self.write(h2.frame(h2.PING, h2.ACK, 0, one.payload))
+
+    def _on_goaway(self, one: Frame) -> None:
+        last, code, _ = h2.read_goaway(one.payload)
+        self.on_peer_goes(last, code)
+
+    def _on_window_update(self, one: Frame) -> None:
+        credit = h2.read_u32(one.payload) & h2.MAX_WINDOW
+        if not credit:
+            raise ProtocolError("credit of nothing")
+        if not one.stream_id:
+            self.send_window += credit
+            if self.send_window > h2.MAX_WINDOW:
+                raise ProtocolError("more credit than there is", h2.FLOW_CONTROL_ERROR)
+            self._send_all()
+            return
+        stream = self.streams.get(one.stream_id)
+        if stream is not None:
+            stream.send_window += credit
+            if stream.send_window > h2.MAX_WINDOW:
+                raise ProtocolError("more credit than there is", h2.FLOW_CONTROL_ERROR)
+            if stream.unsent:
+                self._send(stream)
+
+    def _on_push_promise(self, _: Frame) -> None:
+        raise ProtocolError("nobody asked for a push")
+
+    def _on_priority(self, _: Frame) -> None:
+        self._control()
+
+    def _control(self) -> None:
+        """Another frame that costs its sender nothing."""
+        if self.heard_at - self._control_since > _CONTROL_SECONDS:
+            self._control_since, self._num_control = self.heard_at, 0
+        self._num_control += 1
+        if self._num_control > self.bounds.max_control_frames:
+            raise ProtocolError("too many frames that say nothing", h2.ENHANCE_YOUR_CALM)
+
+
+def peer_name(transport: asyncio.BaseTransport) -> str:
+    """Whom a transport leads to, as gRPC writes it: `ipv4:1.2.3.4:5678`, `ipv6:[::1]:5678` or `unix:`."""
+    address: Any = transport.get_extra_info("peername")
+    if isinstance(address, tuple) and len(address) >= 2:
+        return f"ipv6:[{address[0]}]:{address[1]}" if ":" in str(address[0]) else f"ipv4:{address[0]}:{address[1]}"
+    return "unix:"

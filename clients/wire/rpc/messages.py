@@ -1,0 +1,83 @@
+"""gRPC's messages within a stream's data: a byte that says whether it is compressed, its length in four, and itself."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Final
+
+HEAD: Final = struct.Struct(">BI")
+
+
+class MessageError(Exception):
+    """What came is no message that can be taken. *is_too_large*: it is larger than it may be."""
+
+    def __init__(self, message: str, *, is_too_large: bool = False) -> None:
+        super().__init__(message)
+        self.is_too_large = is_too_large
+
+
+def prefixed(message: bytes) -> bytes:
+    """*message* as it travels."""
+    return HEAD.pack(0, len(message)) + message
+
+
+def inflated(message: bytes, encoding: str, max_bytes: int) -> bytes:
+    """A compressed *message* as it was, of at most *max_bytes*.
+
+    Raises:
+        MessageError: it is not compressed as it says, or too large.
+    """
+    # 16 and 32 have zlib expect gzip's head, and either its own or gzip's.
+    wbits = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}.get(encoding)
+    if wbits is None:
+        raise MessageError(f"a message is compressed, and its encoding is {encoding or 'not told'}")
+    unpacker = zlib.decompressobj(wbits)
+    try:
+        content = unpacker.decompress(message, max_bytes + 1)
+    except zlib.error:
+        raise MessageError(f"a message is not {encoding}") from None
+    if len(content) > max_bytes:
+        raise MessageError(f"a message is larger than {max_bytes} bytes", is_too_large=True)
+    if not unpacker.eof:
+        raise MessageError(f"a message is not whole {encoding}")
+    return content
+
+
+class MessageReader:
+    """Cuts a stream's data into messages of at most *max_bytes*; *encoding* is that of compressed ones."""
+
+    __slots__ = ("_encoding", "_max_bytes", "_missing", "_parts", "num_kept")
+
+    def __init__(self, max_bytes: int, encoding: str = "") -> None:
+        self._max_bytes = max_bytes
+        self._encoding = encoding
+        self._parts: list[bytes] = []
+        self._missing = HEAD.size
+        """Bytes until there is a head to read or a whole message."""
+        self.num_kept = 0
+        """Bytes of a message that is not whole."""
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """The messages that are whole with *data*.
+
+        Raises:
+            MessageError: see there.
+        """
+        self._parts.append(data)
+        self.num_kept += len(data)
+        while self.num_kept >= self._missing:
+            content = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+            self._parts = [content]
+            flag, size = HEAD.unpack_from(content)
+            if flag > 1:
+                raise MessageError("what came is no gRPC message")
+            if size > self._max_bytes:
+                raise MessageError(f"a message is larger than {self._max_bytes} bytes", is_too_large=True)
+            stop = HEAD.size + size
+            if stop > len(content):
+                self._missing = stop
+                return
+            rest = content[stop:]
+            self._parts, self.num_kept, self._missing = ([rest] if rest else []), len(rest), HEAD.size
+            message = content[HEAD.size : stop]
+            yield inflated(message, self._encoding, self._max_bytes) if flag else message

@@ -1,0 +1,63 @@
+"""TLS contexts for gRPC: HTTP/2 by ALPN, TLS 1.2 or later, from PEM in memory."""
+
+import os
+import ssl
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+def client_context(root_certificates: bytes | None, certificate: bytes | None, private_key: bytes | None) -> ssl.SSLContext:
+    """For a caller; see `clients.Tls`.
+
+    Raises:
+        ValueError: what was given is not PEM, or key and certificate are not of one another.
+    """
+    try:
+        context = ssl.create_default_context(cadata=None if root_certificates is None else root_certificates.decode("ascii"))
+        if certificate is not None and private_key is not None:
+            _load_pair(context, certificate, private_key)
+    except (ssl.SSLError, UnicodeDecodeError):
+        raise ValueError("the certificates and the key must be PEM, and of one another") from None
+    return _prepared(context)
+
+
+def server_context(certificate: bytes, private_key: bytes, client_roots: bytes | None, *, is_asked: bool) -> ssl.SSLContext:
+    """For a server; *client_roots*: who must have signed the callers' certificates, where they are asked for them.
+
+    Raises:
+        ValueError: what was given is not PEM, or key and certificate are not of one another.
+    """
+    try:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        _load_pair(context, certificate, private_key)
+        if client_roots is not None:
+            context.load_verify_locations(cadata=client_roots.decode("ascii"))
+        if is_asked:
+            context.verify_mode = ssl.CERT_REQUIRED
+    except (ssl.SSLError, UnicodeDecodeError):
+        raise ValueError("the certificates and the key must be PEM, and of one another") from None
+    return _prepared(context)
+
+
+def _prepared(context: ssl.SSLContext) -> ssl.SSLContext:
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["h2"])
+    return context
+
+
+def _load_pair(context: ssl.SSLContext, certificate: bytes, private_key: bytes) -> None:
+    with _file(certificate) as first, _file(private_key) as second:
+        context.load_cert_chain(first, second, password="")
+
+
+@contextmanager
+def _file(content: bytes) -> Iterator[str]:
+    """*content* as a file that only this user can read, for as long as it takes: OpenSSL reads keys from files alone."""
+    number, path = tempfile.mkstemp()
+    try:
+        with os.fdopen(number, "wb") as file:
+            file.write(content)
+        yield path
+    finally:
+        os.unlink(path)  # noqa: PTH108
