@@ -1,11 +1,12 @@
 """`python -m head_service.serving`: stands where tensorflow_model_server would. Prints one line to stdout when ready."""
 
-import asyncio
 import gc
 import logging
 import os
 import socket
 import sys
+
+import uvloop
 
 from head_service.serving.errors import ServingError
 from head_service.serving.flags import FlagError, parse_flags
@@ -42,7 +43,7 @@ def _serve(settings: Settings, listener: socket.socket) -> None:
     # What was imported lives as long as the process: the collector need not look at it again and again.
     gc.freeze()
     sys.setswitchinterval(SWITCH_SECONDS)
-    asyncio.run(serve(settings, listener, _announce))
+    uvloop.run(serve(settings, listener, _announce))
 
 
 def _announce(rpc: str, rest: str) -> None:
