@@ -22,6 +22,8 @@ _ROOM_BYTES: Final = 256 * 1024
 """A stream with more than this still to send has no room for more."""
 
 _CONTROL_SECONDS: Final = 10.0
+_LINGER_SECONDS: Final = 5.0
+"""What is still unsent when the connection is closed gets so long to leave; the other end may have stopped reading."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,7 @@ class Stream:
 
     __slots__ = (
         "_owed",
+        "_room",
         "_unread",
         "connection",
         "id",
@@ -64,7 +67,6 @@ class Stream:
         "is_ended_there",
         "is_through",
         "receive_window",
-        "room",
         "send_window",
         "unsent",
     )
@@ -80,7 +82,7 @@ class Stream:
         self.is_ended_there = False
         self.is_through = False
         """Whether what may still arrive is of no interest."""
-        self.room: asyncio.Future[None] | None = None
+        self._room: list[asyncio.Future[None]] = []
         self._owed = 0
         self._unread = 0
 
@@ -126,13 +128,16 @@ class Stream:
     async def has_room(self) -> None:
         """Wait until little is left to send, or the stream is over."""
         while self.unsent and self.num_unsent > _ROOM_BYTES:
-            self.room = asyncio.get_running_loop().create_future()
-            await self.room
+            waiter = asyncio.get_running_loop().create_future()
+            self._room.append(waiter)
+            await waiter
 
     def release(self) -> None:
         """Who waits for room looks again."""
-        if self.room is not None and not self.room.done():
-            self.room.set_result(None)
+        while self._room:
+            waiter = self._room.pop()
+            if not waiter.done():
+                waiter.set_result(None)
 
 
 class Connection(asyncio.Protocol):
@@ -158,6 +163,7 @@ class Connection(asyncio.Protocol):
         self._owed = 0
         self._is_paused = False
         self._why = ""
+        self._linger: asyncio.TimerHandle | None = None
         self._control_since = 0.0
         self._num_control = 0
         self._on_frame: dict[int, Callable[[Frame], None]] = {
@@ -184,6 +190,9 @@ class Connection(asyncio.Protocol):
 
     def on_pong(self, content: bytes) -> None:
         """A ping of ours was answered."""
+
+    def on_settings(self) -> None:
+        """The other end's settings came."""
 
     def on_stream_over(self) -> None:
         """There is one stream less."""
@@ -225,12 +234,15 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self.is_lost = True
+        self._why = self._why or (f"the connection broke: {exc}" if exc else "the connection was closed")
         self.on_down()
-        why = self._why or (f"the connection broke: {exc}" if exc else "the connection was closed")
         streams, self.streams = self.streams, {}
+        if self._linger is not None:
+            self._linger.cancel()
         for stream in streams.values():
+            stream.unsent.clear()
             stream.release()
-            stream.on_lost(why)
+            stream.on_lost(self._why)
 
     def pause_writing(self) -> None:
         """See asyncio."""
@@ -350,7 +362,7 @@ class Connection(asyncio.Protocol):
         self.on_down()
         self.write(h2.goaway(max(self.streams, default=0), code, why.encode("ascii", "replace")))
         self.is_lost = True
-        self.transport.close()
+        self._hang_up()
 
     def abort(self, why: str) -> None:
         """Hang up without a word: the other end does not hear any."""
@@ -363,7 +375,12 @@ class Connection(asyncio.Protocol):
         """Hang up when all is written."""
         self._why = self._why or why
         self.on_down()
+        self._hang_up()
+
+    def _hang_up(self) -> None:
         self.transport.close()
+        if self._linger is None:
+            self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.transport.abort)
 
     # Frames
 
@@ -459,6 +476,7 @@ class Connection(asyncio.Protocol):
         for name, value in h2.read_settings(one.payload):
             self._set(name, value)
         self.write(h2.frame(h2.SETTINGS, h2.ACK, 0))
+        self.on_settings()
         self._send_all()
 
     def _set(self, name: int, value: int) -> None:
