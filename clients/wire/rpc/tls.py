@@ -13,6 +13,9 @@ def client_context(root_certificates: bytes | None, certificate: bytes | None, p
     Raises:
         ValueError: what was given is not PEM, or key and certificate are not of one another.
     """
+    if root_certificates is not None and not root_certificates.strip():
+        # Python would take the system's instead.
+        raise ValueError("there are no root certificates in what was given")
     try:
         context = ssl.create_default_context(cadata=None if root_certificates is None else root_certificates.decode("ascii"))
         if certificate is not None and private_key is not None:
