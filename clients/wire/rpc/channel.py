@@ -6,13 +6,15 @@ Nothing is sent twice: retrying is the caller's decision.
 """
 
 import asyncio
+import contextlib
+import math
 import random
 import ssl
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
 
 import grpc
 import grpc.aio
@@ -35,9 +37,12 @@ from clients.wire.rpc.headers import (
     timeout_field,
     unquoted,
 )
-from clients.wire.rpc.messages import MessageError, MessageReader, prefixed
+from clients.wire.rpc.messages import HEAD, MessageError, MessageReader, prefixed
 
 USER_AGENT: Final = "trunkline-grpc"
+_CLOSE_SECONDS: Final = 1.0
+"""A server that does not take what is still to be written, or TLS's goodbye, is left after this time."""
+
 MAX_PINGS_WITHOUT_DATA: Final = 2
 """Servers take more for an attack: grpc's own send no more either (GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA)."""
 
@@ -75,17 +80,41 @@ def rpc_error(code: grpc.StatusCode, message: str, trailing: Iterable[Field] = (
     return grpc.aio.AioRpcError(code, grpc.aio.Metadata(), metadata, message, None)
 
 
+class _Ending(NamedTuple):
+    """How a call ended that did not end well.
+
+    It is kept instead of the error, which is made for each who asks: an error that is raised holds the frames it passed through,
+    and so whoever kept it.
+    """
+
+    code: grpc.StatusCode
+    message: str
+    trailing: tuple[Field, ...] = ()
+
+    def error(self) -> grpc.aio.AioRpcError:
+        """What to raise."""
+        return rpc_error(self.code, self.message, self.trailing)
+
+
+_EXPIRED: Final = _Ending(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+_CANCELLED: Final = _Ending(grpc.StatusCode.CANCELLED, "the call was cancelled")
+_CLOSED_DURING: Final = _Ending(grpc.StatusCode.CANCELLED, "the client was closed during the call")
+_CLOSED: Final = _Ending(grpc.StatusCode.CANCELLED, "the client is closed")
+
+
 class _Call(Stream):
     """One call's stream: messages as they come, and how it ended."""
 
-    __slots__ = ("_messages", "_reader", "_waiter", "error", "has_headers", "is_over", "is_streaming", "timer")
+    __slots__ = ("_messages", "_reader", "_waiter", "ending", "has_headers", "is_over", "is_streaming", "loop", "timer")
 
     def __init__(self, connection: "_ClientConnection", stream_id: int, *, is_streaming: bool) -> None:
         super().__init__(connection, stream_id)
         self.is_streaming = is_streaming
         self.has_headers = False
         self.is_over = False
-        self.error: grpc.aio.AioRpcError | None = None
+        self.ending: _Ending | None = None
+        """None while it is under way, and where it ended well."""
+        self.loop = asyncio.get_running_loop()
         self.timer: asyncio.TimerHandle | None = None
         self._messages: deque[bytes] = deque()
         self._reader = MessageReader(connection.bounds.max_message_bytes)
@@ -99,70 +128,79 @@ class _Call(Stream):
             self._end(_outcome(fields, is_alone=not self.has_headers))
             return
         if self.has_headers:
-            self._give_up(rpc_error(grpc.StatusCode.INTERNAL, "the server sent headers twice"), h2.PROTOCOL_ERROR)
+            self._give_up(_Ending(grpc.StatusCode.INTERNAL, "the server sent headers twice"), h2.PROTOCOL_ERROR)
             return
         found = dict(fields)
         if found.get(":status", "").startswith("1"):
             return
         self.has_headers = True
-        if found.get(":status") != "200" or not found.get("content-type", "").startswith(CONTENT_TYPE):
-            self._give_up(_http_error(found), h2.CANCEL)
+        if found.get(":status") != "200" or not _is_grpc(found):
+            self._give_up(_http_ending(found), h2.CANCEL)
 
     def on_data(self, content: bytes, *, is_end: bool) -> None:
         """Parts of messages."""
+        if not self.has_headers:
+            self._give_up(_Ending(grpc.StatusCode.INTERNAL, "the server sent data before headers"), h2.PROTOCOL_ERROR)
+            return
         connection, before = self.connection, self._reader.num_kept
         try:
             for message in self._reader.feed(content):
                 self._messages.append(message)
                 if self.is_streaming:
-                    self.keep(len(message))
+                    # With its head: messages may be empty, and as many as the server likes.
+                    self.keep(HEAD.size + len(message))
         except MessageError as error:
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if error.is_too_large else grpc.StatusCode.INTERNAL
             connection.num_kept -= before
             self._reader.num_kept = 0
-            self._give_up(rpc_error(code, str(error)), h2.CANCEL)
+            self._give_up(_Ending(code, str(error)), h2.CANCEL)
             return
         connection.num_kept += self._reader.num_kept - before
         if is_end:
-            self._end(rpc_error(grpc.StatusCode.INTERNAL, "the answer ended without a status"))
-        elif self._messages and self.is_streaming:
+            self._end(_Ending(grpc.StatusCode.INTERNAL, "the answer ended without a status"))
+        elif self._messages:
+            self._tell_of_messages()
+
+    def _tell_of_messages(self) -> None:
+        if self.is_streaming:
             self._tell()
+        elif len(self._messages) > 1:
+            self._give_up(_Ending(grpc.StatusCode.INTERNAL, "the server answered several messages to a call for one"), h2.CANCEL)
 
     def on_reset(self, code: int) -> None:
         """See `Stream`."""
-        self._end(
-            rpc_error(_RESET_CODES.get(code, grpc.StatusCode.INTERNAL), f"the server gave the call up (HTTP/2 error {code})")
-        )
+        status = _RESET_CODES.get(code, grpc.StatusCode.INTERNAL)
+        self._end(_Ending(status, f"the server gave the call up (HTTP/2 error {code})"))
 
     def on_lost(self, why: str) -> None:
         """See `Stream`."""
-        self._end(rpc_error(grpc.StatusCode.UNAVAILABLE, why))
+        self._end(_Ending(grpc.StatusCode.UNAVAILABLE, why))
 
     # Ending
 
     def expire(self) -> None:
         """The time is over."""
-        self._give_up(rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded"), h2.CANCEL)
+        self._give_up(_EXPIRED, h2.CANCEL)
 
-    def cancel(self, message: str = "the call was cancelled") -> None:
+    def cancel(self, ending: _Ending = _CANCELLED) -> None:
         """Nobody waits for it any more."""
-        self._give_up(rpc_error(grpc.StatusCode.CANCELLED, message), h2.CANCEL)
+        self._give_up(ending, h2.CANCEL)
 
-    def _give_up(self, error: grpc.aio.AioRpcError, code: int) -> None:
+    def _give_up(self, ending: _Ending, code: int) -> None:
         if not self.is_over:
-            self._end(error)
+            self._end(ending)
             self.connection.reset(self, code)
 
-    def _end(self, error: grpc.aio.AioRpcError | None) -> None:
+    def _end(self, ending: _Ending | None) -> None:
         if self.is_over:
             return
         self.is_over = True
-        self.error = error
+        self.ending = ending
         self.connection.num_kept -= self._reader.num_kept
         self._reader.num_kept = 0
         if self.timer is not None:
             self.timer.cancel()
-        if not self.is_ended_here and self.is_ended_there:
+        if self.is_ended_there and (self.unsent or not self.is_ended_here):
             # It has said all it will, and need not hear the rest.
             self.connection.reset(self, h2.NO_ERROR)
         self.release()
@@ -175,20 +213,13 @@ class _Call(Stream):
             self._waiter.set_result(None)
 
     async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+        if self._waiter is not None:
+            raise asyncio.InvalidStateError("somebody else reads this call")
+        self._waiter = self.loop.create_future()
         try:
             await self._waiter
         finally:
             self._waiter = None
-
-    def _raise_error(self) -> None:
-        error = self.error
-        try:
-            if error is not None:
-                raise error
-        finally:
-            # What is raised holds this frame; both would stay until the collector finds them.
-            del error
 
     async def answer(self) -> bytes:
         """A unary call's one message."""
@@ -198,63 +229,90 @@ class _Call(Stream):
         except BaseException:
             self.cancel()
             raise
-        try:
-            self._raise_error()
-        finally:
-            self.error = None
+        if self.ending is not None:
+            raise self.ending.error()
         if len(self._messages) != 1:
             raise rpc_error(grpc.StatusCode.INTERNAL, f"the server answered {len(self._messages)} messages to a call for one")
         return self._messages[0]
 
     async def next(self) -> bytes | None:
-        """A stream's next message; None at its end."""
+        """A stream's next message; None at its end. Who is cancelled meanwhile has cancelled the call."""
         while not self._messages:
-            self._raise_error()
+            if self.ending is not None:
+                raise self.ending.error()
             if self.is_over:
                 return None
-            await self._wait()
+            try:
+                await self._wait()
+            except asyncio.CancelledError:
+                self.cancel()
+                raise
         message = self._messages.popleft()
-        self.consumed(len(message))
+        self.consumed(HEAD.size + len(message))
         return message
 
 
-def _outcome(fields: list[Field], *, is_alone: bool) -> grpc.aio.AioRpcError | None:
+def _outcome(fields: list[Field], *, is_alone: bool) -> _Ending | None:
     """What trailers say; *is_alone*: nothing came before them. None: all is well."""
     found = dict(fields)
     status = found.get(STATUS, "")
-    if is_alone and found.get(":status", "200") != "200" and not status:
-        return _http_error(found)
+    if not status:
+        is_foreign = is_alone and (found.get(":status") != "200" or not _is_grpc(found))
+        return _http_ending(found) if is_foreign else _Ending(grpc.StatusCode.UNKNOWN, "the answer ended without a status")
     if status == "0":
         return None
-    code = CODES.get(int(status), grpc.StatusCode.UNKNOWN) if status.isascii() and status.isdigit() else grpc.StatusCode.UNKNOWN
-    return rpc_error(code, unquoted(found.get(MESSAGE, "")), fields)
+    code = CODES.get(int(status)) if len(status) <= 2 and status.isascii() and status.isdigit() else None
+    return _Ending(code or grpc.StatusCode.UNKNOWN, unquoted(found.get(MESSAGE, "")), tuple(fields))
 
 
-def _http_error(found: dict[str, str]) -> grpc.aio.AioRpcError:
+def _is_grpc(found: dict[str, str]) -> bool:
+    """Whether the content is gRPC's: `application/grpc`, also with a `+` or `;` after it, but not grpc-web."""
+    kind = found.get("content-type", "")
+    return kind.startswith(CONTENT_TYPE) and kind[len(CONTENT_TYPE) :][:1] in {"", "+", ";"}
+
+
+def _http_ending(found: dict[str, str]) -> _Ending:
     status = found.get(":status", "")
     if status == "200":
-        return rpc_error(grpc.StatusCode.UNKNOWN, "what answered is no gRPC server")
-    return rpc_error(HTTP_CODES.get(status, grpc.StatusCode.UNKNOWN), f"the server answered HTTP {status[:3]}")
+        return _Ending(grpc.StatusCode.UNKNOWN, "what answered is no gRPC server")
+    return _Ending(HTTP_CODES.get(status, grpc.StatusCode.UNKNOWN), f"the server answered HTTP {status[:3]}")
 
 
 class _ClientConnection(Connection):
     """One connection to a server, until it breaks or the server gives it up."""
 
-    def __init__(self, channel: "AsyncChannel", bounds: Bounds, patience: Patience) -> None:
+    def __init__(self, channel: "AsyncChannel", bounds: Bounds, patience: Patience, keepalive: float) -> None:
         super().__init__(bounds)
         self._channel = channel
         self.patience = patience
-        self.keepalive = patience.keepalive
+        self.keepalive = keepalive
         self.takes_calls = True
+        loop = asyncio.get_running_loop()
+        self.greeted: asyncio.Future[None] = loop.create_future()
+        """Done once the server's settings came, or it is clear that they will not."""
+        self.ended: asyncio.Future[None] = loop.create_future()
         self._next_id = 1
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._waiting: dict[asyncio.Future[None], None] = {}
+        self._num_called = 0
+        """Of those that waited, who were called and did not begin yet; their places are theirs."""
         self._watch: asyncio.TimerHandle | None = None
         self._pings = 0
         self._pinged_at = 0.0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether the server takes no other call now, or others were first."""
+        return bool(self._waiting) or len(self.streams) + self._num_called >= self.peer_max_streams
+
+    @property
+    def why(self) -> str:
+        """Why it takes no calls."""
+        return self._why
+
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
         super().connection_made(transport)
+        self._channel.remember(self)
         bounds = self.bounds
         ours = (
             (h2.ENABLE_PUSH, 0),
@@ -268,17 +326,29 @@ class _ClientConnection(Connection):
         """See asyncio."""
         super().connection_lost(exc)
         self._channel.forget(self)
-        for waiter in self._waiting:
-            if not waiter.done():
-                waiter.set_result(None)
-        self._waiting.clear()
+        self.ended.set_result(None)
         if self._watch is not None:
             self._watch.cancel()
+        # Its methods lead back to it.
+        self._on_frame.clear()
+
+    def on_settings(self) -> None:
+        """See `Connection`."""
+        if not self.greeted.done():
+            self.greeted.set_result(None)
+        self._call_in()
+
+    def fail(self, why: str, code: int) -> None:
+        """See `Connection`."""
+        super().fail(why if self.greeted.done() else "what answered does not speak HTTP/2", code)
 
     def on_down(self) -> None:
         """See `Connection`."""
         self.takes_calls = False
         self._channel.leave(self)
+        if not self.greeted.done():
+            self.greeted.set_result(None)
+        self._call_in()
 
     def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
         """Only of calls that are over: a server opens none."""
@@ -292,16 +362,13 @@ class _ClientConnection(Connection):
         self.on_down()
         for stream in [stream for stream in self.streams.values() if stream.id > last_stream_id]:
             self.streams.pop(stream.id, None)
+            stream.unsent.clear()
             stream.on_lost("the server is stopping and did not take the call")
         self._close_when_idle()
 
     def on_stream_over(self) -> None:
         """See `Connection`."""
-        while self._waiting:
-            waiter = self._waiting.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
-                break
+        self._call_in()
         self._close_when_idle()
 
     def _close_when_idle(self) -> None:
@@ -314,14 +381,38 @@ class _ClientConnection(Connection):
         super().send_data(stream, content, is_end=is_end)
 
     async def room(self) -> None:
-        """Wait until the server takes another call."""
-        while len(self.streams) >= self.peer_max_streams and not self.is_lost:
-            waiter = asyncio.get_running_loop().create_future()
-            self._waiting.append(waiter)
+        """Wait until the server takes another call; who does not begin it then calls `give_back`."""
+        if not self.is_full or not self.takes_calls:
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting[waiter] = None
+        try:
             await waiter
+        except asyncio.CancelledError:
+            if waiter.cancelled():
+                self._waiting.pop(waiter, None)
+            else:
+                self._num_called -= 1
+                self._call_in()
+            raise
+        self._num_called -= 1
+
+    def give_back(self) -> None:
+        """A place is free again that nobody took."""
+        self._call_in()
+
+    def _call_in(self) -> None:
+        """As many of those that wait as there are places; all, where there will be none."""
+        while self._waiting and (not self.takes_calls or len(self.streams) + self._num_called < self.peer_max_streams):
+            waiter = next(iter(self._waiting))
+            del self._waiting[waiter]
+            if not waiter.done():
+                self._num_called += 1
+                waiter.set_result(None)
 
     def begin(self, head: bytes, message: bytes | None, *, is_streaming: bool) -> _Call:
         """Open a stream with *head*, a header block, and, where there is one, its only message."""
+        content = None if message is None else prefixed(message)
         call = _Call(self, self._next_id, is_streaming=is_streaming)
         self._next_id += 2
         if self._next_id > _LAST_STREAM_ID:
@@ -330,14 +421,13 @@ class _ClientConnection(Connection):
         self._pings = 0
         if self._watch is None:
             self._watch = asyncio.get_running_loop().call_later(self.keepalive, self._look)
-        self._send_beginning(call, head, message)
+        self._send_beginning(call, head, content)
         return call
 
-    def _send_beginning(self, call: _Call, head: bytes, message: bytes | None) -> None:
-        if message is None:
+    def _send_beginning(self, call: _Call, head: bytes, content: bytes | None) -> None:
+        if content is None:
             self.send_headers(call, head, is_end=False)
             return
-        content = prefixed(message)
         size = len(content)
         if len(head) <= self.peer_frame_bytes and self.can_send_at_once(call, size):
             self.spend(call, size)
@@ -355,17 +445,22 @@ class _ClientConnection(Connection):
         self._watch = None
         if self.is_lost or not self.streams:
             return
-        loop, silent = asyncio.get_running_loop(), time.monotonic() - self.heard_at
-        if self._pinged_at > self.heard_at and silent >= self.patience.keepalive_timeout:
-            self.abort("the server does not answer any more")
-            return
-        wait = self.keepalive
-        if silent >= self.keepalive and self._pings < MAX_PINGS_WITHOUT_DATA:
+        now = time.monotonic()
+        if self._pinged_at > self.heard_at:
+            due = self._pinged_at + self.patience.keepalive_timeout
+            if now >= due:
+                self.abort("the server does not answer any more")
+                return
+        elif now < self.heard_at + self.keepalive:
+            due = self.heard_at + self.keepalive
+        elif self._pings < MAX_PINGS_WITHOUT_DATA:
             self._pings += 1
-            self._pinged_at = time.monotonic()
+            self._pinged_at = now
             self.write(h2.frame(h2.PING, 0, 0, b"trunklin"))
-            wait = self.patience.keepalive_timeout
-        self._watch = loop.call_later(wait, self._look)
+            due = now + self.patience.keepalive_timeout
+        else:
+            due = now + self.keepalive
+        self._watch = asyncio.get_running_loop().call_later(due - now, self._look)
 
 
 class AsyncChannel:
@@ -388,11 +483,11 @@ class AsyncChannel:
         self._bounds = bounds or Bounds()
         self._patience = patience or Patience()
         self._path, self._host, self._port = parse_address(address)
-        self._server_name = server_name or self._host
-        authority = server_name or ("localhost" if self._path else address)
-        self._authority = authority
+        self._server_name = server_name or self._host or "localhost"
+        place = f"[{self._host}]:{self._port}" if ":" in self._host else f"{self._host}:{self._port}"
+        self._authority = server_name or ("localhost" if self._path else place)
         self._live: _ClientConnection | None = None
-        self._connecting: asyncio.Task[_ClientConnection] | None = None
+        self._connecting: asyncio.Task[_ClientConnection | None] | None = None
         self._connections: set[_ClientConnection] = set()
         self._num_failures = 0
         self._due = 0.0
@@ -438,18 +533,27 @@ class AsyncChannel:
         return call
 
     async def close(self, grace: float | None = None) -> None:
-        """End all calls, which raise CANCELLED, and the connection; *grace* is grpc.aio's, and not waited for."""
+        """End all calls, which raise CANCELLED, and the connections; *grace* is grpc.aio's, and not waited for."""
         del grace
         self._is_closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
+        connecting = self._connecting
+        if connecting is not None:
+            connecting.cancel()
         for connection in list(self._connections):
             for stream in list(connection.streams.values()):
                 assert isinstance(stream, _Call)
-                stream.cancel("the client was closed during the call")
+                stream.cancel(_CLOSED_DURING)
             connection.close("the client was closed")
-        # The transports end at the loop's next turn.
-        await asyncio.sleep(0)
+        if connecting is not None:
+            await asyncio.wait((connecting,))
+        await self._all_ended()
+        for connection in list(self._connections):
+            connection.abort("the client was closed")
+        await self._all_ended()
+
+    async def _all_ended(self) -> None:
+        if self._connections:
+            await asyncio.wait([connection.ended for connection in self._connections], timeout=_CLOSE_SECONDS)
 
     def _head(self, path: str) -> bytes:
         """What every call of a method begins with."""
@@ -469,23 +573,22 @@ class AsyncChannel:
     async def _begin(
         self, head: bytes, message: bytes | None, timeout: float | None, metadata: RawMetadata | None, *, is_streaming: bool
     ) -> _Call:
-        until = None if timeout is None else time.monotonic() + timeout
+        until = None if timeout is None or timeout == math.inf else time.monotonic() + timeout
         try:
             rest = block(metadata_fields(metadata)) if metadata else b""
         except ValueError as error:
             raise rpc_error(grpc.StatusCode.INTERNAL, str(error)) from None
         if message is not None and len(message) > self._bounds.max_message_bytes:
-            raise rpc_error(
-                grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message is larger than {self._bounds.max_message_bytes} bytes"
-            )
+            raise _too_large(self._bounds).error()
         connection = self._live
-        if connection is None or len(connection.streams) >= connection.peer_max_streams:
+        if connection is None or connection.is_full:
             connection = await self._ready(until)
         if until is None:
             return connection.begin(head + rest, message, is_streaming=is_streaming)
         left = until - time.monotonic()
         if left <= 0:
-            raise rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
+            connection.give_back()
+            raise _EXPIRED.error()
         call = connection.begin(head + literal(TIMEOUT, timeout_field(left)) + rest, message, is_streaming=is_streaming)
         call.timer = asyncio.get_running_loop().call_later(left, call.expire)
         return call
@@ -497,52 +600,62 @@ class AsyncChannel:
                 while True:
                     connection = self._live or await self._connected()
                     await connection.room()
-                    if connection.takes_calls and not connection.is_lost:
+                    if connection.takes_calls:
                         return connection
         except TimeoutError:
-            raise rpc_error(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded") from None
+            raise _EXPIRED.error() from None
 
     async def _connected(self) -> _ClientConnection:
-        """The connection, made by whoever asks first, for all."""
+        """The connection, made by whoever asks first, for all. It is made also when that one is cancelled meanwhile."""
         if self._is_closed:
-            raise rpc_error(grpc.StatusCode.CANCELLED, "the client is closed")
-        if self._connecting is None:
+            raise _CLOSED.error()
+        connecting = self._connecting
+        if connecting is None:
             if time.monotonic() < self._due:
                 raise rpc_error(grpc.StatusCode.UNAVAILABLE, self._why)
-            self._connecting = asyncio.create_task(self._connect())
-        try:
-            return await asyncio.shield(self._connecting)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise rpc_error(grpc.StatusCode.CANCELLED, "the client was closed during the call") from None
+            connecting = self._connecting = asyncio.create_task(self._connect())
+        # Not `await connecting`, which would be cancelled with any of those that wait, and raise the same error in all of them.
+        await asyncio.wait((connecting,))
+        if self._is_closed:
+            raise _CLOSED_DURING.error()
+        connection = connecting.result()
+        if connection is None:
+            raise rpc_error(grpc.StatusCode.UNAVAILABLE, self._why)
+        return connection
 
-    async def _connect(self) -> _ClientConnection:
-        patience = self._patience
+    async def _connect(self) -> _ClientConnection | None:
+        """None where there is none now; `_why` says why."""
         try:
-            async with asyncio.timeout(patience.connect):
+            async with asyncio.timeout(self._patience.connect):
                 connection = await self._open()
-        except (OSError, TimeoutError) as error:
-            self._num_failures += 1
-            pause = min(patience.max_backoff, patience.backoff * 2.0 ** min(self._num_failures - 1, 16))
-            # Apart, so that many clients of a server that comes back do not come at once.
-            self._due = time.monotonic() + pause * random.uniform(0.8, 1.2)  # noqa: S311 (no secret)
-            self._why = f"{self._address} cannot be reached: {_reason(error)}"
-            raise rpc_error(grpc.StatusCode.UNAVAILABLE, self._why) from None
+                await _greeted(connection)
+        # ValueError: of a host that cannot be a name, in DNS or TLS.
+        except (OSError, TimeoutError, ValueError) as error:
+            self._fail(_reason(error))
+            return None
         finally:
             self._connecting = None
+        if not connection.takes_calls:
+            self._fail(connection.why)
+            return None
         self._num_failures = 0
-        connection.keepalive = self._keepalive
         self._live = connection
-        self._connections.add(connection)
         return connection
+
+    def _fail(self, why: str) -> None:
+        """An attempt failed; the next is due after a pause."""
+        patience = self._patience
+        self._num_failures += 1
+        pause = min(patience.max_backoff, patience.backoff * 2.0 ** min(self._num_failures - 1, 16))
+        # Apart, so that many clients of a server that comes back do not come at once.
+        self._due = time.monotonic() + pause * random.uniform(0.8, 1.2)  # noqa: S311 (no secret)
+        self._why = f"{self._address} cannot be reached: {why}"
 
     async def _open(self) -> _ClientConnection:
         loop = asyncio.get_running_loop()
 
         def make() -> _ClientConnection:
-            return _ClientConnection(self, self._bounds, self._patience)
+            return _ClientConnection(self, self._bounds, self._patience, self._keepalive)
 
         secure: dict[str, Any] = {} if self._tls is None else {"ssl": self._tls, "server_hostname": self._server_name}
         if self._path:
@@ -552,6 +665,10 @@ class AsyncChannel:
         return connection
 
     # What its connections tell
+
+    def remember(self, connection: _ClientConnection) -> None:
+        """It is there, and will have to be ended."""
+        self._connections.add(connection)
 
     def leave(self, connection: _ClientConnection) -> None:
         """It takes no more calls."""
@@ -567,26 +684,60 @@ class AsyncChannel:
         self._keepalive *= 2
 
 
+async def _greeted(connection: _ClientConnection) -> None:
+    """Wait for the server's settings: before them it may be no gRPC server, and how many calls it takes is not known."""
+    try:
+        await connection.greeted
+    except asyncio.CancelledError:
+        connection.abort("the server said nothing")
+        raise
+
+
+def _too_large(bounds: Bounds) -> _Ending:
+    return _Ending(grpc.StatusCode.RESOURCE_EXHAUSTED, f"a message is larger than {bounds.max_message_bytes} bytes")
+
+
 class StreamCall:
-    """A stream, with the face of grpc.aio's. It begins with the first thing that is asked of it."""
+    """A stream, with the face of grpc.aio's. It begins with the first thing that is asked of it.
+
+    As there, the call is cancelled when somebody is cancelled who waits for it, and when nobody holds it any more.
+    """
 
     def __init__(self, begin: Callable[[], Awaitable[_Call]]) -> None:
         self._begin = begin
         self._call: _Call | None = None
-        self._beginning: asyncio.Task[_Call] | None = None
-        self._is_cancelled = False
+        self._beginning: asyncio.Task[None] | None = None
+        self._ending: _Ending | None = None
+        """Why it never began."""
+
+    def __del__(self) -> None:
+        call = self._call
+        if call is not None and not call.is_over:
+            # The collector may run in any thread, and after the loop.
+            with contextlib.suppress(RuntimeError):
+                call.loop.call_soon_threadsafe(call.cancel)
 
     async def write(self, message: bytes) -> None:
         """Send *message*, once there is room for it.
 
         Raises:
             asyncio.InvalidStateError: the call is over; reading says how it ended.
+            grpc.aio.AioRpcError: it could not begin.
         """
         call = await self._begun()
         if call.is_over or call.is_ended_here:
             raise asyncio.InvalidStateError("the call is over")
-        call.connection.send_data(call, prefixed(message), is_end=False)
-        await call.has_room()
+        if len(message) > call.connection.bounds.max_message_bytes:
+            call.cancel(_too_large(call.connection.bounds))
+        else:
+            call.connection.send_data(call, prefixed(message), is_end=False)
+            try:
+                await call.has_room()
+            except asyncio.CancelledError:
+                call.cancel()
+                raise
+        if call.is_over:
+            raise asyncio.InvalidStateError("the call is over")
 
     async def done_writing(self) -> None:
         """Say that nothing more is coming."""
@@ -596,35 +747,52 @@ class StreamCall:
 
     def cancel(self) -> bool:
         """Give the call up; whether it was still under way."""
-        self._is_cancelled = True
-        if self._beginning is not None and not self._beginning.done():
+        if self._call is not None:
+            is_under_way = not self._call.is_over
+            self._call.cancel()
+            return is_under_way
+        is_under_way = self._ending is None
+        self._ending = self._ending or _CANCELLED
+        if self._beginning is not None:
             self._beginning.cancel()
-        if self._call is None or self._call.is_over:
-            return False
-        self._call.cancel()
-        return True
+        return is_under_way
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        call = await self._begun()
-        while (message := await call.next()) is not None:
-            yield message
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        message = await (await self._begun()).next()
+        if message is None:
+            raise StopAsyncIteration
+        return message
 
     async def _begun(self) -> _Call:
+        return self._call or await self._first()
+
+    async def _first(self) -> _Call:
         """Whoever comes first begins it, and who comes meanwhile waits for that."""
-        if self._call is not None:
-            return self._call
-        if self._is_cancelled:
-            raise rpc_error(grpc.StatusCode.CANCELLED, "the call was cancelled")
-        if self._beginning is None:
-            self._beginning = asyncio.ensure_future(self._begin())
-        try:
-            self._call = await asyncio.shield(self._beginning)
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise
-            raise rpc_error(grpc.StatusCode.CANCELLED, "the call was cancelled") from None
+        if self._ending is None:
+            if self._beginning is None:
+                self._beginning = asyncio.create_task(self._start())
+            await self._wait_for(self._beginning)
+        if self._call is None:
+            raise (self._ending or _CANCELLED).error()
         return self._call
+
+    async def _wait_for(self, beginning: asyncio.Task[None]) -> None:
+        try:
+            await asyncio.wait((beginning,))
+        except asyncio.CancelledError:
+            self.cancel()
+            raise
+        if not beginning.cancelled():
+            beginning.result()
+
+    async def _start(self) -> None:
+        try:
+            self._call = await self._begin()
+        except grpc.aio.AioRpcError as error:
+            self._ending = self._ending or _Ending(error.code(), error.details() or "")
 
 
 def parse_address(address: str) -> tuple[str, str, int]:
@@ -634,7 +802,10 @@ def parse_address(address: str) -> tuple[str, str, int]:
         ValueError: it is neither.
     """
     if address.startswith("unix:"):
-        return address.removeprefix("unix:").removeprefix("//"), "", 0
+        path = address.removeprefix("unix:").removeprefix("//")
+        if not path:
+            raise ValueError(f"{address!r} is not unix:PATH")
+        return path, "", 0
     plain = address.removeprefix("dns:").removeprefix("///").removeprefix("ipv4:").removeprefix("ipv6:")
     host, _, port = plain.rpartition(":")
     if not port.isascii() or not port.isdigit() or int(port) > 65_535 or not host:
@@ -642,11 +813,11 @@ def parse_address(address: str) -> tuple[str, str, int]:
     return "", host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _reason(error: OSError | TimeoutError) -> str:
+def _reason(error: OSError | ValueError) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not accepted: {error.verify_message}"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}"
     if isinstance(error, TimeoutError) and not error.strerror:
         return "no connection in time"
-    return error.strerror or str(error) or type(error).__name__
+    return (isinstance(error, OSError) and error.strerror) or str(error) or type(error).__name__
