@@ -48,10 +48,10 @@ MAX_PINGS_WITHOUT_DATA: Final = 2
 
 _LAST_STREAM_ID: Final = 2**30
 _RESET_CODES: Final = {
-    h2.NO_ERROR: grpc.StatusCode.INTERNAL,
     h2.REFUSED_STREAM: grpc.StatusCode.UNAVAILABLE,
     h2.CANCEL: grpc.StatusCode.CANCELLED,
     h2.ENHANCE_YOUR_CALM: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    h2.INADEQUATE_SECURITY: grpc.StatusCode.PERMISSION_DENIED,
 }
 """What a reset means (doc/PROTOCOL-HTTP2.md); all others are INTERNAL."""
 
