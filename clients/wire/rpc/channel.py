@@ -40,8 +40,10 @@ from clients.wire.rpc.headers import (
 from clients.wire.rpc.messages import HEAD, MessageError, MessageReader, prefixed
 
 USER_AGENT: Final = "trunkline-grpc"
-_CLOSE_SECONDS: Final = 1.0
-"""A server that does not take what is still to be written, or TLS's goodbye, is left after this time."""
+_CLOSE_SECONDS: Final = 0.1
+"""A server that does not take what is still to be written, or does not answer TLS's goodbye (grpcio's do not), is left after so long.
+
+What is not sent then is of calls that are over."""
 
 MAX_PINGS_WITHOUT_DATA: Final = 2
 """Servers take more for an attack: grpc's own send no more either (GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA)."""
