@@ -41,8 +41,7 @@ from clients.wire.rpc.messages import HEAD, MessageError, MessageReader, prefixe
 
 USER_AGENT: Final = "trunkline-grpc"
 _CLOSE_SECONDS: Final = 0.1
-"""A server that does not take what is still to be written, all of calls that are over, or does not answer TLS's goodbye (grpcio's do
-not), is left after so long."""
+"""A server that does not take the last bytes, or does not answer TLS's goodbye (grpcio's do not), is left after so long."""
 
 MAX_PINGS_WITHOUT_DATA: Final = 2
 """Servers take more for an attack: grpc's own send no more either (GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA)."""

@@ -24,14 +24,9 @@ class Service:
         self.began = asyncio.Event()
         self.cancelled = asyncio.Event()
         self.metadata: list[Any] = []
-        self.num_open = self.most_open = 0
 
     async def echo(self, request: bytes, context: Any) -> bytes:
         self.metadata = list(context.invocation_metadata())
-        self.num_open += 1
-        self.most_open = max(self.most_open, self.num_open)
-        await asyncio.sleep(0)
-        self.num_open -= 1
         return request
 
     async def never(self, request: bytes, context: Any) -> bytes:
