@@ -160,6 +160,8 @@ def unpadded(kind: int, flags: int, payload: bytes) -> bytes:
         start, end = 1, end - payload[0]
     if kind == HEADERS and flags & PRIORITISED:
         start += 5
+    if start > len(payload):
+        raise ProtocolError("a frame shorter than its flags say", FRAME_SIZE_ERROR)
     if start > end:
         raise ProtocolError("more padding than payload")
     return payload[start:end] if start or end < len(payload) else payload
@@ -168,16 +170,19 @@ def unpadded(kind: int, flags: int, payload: bytes) -> bytes:
 class FrameReader:
     """Cuts what arrives into frames of at most *max_bytes*."""
 
-    __slots__ = ("_left", "_max_bytes")
+    __slots__ = ("_kept", "_max_bytes", "_missing")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._left = b""
+        self._kept = bytearray()
+        """Of a frame that is not whole. It grows in place: a frame that comes byte by byte is not copied for each."""
+        self._missing = HEAD_BYTES
+        """Bytes until there is a head to read or a whole frame."""
 
     @property
     def is_within_frame(self) -> bool:
         """Whether the rest of a frame is still to come."""
-        return bool(self._left)
+        return bool(self._kept)
 
     def feed(self, data: bytes) -> Iterator[Frame]:
         """The frames that are whole with *data*.
@@ -185,19 +190,24 @@ class FrameReader:
         Raises:
             ProtocolError: a frame is larger than it may be.
         """
-        if self._left:
-            data = self._left + data
-        start, end = 0, len(data)
-        try:
-            while end - start >= HEAD_BYTES:
-                high, low, kind, flags, stream_id = _HEAD.unpack_from(data, start)
-                stop = start + HEAD_BYTES + (high << 8 | low)
-                if stop - start - HEAD_BYTES > self._max_bytes:
-                    raise ProtocolError("a frame larger than it may be", FRAME_SIZE_ERROR)
-                if stop > end:
-                    break
-                payload = data[start + HEAD_BYTES : stop]
-                start = stop
-                yield Frame(kind, flags, stream_id & MAX_STREAM_ID, payload)
-        finally:
-            self._left = data[start:]
+        content: bytes | bytearray = data
+        if self._kept:
+            self._kept += data
+            if len(self._kept) < self._missing:
+                return
+            content, self._kept = self._kept, bytearray()
+        view, start, end = memoryview(content), 0, len(content)
+        self._missing = HEAD_BYTES
+        while end - start >= HEAD_BYTES:
+            high, low, kind, flags, stream_id = _HEAD.unpack_from(content, start)
+            size = high << 8 | low
+            if size > self._max_bytes:
+                raise ProtocolError("a frame larger than it may be", FRAME_SIZE_ERROR)
+            stop = start + HEAD_BYTES + size
+            if stop > end:
+                self._missing = HEAD_BYTES + size
+                break
+            payload = bytes(view[start + HEAD_BYTES : stop])
+            start = stop
+            yield Frame(kind, flags, stream_id & MAX_STREAM_ID, payload)
+        self._kept += view[start:]

@@ -30,7 +30,7 @@ def inflated(message: bytes, encoding: str, max_bytes: int) -> bytes:
     # 16 and 32 have zlib expect gzip's head, and either its own or gzip's.
     wbits = {"gzip": zlib.MAX_WBITS | 16, "deflate": zlib.MAX_WBITS}.get(encoding)
     if wbits is None:
-        raise MessageError(f"a message is compressed, and its encoding is {encoding or 'not told'}")
+        raise MessageError(f"a message is compressed, and its encoding is {encoding[:32] or 'not told'}")
     unpacker = zlib.decompressobj(wbits)
     try:
         content = unpacker.decompress(message, max_bytes + 1)
@@ -38,7 +38,7 @@ def inflated(message: bytes, encoding: str, max_bytes: int) -> bytes:
         raise MessageError(f"a message is not {encoding}") from None
     if len(content) > max_bytes:
         raise MessageError(f"a message is larger than {max_bytes} bytes", is_too_large=True)
-    if not unpacker.eof:
+    if not unpacker.eof or unpacker.unused_data:
         raise MessageError(f"a message is not whole {encoding}")
     return content
 
@@ -46,12 +46,13 @@ def inflated(message: bytes, encoding: str, max_bytes: int) -> bytes:
 class MessageReader:
     """Cuts a stream's data into messages of at most *max_bytes*; *encoding* is that of compressed ones."""
 
-    __slots__ = ("_encoding", "_max_bytes", "_missing", "_parts", "num_kept")
+    __slots__ = ("_encoding", "_kept", "_max_bytes", "_missing", "num_kept")
 
     def __init__(self, max_bytes: int, encoding: str = "") -> None:
         self._max_bytes = max_bytes
         self._encoding = encoding
-        self._parts: list[bytes] = []
+        self._kept = bytearray()
+        """Of a message that is not whole. It grows in place, and holds no more than what came, however small the pieces."""
         self._missing = HEAD.size
         """Bytes until there is a head to read or a whole message."""
         self.num_kept = 0
@@ -63,21 +64,27 @@ class MessageReader:
         Raises:
             MessageError: see there.
         """
-        self._parts.append(data)
-        self.num_kept += len(data)
-        while self.num_kept >= self._missing:
-            content = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts = [content]
-            flag, size = HEAD.unpack_from(content)
+        content: bytes | bytearray = data
+        if self._kept:
+            self._kept += data
+            self.num_kept = len(self._kept)
+            if self.num_kept < self._missing:
+                return
+            content, self._kept = self._kept, bytearray()
+        view, start, end = memoryview(content), 0, len(content)
+        self._missing = HEAD.size
+        while end - start >= HEAD.size:
+            flag, size = HEAD.unpack_from(content, start)
             if flag > 1:
                 raise MessageError("what came is no gRPC message")
             if size > self._max_bytes:
                 raise MessageError(f"a message is larger than {self._max_bytes} bytes", is_too_large=True)
-            stop = HEAD.size + size
-            if stop > len(content):
-                self._missing = stop
-                return
-            rest = content[stop:]
-            self._parts, self.num_kept, self._missing = ([rest] if rest else []), len(rest), HEAD.size
-            message = content[HEAD.size : stop]
+            stop = start + HEAD.size + size
+            if stop > end:
+                self._missing = HEAD.size + size
+                break
+            message = bytes(view[start + HEAD.size : stop])
+            start = stop
             yield inflated(message, self._encoding, self._max_bytes) if flag else message
+        self._kept += view[start:]
+        self.num_kept = end - start
