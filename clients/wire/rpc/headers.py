@@ -6,14 +6,15 @@ What we send is literals that enter no table: it costs some sixty bytes a messag
 import base64
 import binascii
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 import grpc
-from hpack import Decoder, HPACKError
+from hpack import Decoder, HPACKError, OversizedHeaderListError
 
-from clients.wire.rpc.frames import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, ProtocolError
+from clients.wire.rpc.frames import COMPRESSION_ERROR, ENHANCE_YOUR_CALM, PROTOCOL_ERROR, ProtocolError
 
 Field = tuple[str, str]
 
@@ -52,8 +53,35 @@ HTTP_CODES: Final[dict[str, grpc.StatusCode]] = {
 
 _MAX_TIMEOUT: Final = 99_999_999
 _UNITS: Final = {"H": 3600.0, "M": 60.0, "S": 1.0, "m": 1e-3, "u": 1e-6, "n": 1e-9}
-_RESERVED: Final = frozenset(("te", "content-type", "host", "connection"))
+_RESERVED: Final = frozenset(
+    ("te", "content-type", "host", "connection", "keep-alive", "proxy-connection", "transfer-encoding", "upgrade")
+)
+_KEY: Final = re.compile(r"[0-9a-z_.\-]+")
+_NAME: Final = re.compile(r":?[\x21-\x39\x3b-\x40\x5b-\x7e]+")
+_USUAL: Final = frozenset(
+    (
+        ":method",
+        ":scheme",
+        ":path",
+        ":authority",
+        ":status",
+        "te",
+        "content-type",
+        "user-agent",
+        "grpc-accept-encoding",
+        "accept-encoding",
+        ENCODING,
+        TIMEOUT,
+        STATUS,
+        MESSAGE,
+    )
+)
 _MOST_KEPT: Final = 64
+_MOST_KEPT_BYTES: Final = 1_024
+"""Of one block that is not read again: a larger one is not worth its memory."""
+
+_ENTRY_BYTES: Final = 32
+"""What a field counts beside its name and value (RFC 9113, 6.5.2)."""
 
 
 def literal(name: str, value: str) -> bytes:
@@ -80,9 +108,13 @@ def _string(content: bytes) -> bytes:
 
 
 class HeaderReader:
-    """Decodes one connection's blocks in their order. A block seen since its table last changed is not read again."""
+    """Decodes one connection's blocks in their order. A block seen since its table last changed is not read again.
+
+    A value is octets to HTTP/2, each of which is a character here (ISO 8859-1), as `literal` writes them.
+    """
 
     def __init__(self, max_bytes: int = MAX_HEADER_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._decoder = Decoder(max_header_list_size=max_bytes)
         self._known: dict[bytes, list[Field]] = {}
 
@@ -90,23 +122,34 @@ class HeaderReader:
         """The fields of a block.
 
         Raises:
-            ProtocolError: it is none, or its fields are too large.
+            ProtocolError: it is none, its fields are too large, or they are none that HTTP has.
         """
-        fields = plain_fields(content) or self._known.get(content)
-        if fields is not None:
+        fields = plain_fields(content)
+        if fields:
+            # A literal takes three bytes beside its name and value.
+            if len(content) + (_ENTRY_BYTES - 3) * len(fields) > self._max_bytes:
+                raise ProtocolError("a header list larger than it may be", ENHANCE_YOUR_CALM)
             return fields
+        fields = self._known.get(content)
+        return self._decoded(content) if fields is None else fields
+
+    def _decoded(self, content: bytes) -> list[Field]:
         table = self._decoder.header_table
-        newest, size = _newest(table.dynamic_entries), table.maxsize
+        newest, num_entries, size = _newest(table.dynamic_entries), len(table.dynamic_entries), table.maxsize
         try:
-            fields = [(str(name), str(value)) for name, value in self._decoder.decode(content)]
-        except HPACKError as error:
-            too_large = type(error).__name__ == "OversizedHeaderListError"
-            raise ProtocolError(
-                "a header block that cannot be read", ENHANCE_YOUR_CALM if too_large else COMPRESSION_ERROR
-            ) from None
-        if _newest(table.dynamic_entries) is not newest or table.maxsize != size or len(self._known) >= _MOST_KEPT:
+            found = self._decoder.decode(content, raw=True)
+        except OversizedHeaderListError:
+            raise ProtocolError("a header list larger than it may be", ENHANCE_YOUR_CALM) from None
+        except HPACKError:
+            raise ProtocolError("a header block that cannot be read", COMPRESSION_ERROR) from None
+        fields = [(_text(name), _text(value)) for name, value in found]
+        if not are_well_formed(fields):
+            raise ProtocolError("a header field that there is not", PROTOCOL_ERROR)
+        # New entries come first and old ones leave last: with these three the same, so is the table.
+        is_same = _newest(table.dynamic_entries) is newest and len(table.dynamic_entries) == num_entries and table.maxsize == size
+        if not is_same or len(self._known) >= _MOST_KEPT:
             self._known.clear()
-        else:
+        elif len(content) <= _MOST_KEPT_BYTES:
             self._known[content] = fields
         return fields
 
@@ -115,8 +158,20 @@ def _newest(entries: Sequence[object]) -> object:
     return entries[0] if entries else None
 
 
+def _text(octets: bytes | str) -> str:
+    return octets if isinstance(octets, str) else octets.decode("latin-1")
+
+
+def are_well_formed(fields: Iterable[Field]) -> bool:
+    """Whether names and values have only what they may (RFC 9113, 8.2.1): no capitals, no lines, no end of a string."""
+    return all(
+        (name in _USUAL or _NAME.fullmatch(name)) and not ("\n" in value or "\r" in value or "\0" in value)
+        for name, value in fields
+    )
+
+
 def plain_fields(content: bytes) -> list[Field] | None:
-    """The fields of a block like ours: literals of less than 127 bytes that enter no table; None where it is another kind."""
+    """The fields of a block like ours: printable literals of less than 127 bytes that enter no table; None of another kind."""
     fields: list[Field] = []
     place, end = 0, len(content)
     try:
@@ -128,19 +183,21 @@ def plain_fields(content: bytes) -> list[Field] | None:
             place = middle + 1 + content[middle]
             if content[start - 1] >= 127 or content[middle] >= 127 or place > end:
                 return None
-            fields.append((content[start:middle].decode("ascii"), content[middle + 1 : place].decode("ascii")))
+            name, value = content[start:middle].decode("ascii"), content[middle + 1 : place].decode("ascii")
+            if not value.isprintable() or not (name in _USUAL or _NAME.fullmatch(name)):
+                return None
+            fields.append((name, value))
     except (IndexError, UnicodeDecodeError):
         return None
     return fields
 
 
 def timeout_field(seconds: float) -> str:
-    """A grpc-timeout of so many *seconds*, rounded up, in the finest unit that holds it; at least a nanosecond."""
-    for unit, size in (("n", 1e9), ("u", 1e6), ("m", 1e3), ("S", 1.0)):
-        count = math.ceil(seconds * size)
-        if count <= _MAX_TIMEOUT:
-            return f"{max(count, 1)}{unit}"
-    return f"{min(math.ceil(seconds / 3600), _MAX_TIMEOUT)}H"
+    """A grpc-timeout of so many *seconds*, rounded up, in the finest unit that holds it: from a nanosecond to all hours."""
+    for unit, size in (("n", 1e9), ("u", 1e6), ("m", 1e3), ("S", 1.0), ("M", 1 / 60), ("H", 1 / 3600)):
+        if seconds * size <= _MAX_TIMEOUT:
+            return f"{max(math.ceil(seconds * size), 1)}{unit}"
+    return f"{_MAX_TIMEOUT}H"
 
 
 def read_timeout(value: str) -> float | None:
@@ -153,15 +210,23 @@ def read_timeout(value: str) -> float | None:
 
 def quoted(message: str) -> str:
     """*message* as a grpc-message: printable ASCII as it is, all else as %XX of UTF-8."""
-    if message.isascii() and message.isprintable() and "%" not in message:
+    if message.isascii() and message.isprintable() and "%" not in message and message.strip(" ") == message:
         return message
     content = message.encode("utf-8", "replace")
-    return "".join(chr(byte) if 32 <= byte < 127 and byte != 37 else f"%{byte:02X}" for byte in content)
+    # A field's value neither begins nor ends with a space (RFC 9113, 8.2.1).
+    first, last = len(content) - len(content.lstrip(b" ")), len(content.rstrip(b" "))
+    return "".join(
+        chr(byte) if 32 <= byte < 127 and byte != 37 and first <= place < last else f"%{byte:02X}"
+        for place, byte in enumerate(content)
+    )
 
 
 def unquoted(value: str) -> str:
     """A grpc-message as text; what is wrong in it stays as it is."""
-    return unquote_to_bytes(value).decode("utf-8", "replace") if "%" in value else value
+    if "%" not in value and value.isascii():
+        return value
+    # Where UTF-8 came as it is, each octet of it is a character here.
+    return unquote_to_bytes(value.encode("latin-1", "replace")).decode("utf-8", "replace")
 
 
 def metadata_fields(metadata: Iterable[tuple[str, str | bytes]] | None) -> list[Field]:
@@ -173,8 +238,8 @@ def metadata_fields(metadata: Iterable[tuple[str, str | bytes]] | None) -> list[
     fields: list[Field] = []
     for name, value in metadata or ():
         text = name.lower()
-        if not text.isascii() or not text.isprintable() or not text or text.startswith((":", "grpc-")) or " " in text:
-            raise ValueError("a metadata key is lower-case ASCII, and none of gRPC's own")
+        if not _KEY.fullmatch(text) or text in _RESERVED or text.startswith("grpc-"):
+            raise ValueError("a metadata key is of 0-9 a-z _ - . and none of gRPC's or HTTP's own")
         if text.endswith("-bin"):
             content = value if isinstance(value, bytes) else value.encode()
             fields.append((text, base64.b64encode(content).rstrip(b"=").decode("ascii")))
@@ -182,17 +247,23 @@ def metadata_fields(metadata: Iterable[tuple[str, str | bytes]] | None) -> list[
         plain = value.decode("latin-1") if isinstance(value, bytes) else value
         if not plain.isascii() or not (plain.isprintable() or not plain):
             raise ValueError("a metadata value is printable ASCII")
-        fields.append((text, plain))
+        # Spaces around it are no part of a field's value (RFC 9113, 8.2.1).
+        fields.append((text, plain.strip(" ")))
     return fields
 
 
 def read_metadata(fields: Iterable[Field]) -> Metadata:
     """What of *fields* is the application's."""
-    return tuple(
-        Metadatum(name, _binary(value) if name.endswith("-bin") else value)
-        for name, value in fields
-        if name[:1] != ":" and name not in _RESERVED and not name.startswith("grpc-")
-    )
+    found: list[Metadatum] = []
+    for name, value in fields:
+        if name[:1] == ":" or name in _RESERVED or name.startswith("grpc-"):
+            continue
+        if name.endswith("-bin"):
+            # Who passes it on may have joined several by commas.
+            found.extend(Metadatum(name, _binary(part.strip(" "))) for part in value.split(","))
+        else:
+            found.append(Metadatum(name, value))
+    return tuple(found)
 
 
 def _binary(value: str) -> bytes:
