@@ -351,9 +351,8 @@ class _ClientConnection(Connection):
         self._call_in()
 
     def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
-        """Only of calls that are over: a server opens none."""
-        if not stream_id & 1 or stream_id >= self._next_id:
-            raise h2.ProtocolError("a server opened a stream")
+        """A server opens none."""
+        raise h2.ProtocolError("a server opened a stream")
 
     def on_peer_goes(self, last_stream_id: int, code: int) -> None:
         """See `Connection`."""
@@ -362,7 +361,7 @@ class _ClientConnection(Connection):
         self.on_down()
         for stream in [stream for stream in self.streams.values() if stream.id > last_stream_id]:
             self.streams.pop(stream.id, None)
-            stream.unsent.clear()
+            stream.drop_unsent()
             stream.on_lost("the server is stopping and did not take the call")
         self._close_when_idle()
 
@@ -414,7 +413,7 @@ class _ClientConnection(Connection):
         """Open a stream with *head*, a header block, and, where there is one, its only message."""
         content = None if message is None else prefixed(message)
         call = _Call(self, self._next_id, is_streaming=is_streaming)
-        self._next_id += 2
+        self.last_id, self._next_id = call.id, call.id + 2
         if self._next_id > _LAST_STREAM_ID:
             self.on_down()
         self.streams[call.id] = call

@@ -5,6 +5,7 @@ goes out when the other end gives credit. What a stream's owner has not read yet
 """
 
 import asyncio
+import math
 import socket
 import time
 from collections import deque
@@ -23,12 +24,24 @@ _ROOM_BYTES: Final = 256 * 1024
 
 _CONTROL_SECONDS: Final = 10.0
 _LINGER_SECONDS: Final = 5.0
-"""What is still unsent when the connection is closed gets so long to leave; the other end may have stopped reading."""
+"""Who takes nothing for so long of what is left to write when we hang up is given up: it may have stopped reading."""
+
+_TABLE_BYTES: Final = 4_096
+"""Of header compression, where nothing else is said (RFC 9113, 6.5.2)."""
+
+_NO_TABLE: Final = b"\x20"
+"""The table has no room from here on (RFC 7541, 6.3)."""
+
+_MAX_SETTINGS: Final = 64
+"""In one frame: there are six."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of one connection. *max_control_frames* in ten seconds: more is an attack, and ends it."""
+    """Of one connection. *max_control_frames* in ten seconds: more is an attack, and ends it.
+
+    Windows have 65,535 bytes or more, and frames 16,384: the other end may send so much before it has read our settings.
+    """
 
     max_message_bytes: int = MAX_MESSAGE_BYTES
     max_streams: int = 4_096
@@ -66,6 +79,7 @@ class Stream:
         "is_ended_here",
         "is_ended_there",
         "is_through",
+        "num_unsent",
         "receive_window",
         "send_window",
         "unsent",
@@ -77,6 +91,8 @@ class Stream:
         self.send_window = connection.peer_stream_window
         self.receive_window = connection.bounds.stream_window
         self.unsent: deque[_Unsent] = deque()
+        self.num_unsent = 0
+        """Bytes of data that wait for credit."""
         self.is_ended_here = False
         """Whether the last thing to send was sent, or waits in `unsent`."""
         self.is_ended_there = False
@@ -103,7 +119,7 @@ class Stream:
         raise NotImplementedError
 
     def keep(self, num_bytes: int) -> None:
-        """So many bytes wait for this stream's reader: no more credit than is left of half a window."""
+        """So many bytes wait for this stream's reader: where that is half a window, the writer gets no more credit."""
         self._unread += num_bytes
 
     def consumed(self, num_bytes: int) -> None:
@@ -115,19 +131,17 @@ class Stream:
         """Let the other end send *num_bytes* more, and what it is owed, unless too much is unread."""
         self._owed += num_bytes
         half = self.connection.bounds.stream_window // 2
-        if self._owed >= half // 2 and self._unread < half and not self.is_ended_there:
+        if not self._owed or self._owed < half // 2 or self._unread >= max(1, half) or self.is_ended_there:
+            return
+        # A stream that is over gets none (RFC 9113, 5.1).
+        if self.id in self.connection.streams:
             self.receive_window += self._owed
             self.connection.write(h2.window_update(self.id, self._owed))
-            self._owed = 0
-
-    @property
-    def num_unsent(self) -> int:
-        """Bytes that wait for credit."""
-        return sum(len(item.content) - item.start for item in self.unsent)
+        self._owed = 0
 
     async def has_room(self) -> None:
         """Wait until little is left to send, or the stream is over."""
-        while self.unsent and self.num_unsent > _ROOM_BYTES:
+        while self.num_unsent > _ROOM_BYTES:
             waiter = asyncio.get_running_loop().create_future()
             self._room.append(waiter)
             await waiter
@@ -139,6 +153,13 @@ class Stream:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def drop_unsent(self) -> None:
+        """Nothing of it will be sent any more; nobody waits for that."""
+        self.unsent.clear()
+        self.num_unsent = 0
+        self.connection.waiting.pop(self.id, None)
+        self.release()
+
 
 class Connection(asyncio.Protocol):
     """One end. Kinds of it open streams: `open_stream` at the answering end, their own methods at the calling one."""
@@ -147,6 +168,10 @@ class Connection(asyncio.Protocol):
         self.bounds = bounds
         self.transport: asyncio.Transport = None  # type: ignore[assignment]  # there from `connection_made` on
         self.streams: dict[int, Stream] = {}
+        self.waiting: dict[int, Stream] = {}
+        """Streams with something unsent, the one that had its turn last at the end."""
+        self.last_id = 0
+        """Of the newest stream there was; the calling end opens all."""
         self.peer_stream_window = h2.DEFAULT_WINDOW
         self.peer_frame_bytes = h2.DEFAULT_FRAME_BYTES
         self.peer_max_streams = h2.MAX_STREAM_ID
@@ -162,6 +187,10 @@ class Connection(asyncio.Protocol):
         self._block_frame = Frame(0, 0, 0, b"")
         self._owed = 0
         self._is_paused = False
+        self._is_greeted = False
+        self._table_update = b""
+        """What the next header block begins with."""
+        self._table_bytes = _TABLE_BYTES
         self._why = ""
         self._linger: asyncio.TimerHandle | None = None
         self._control_since = 0.0
@@ -182,8 +211,13 @@ class Connection(asyncio.Protocol):
     # What the kinds say
 
     def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
-        """Headers came on a stream that is not open."""
+        """Headers came on a stream that was never open."""
         raise NotImplementedError
+
+    @property
+    def last_taken_id(self) -> int:
+        """Of the newest stream that the other end opened."""
+        return 0
 
     def on_peer_goes(self, last_stream_id: int, code: int) -> None:
         """The other end takes no stream after *last_stream_id*."""
@@ -224,12 +258,19 @@ class Connection(asyncio.Protocol):
         for one in self._frames.feed(data):
             if self.is_lost:
                 return
+            if not self._is_greeted:
+                self._greet(one)
             if self._block is not None and (one.kind != h2.CONTINUATION or one.stream_id != self._block_frame.stream_id):
                 raise ProtocolError("a header block was interrupted")
             handle = self._on_frame.get(one.kind)
             # Kinds that nobody here knows are to be ignored (RFC 9113, 4.1).
             if handle is not None:
                 handle(one)
+
+    def _greet(self, one: Frame) -> None:
+        if one.kind != h2.SETTINGS or one.flags & h2.ACK:
+            raise ProtocolError("the first frame is not SETTINGS")
+        self._is_greeted = True
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -240,8 +281,7 @@ class Connection(asyncio.Protocol):
         if self._linger is not None:
             self._linger.cancel()
         for stream in streams.values():
-            stream.unsent.clear()
-            stream.release()
+            stream.drop_unsent()
             stream.on_lost(self._why)
 
     def pause_writing(self) -> None:
@@ -263,24 +303,36 @@ class Connection(asyncio.Protocol):
     def send_headers(self, stream: Stream, block: bytes, *, is_end: bool) -> None:
         """A header block, after all that the stream sent before."""
         stream.is_ended_here = stream.is_ended_here or is_end
+        if stream.id not in self.streams:
+            return
         if stream.unsent:
             stream.unsent.append(_Unsent(block, is_headers=True, is_end=is_end))
             return
-        self.write(h2.header_frames(block, stream.id, h2.END_STREAM if is_end else 0, self.peer_frame_bytes))
+        self.write(self.header_frames(block, stream.id, h2.END_STREAM if is_end else 0))
         if is_end:
             self.settle(stream)
+
+    def header_frames(self, block: bytes, stream_id: int, flags: int) -> bytes:
+        """The frames of *block*, which are to be written next."""
+        if self._table_update:
+            block, self._table_update = self._table_update + block, b""
+        return h2.header_frames(block, stream_id, flags, self.peer_frame_bytes)
 
     def send_data(self, stream: Stream, content: bytes, *, is_end: bool) -> None:
         """Data, as soon as the other end lets it."""
         stream.is_ended_here = stream.is_ended_here or is_end
+        if stream.id not in self.streams:
+            return
         stream.unsent.append(_Unsent(content, is_headers=False, is_end=is_end))
+        stream.num_unsent += len(content)
         if len(stream.unsent) == 1:
             self._send(stream)
 
     def can_send_at_once(self, stream: Stream, num_bytes: int) -> bool:
-        """Whether data of *num_bytes* fits into one frame and all windows now."""
+        """Whether data of *num_bytes* fits into one frame and all windows now, and headers are as they were prepared."""
         return not (
             stream.unsent
+            or self._table_update
             or self._is_paused
             or num_bytes > self.peer_frame_bytes
             or num_bytes > stream.send_window
@@ -293,8 +345,16 @@ class Connection(asyncio.Protocol):
         self.send_window -= num_bytes
 
     def _send_all(self) -> None:
-        for stream in [stream for stream in self.streams.values() if stream.unsent]:
+        """Each stream that waits in its turn."""
+        for stream in list(self.waiting.values()):
             if self._is_paused:
+                break
+            self._send(stream)
+
+    def _share(self) -> None:
+        """Credit of the connection came after it had none: in turn, or the oldest stream could starve all others."""
+        for stream in list(self.waiting.values()):
+            if self._is_paused or not self.send_window:
                 break
             self._send(stream)
 
@@ -306,14 +366,18 @@ class Connection(asyncio.Protocol):
             item = stream.unsent[0]
             flags = h2.END_STREAM if item.is_end else 0
             if item.is_headers:
-                parts.append(h2.header_frames(item.content, stream.id, flags, self.peer_frame_bytes))
+                parts.append(self.header_frames(item.content, stream.id, flags))
             elif not self._take_data(stream, item, flags, parts):
                 break
             stream.unsent.popleft()
             is_end = is_end or item.is_end
+        if parts or not stream.unsent:
+            self.waiting.pop(stream.id, None)
+        if stream.unsent:
+            self.waiting[stream.id] = stream
         if parts:
             self.write(b"".join(parts))
-        stream.release()
+            stream.release()
         if is_end:
             self.settle(stream)
 
@@ -329,6 +393,7 @@ class Connection(asyncio.Protocol):
             parts.append(h2.head(h2.DATA, flags if is_last else 0, stream.id, count))
             parts.append(item.content[item.start : stop])
             self.spend(stream, count)
+            stream.num_unsent -= count
             item.start = stop
             if is_last:
                 return True
@@ -350,8 +415,7 @@ class Connection(asyncio.Protocol):
             self._over(stream)
 
     def _over(self, stream: Stream) -> None:
-        stream.unsent.clear()
-        stream.release()
+        stream.drop_unsent()
         self.on_stream_over()
 
     def fail(self, why: str, code: int) -> None:
@@ -360,7 +424,7 @@ class Connection(asyncio.Protocol):
             return
         self._why = self._why or why
         self.on_down()
-        self.write(h2.goaway(max(self.streams, default=0), code, why.encode("ascii", "replace")))
+        self.write(h2.goaway(self.last_taken_id, code, why.encode("ascii", "replace")))
         self.is_lost = True
         self._hang_up()
 
@@ -372,7 +436,7 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def close(self, why: str) -> None:
-        """Hang up when all is written."""
+        """Hang up when all is written, or the other end does not take it."""
         self._why = self._why or why
         self.on_down()
         self._hang_up()
@@ -380,7 +444,15 @@ class Connection(asyncio.Protocol):
     def _hang_up(self) -> None:
         self.transport.close()
         if self._linger is None:
-            self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self.transport.abort)
+            self._wait_for_end(math.inf)
+
+    def _wait_for_end(self, num_left: float) -> None:
+        """Give up who takes nothing more of the *num_left* bytes that were left to write."""
+        size = self.transport.get_write_buffer_size()
+        if size >= num_left:
+            self.transport.abort()
+        else:
+            self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._wait_for_end, size)
 
     # Frames
 
@@ -390,21 +462,19 @@ class Connection(asyncio.Protocol):
         if self.receive_window < 0:
             raise ProtocolError("more data than there was credit for", h2.FLOW_CONTROL_ERROR)
         self._credit(size)
+        content, is_end = h2.unpadded(h2.DATA, one.flags, one.payload), bool(one.flags & h2.END_STREAM)
         stream = self.streams.get(one.stream_id)
+        if not content and (stream is None or not is_end):
+            self._control()
         if stream is None:
-            if not one.stream_id:
-                raise ProtocolError("data without a stream")
             # Of a stream that is over: the other end may not know yet.
+            self._check_begun(one.stream_id)
             return
-        is_end = bool(one.flags & h2.END_STREAM)
         if stream.is_ended_there:
             raise ProtocolError("data after the end of a stream", h2.STREAM_CLOSED)
         stream.receive_window -= size
         if stream.receive_window < 0:
             raise ProtocolError("more data than the stream had credit for", h2.FLOW_CONTROL_ERROR)
-        if not size and not is_end:
-            self._control()
-        content = h2.unpadded(h2.DATA, one.flags, one.payload)
         stream.is_ended_there = is_end
         stream.on_data(content, is_end=is_end)
         if self.num_kept > self.bounds.max_kept_bytes:
@@ -412,6 +482,13 @@ class Connection(asyncio.Protocol):
         stream.credit(size)
         if is_end:
             self.settle(stream)
+
+    def _is_begun(self, stream_id: int) -> bool:
+        return bool(stream_id & 1) and stream_id <= self.last_id
+
+    def _check_begun(self, stream_id: int) -> None:
+        if not self._is_begun(stream_id):
+            raise ProtocolError("a frame of a stream that there never was")
 
     def _credit(self, num_bytes: int) -> None:
         self._owed += num_bytes
@@ -448,7 +525,11 @@ class Connection(asyncio.Protocol):
         is_end = bool(first.flags & h2.END_STREAM)
         stream = self.streams.get(first.stream_id)
         if stream is None:
-            self.open_stream(first.stream_id, fields, is_end=is_end)
+            if self._is_begun(first.stream_id):
+                # Of a stream that is over: the other end may not know yet.
+                self._control()
+            else:
+                self.open_stream(first.stream_id, fields, is_end=is_end)
             return
         if stream.is_ended_there:
             raise ProtocolError("headers after the end of a stream", h2.STREAM_CLOSED)
@@ -459,8 +540,7 @@ class Connection(asyncio.Protocol):
 
     def _on_rst_stream(self, one: Frame) -> None:
         code = h2.read_u32(one.payload)
-        if not one.stream_id:
-            raise ProtocolError("a reset without a stream")
+        self._check_begun(one.stream_id)
         self._control()
         stream = self.streams.pop(one.stream_id, None)
         if stream is not None:
@@ -471,10 +551,20 @@ class Connection(asyncio.Protocol):
         if one.stream_id:
             raise ProtocolError("settings of a stream")
         if one.flags & h2.ACK:
+            if one.payload:
+                raise ProtocolError("settings that say both", h2.FRAME_SIZE_ERROR)
             return
         self._control()
-        for name, value in h2.read_settings(one.payload):
+        values = h2.read_settings(one.payload)
+        if len(values) > _MAX_SETTINGS:
+            raise ProtocolError("more settings than there are", h2.ENHANCE_YOUR_CALM)
+        window = self.peer_stream_window
+        for name, value in values:
+            if name == h2.INITIAL_WINDOW_SIZE:
+                window = value
             self._set(name, value)
+        if window != self.peer_stream_window:
+            self._resize(window)
         self.write(h2.frame(h2.SETTINGS, h2.ACK, 0))
         self.on_settings()
         self._send_all()
@@ -483,11 +573,13 @@ class Connection(asyncio.Protocol):
         if name == h2.INITIAL_WINDOW_SIZE:
             if value > h2.MAX_WINDOW:
                 raise ProtocolError("a window larger than there are", h2.FLOW_CONTROL_ERROR)
-            # Also of streams that are open, whose windows may become negative (RFC 9113, 6.9.2).
-            change = value - self.peer_stream_window
-            self.peer_stream_window = value
-            for stream in self.streams.values():
-                stream.send_window += change
+        elif name == h2.HEADER_TABLE_SIZE:
+            if value < self._table_bytes:
+                # It wants to hear that its table is smaller, though nothing of ours is in it (RFC 7541, 4.2).
+                self._table_update, self._table_bytes = _NO_TABLE, 0
+        elif name == h2.ENABLE_PUSH:
+            if value > 1:
+                raise ProtocolError("a setting that is neither yes nor no")
         elif name == h2.MAX_FRAME_SIZE:
             if not h2.DEFAULT_FRAME_BYTES <= value < 2**24:
                 raise ProtocolError("a frame size that there is not")
@@ -495,7 +587,18 @@ class Connection(asyncio.Protocol):
         elif name == h2.MAX_CONCURRENT_STREAMS:
             self.peer_max_streams = value
 
+    def _resize(self, window: int) -> None:
+        """Also of streams that are open, whose windows may become negative (RFC 9113, 6.9.2)."""
+        change = window - self.peer_stream_window
+        self.peer_stream_window = window
+        for stream in self.streams.values():
+            stream.send_window += change
+            if stream.send_window > h2.MAX_WINDOW:
+                raise ProtocolError("a window larger than there are", h2.FLOW_CONTROL_ERROR)
+
     def _on_ping(self, one: Frame) -> None:
+        if one.stream_id:
+            raise ProtocolError("a ping of a stream")
         if len(one.payload) != 8:
             raise ProtocolError("a ping of a wrong size", h2.FRAME_SIZE_ERROR)
         if one.flags & h2.ACK:
@@ -505,6 +608,9 @@ class Connection(asyncio.Protocol):
         self.write(h2.frame(h2.PING, h2.ACK, 0, one.payload))
 
     def _on_goaway(self, one: Frame) -> None:
+        if one.stream_id:
+            raise ProtocolError("a stream's goodbye")
+        self._control()
         last, code, _ = h2.read_goaway(one.payload)
         self.on_peer_goes(last, code)
 
@@ -513,10 +619,12 @@ class Connection(asyncio.Protocol):
         if not credit:
             raise ProtocolError("credit of nothing")
         if not one.stream_id:
+            was_spent = not self.send_window
             self.send_window += credit
             if self.send_window > h2.MAX_WINDOW:
                 raise ProtocolError("more credit than there is", h2.FLOW_CONTROL_ERROR)
-            self._send_all()
+            if was_spent:
+                self._share()
             return
         stream = self.streams.get(one.stream_id)
         if stream is not None:
@@ -525,16 +633,22 @@ class Connection(asyncio.Protocol):
                 raise ProtocolError("more credit than there is", h2.FLOW_CONTROL_ERROR)
             if stream.unsent:
                 self._send(stream)
+        else:
+            self._check_begun(one.stream_id)
 
     def _on_push_promise(self, _: Frame) -> None:
         raise ProtocolError("nobody asked for a push")
 
-    def _on_priority(self, _: Frame) -> None:
+    def _on_priority(self, one: Frame) -> None:
+        if not one.stream_id:
+            raise ProtocolError("a priority without a stream")
+        if len(one.payload) != 5:
+            raise ProtocolError("a priority of a wrong size", h2.FRAME_SIZE_ERROR)
         self._control()
 
     def _control(self) -> None:
-        """Another frame that costs its sender nothing."""
-        if self.heard_at - self._control_since > _CONTROL_SECONDS:
+        """Another frame that costs its sender nothing. While it takes no answers, they pile up, however slowly."""
+        if self.heard_at - self._control_since > _CONTROL_SECONDS and not self._is_paused:
             self._control_since, self._num_control = self.heard_at, 0
         self._num_control += 1
         if self._num_control > self.bounds.max_control_frames:

@@ -130,7 +130,7 @@ class _ServerCall(Stream):
             for message in reader.feed(content):
                 self.messages.append(message)
                 if self.handler.request_streaming:
-                    self.keep(len(message))
+                    self.keep(HEAD.size + len(message))
         except MessageError as error:
             connection.num_kept -= before
             reader.num_kept = 0
@@ -205,7 +205,7 @@ class _ServerCall(Stream):
             finally:
                 self.waiter = None
         message = self.messages.popleft()
-        self.consumed(len(message))
+        self.consumed(HEAD.size + len(message))
         return message
 
     # Answering
@@ -433,7 +433,6 @@ class _ServerConnection(Connection):
         self.begun = time.monotonic()
         self.partial_since: float | None = None
         self._preface: bytes | None = b""
-        self._last_id = 0
         self._is_stopping = False
         self._goodbye: asyncio.TimerHandle | None = None
 
@@ -493,22 +492,24 @@ class _ServerConnection(Connection):
             and now - self.begun < 10 * RECEIVE_SECONDS
         )
 
+    @property
+    def last_taken_id(self) -> int:
+        """See `Connection`."""
+        return self.last_id
+
     def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
         """A call begins."""
         if not stream_id & 1:
             raise h2.ProtocolError("a client's streams have odd numbers")
-        if stream_id <= self._last_id:
-            # Of a call that is over: its caller may not know yet.
-            return
-        self._last_id = stream_id
+        self.last_id = stream_id
         if len(self.streams) >= self.bounds.max_streams or len(self.server.running) >= self.server.max_running:
             self.write(h2.rst_stream(stream_id, h2.REFUSED_STREAM))
             return
         found = dict(fields)
         path = found.get(":path", "")
         if found.get(":method") != "POST" or not path or not found.get("content-type", "").startswith(CONTENT_TYPE):
-            flags = h2.END_HEADERS | h2.END_STREAM
-            self.write(h2.frame(h2.HEADERS, flags, stream_id, _UNSUPPORTED_BLOCK) + h2.rst_stream(stream_id, h2.NO_ERROR))
+            head = self.header_frames(_UNSUPPORTED_BLOCK, stream_id, h2.END_STREAM)
+            self.write(head + h2.rst_stream(stream_id, h2.NO_ERROR))
             return
         self._open_call(stream_id, path, found, fields, is_end=is_end)
 
@@ -558,7 +559,7 @@ class _ServerConnection(Connection):
             return
         self._goodbye.cancel()
         self._goodbye = None
-        self.write(h2.goaway(self._last_id, h2.NO_ERROR))
+        self.write(h2.goaway(self.last_id, h2.NO_ERROR))
         self.on_stream_over()
 
     def on_stream_over(self) -> None:
