@@ -190,13 +190,14 @@ class FrameReader:
         Raises:
             ProtocolError: a frame is larger than it may be.
         """
-        content: bytes | bytearray = data
+        content: bytes | memoryview = data
         if self._kept:
             self._kept += data
             if len(self._kept) < self._missing:
                 return
-            content, self._kept = self._kept, bytearray()
-        view, start, end = memoryview(content), 0, len(content)
+            # Not a slice of it, which would be a copy more.
+            content, self._kept = memoryview(self._kept), bytearray()
+        start, end = 0, len(content)
         self._missing = HEAD_BYTES
         while end - start >= HEAD_BYTES:
             high, low, kind, flags, stream_id = _HEAD.unpack_from(content, start)
@@ -207,7 +208,8 @@ class FrameReader:
             if stop > end:
                 self._missing = HEAD_BYTES + size
                 break
-            payload = bytes(view[start + HEAD_BYTES : stop])
+            payload = bytes(content[start + HEAD_BYTES : stop])
             start = stop
             yield Frame(kind, flags, stream_id & MAX_STREAM_ID, payload)
-        self._kept += view[start:]
+        if start < end:
+            self._kept += content[start:]

@@ -64,14 +64,15 @@ class MessageReader:
         Raises:
             MessageError: see there.
         """
-        content: bytes | bytearray = data
+        content: bytes | memoryview = data
         if self._kept:
             self._kept += data
             self.num_kept = len(self._kept)
             if self.num_kept < self._missing:
                 return
-            content, self._kept = self._kept, bytearray()
-        view, start, end = memoryview(content), 0, len(content)
+            # Not a slice of it, which would be a copy more.
+            content, self._kept = memoryview(self._kept), bytearray()
+        start, end = 0, len(content)
         self._missing = HEAD.size
         while end - start >= HEAD.size:
             flag, size = HEAD.unpack_from(content, start)
@@ -83,8 +84,9 @@ class MessageReader:
             if stop > end:
                 self._missing = HEAD.size + size
                 break
-            message = bytes(view[start + HEAD.size : stop])
+            message = bytes(content[start + HEAD.size : stop])
             start = stop
             yield inflated(message, self._encoding, self._max_bytes) if flag else message
-        self._kept += view[start:]
+        if start < end:
+            self._kept += content[start:]
         self.num_kept = end - start

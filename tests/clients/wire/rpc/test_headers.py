@@ -98,7 +98,9 @@ def test_blocks_of_one_connection_are_read_as_hpack_reads_them(
     for number in order:
         fields, sizes, huffman = blocks[number % len(blocks)]
         for size in sizes or ():
-            encoder.header_table_size = size
+            # Told the same twice, it forgets to say it once.
+            if size != encoder.header_table_size:
+                encoder.header_table_size = size
         content = encoder.encode([(name, value.encode("latin-1"), secret) for name, value, secret in fields], huffman=huffman)
 
         assert by_hpack(content, decoder) == reader.read(content) == [field[:2] for field in fields]
