@@ -197,11 +197,11 @@ class Reading(End):
 
 a_bounds = st.builds(
     Bounds,
-    stream_window=st.sampled_from((1, 2, 7, 100, 5_000, 65_535, 200_000)),
+    stream_window=st.sampled_from((1, 2, 7, 100, 5_000, 65_535, 200_000, 1_000_000)),
     connection_window=st.sampled_from((65_536, 70_000, 300_000)),
     max_frame_bytes=st.sampled_from((16_384, 20_000, 1_048_576)),
 )
-messages = st.lists(st.tuples(st.integers(0, 3), st.sampled_from((0, 1, 10, 5_000, 70_000)), st.booleans()), max_size=8)
+messages = st.lists(st.tuples(st.integers(0, 3), st.sampled_from((0, 1, 10, 5_000, 70_000, 150_000)), st.booleans()), max_size=8)
 steps = st.lists(st.tuples(st.booleans(), st.sampled_from((1, 9, 50, 3_000, 100_000)), st.booleans()), max_size=30)
 highs = st.sampled_from((0, 100, 20_000, 2**40))
 
@@ -279,6 +279,22 @@ def test_a_window_shrunk_below_nothing_is_paid_back_first() -> None:
     end.take(h2.settings(((h2.INITIAL_WINDOW_SIZE, 100_000), (h2.INITIAL_WINDOW_SIZE, 300))))
     assert 100 == data_bytes(end.sent())
     assert 399 == stream.num_unsent
+
+
+@pytest.mark.parametrize("high", [100, 2**40])
+def test_the_connections_window_bounds_all_streams_together(high: int) -> None:
+    bounds = Bounds(stream_window=1_000_000, connection_window=70_000)
+    caller, answerer = Reading(bounds, high=high), Reading(bounds, high=high)
+    wire = Wire(caller, answerer)
+    wire.settle()
+    for stream_id in (1, 3):
+        caller.send_headers(caller.begin(stream_id), HEAD, is_end=False)
+        caller.send_data(caller.told[stream_id], bytes(200_000), is_end=False)
+    assert 0 <= caller.send_window
+    wire.settle()
+
+    assert [200_000, 200_000] == [len(answerer.told[stream_id].content) for stream_id in (1, 3)]
+    assert {} == caller.waiting
 
 
 def test_a_stream_that_waits_is_ended_by_its_trailers_after_its_data() -> None:
