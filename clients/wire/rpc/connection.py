@@ -24,6 +24,10 @@ _ROOM_BYTES: Final = 256 * 1024
 _CONTROL_SECONDS: Final = 10.0
 _LINGER_SECONDS: Final = 5.0
 """What is still unsent when the connection is closed gets so long to leave; the other end may have stopped reading."""
+_MESSAGE_COST: Final = 64
+"""Bytes that a message takes beside itself while it waits to be read: also empty ones are not for nothing."""
+_STREAMS_PER_FRAME: Final = 64
+"""Streams that one frame may change before it counts as more than one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,7 @@ class Bounds:
     stream_window: int = 4 * 1_048_576
     connection_window: int = 32 * 1_048_576
     max_kept_bytes: int = 512 * 1_048_576
+    max_unsent_bytes: int = 512 * 1_048_576
     max_control_frames: int = 20_000
 
 
@@ -103,19 +108,20 @@ class Stream:
         raise NotImplementedError
 
     def keep(self, num_bytes: int) -> None:
-        """So many bytes wait for this stream's reader: no more credit than is left of half a window."""
-        self._unread += num_bytes
+        """A message of so many bytes waits for this stream's reader: no more credit than is left of half a window."""
+        self._unread += num_bytes + _MESSAGE_COST
 
     def consumed(self, num_bytes: int) -> None:
-        """So many bytes of those were read."""
-        self._unread -= num_bytes
+        """A message of so many bytes was read."""
+        self._unread -= num_bytes + _MESSAGE_COST
         self.credit(0)
 
     def credit(self, num_bytes: int) -> None:
         """Let the other end send *num_bytes* more, and what it is owed, unless too much is unread."""
         self._owed += num_bytes
         half = self.connection.bounds.stream_window // 2
-        if self._owed >= half // 2 and self._unread < half and not self.is_ended_there:
+        is_open = not self.is_ended_there and self.id in self.connection.streams
+        if self._owed >= half // 2 and self._unread < half and is_open:
             self.receive_window += self._owed
             self.connection.write(h2.window_update(self.id, self._owed))
             self._owed = 0
@@ -155,6 +161,8 @@ class Connection(asyncio.Protocol):
         self.heard_at = time.monotonic()
         self.num_kept = 0
         """Bytes of messages that are not whole, of all streams."""
+        self.num_unsent = 0
+        """Bytes that wait for credit, of all streams."""
         self.is_lost = False
         self._frames = FrameReader(bounds.max_frame_bytes)
         self._headers = HeaderReader(bounds.max_header_bytes)
@@ -166,6 +174,8 @@ class Connection(asyncio.Protocol):
         self._linger: asyncio.TimerHandle | None = None
         self._control_since = 0.0
         self._num_control = 0
+        self._has_credit = False
+        """Whether what waits may go out once all frames that are there are read."""
         self._on_frame: dict[int, Callable[[Frame], None]] = {
             h2.DATA: self._on_data,
             h2.HEADERS: self._on_headers,
@@ -184,6 +194,11 @@ class Connection(asyncio.Protocol):
     def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
         """Headers came on a stream that is not open."""
         raise NotImplementedError
+
+    def is_idle(self, stream_id: int) -> bool:
+        """Whether the other end never opened *stream_id*, so that nothing can come on it but headers."""
+        del stream_id
+        return False
 
     def on_peer_goes(self, last_stream_id: int, code: int) -> None:
         """The other end takes no stream after *last_stream_id*."""
@@ -230,6 +245,9 @@ class Connection(asyncio.Protocol):
             # Kinds that nobody here knows are to be ignored (RFC 9113, 4.1).
             if handle is not None:
                 handle(one)
+        if self._has_credit:
+            self._has_credit = False
+            self._send_all()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -265,6 +283,7 @@ class Connection(asyncio.Protocol):
         stream.is_ended_here = stream.is_ended_here or is_end
         if stream.unsent:
             stream.unsent.append(_Unsent(block, is_headers=True, is_end=is_end))
+            self.num_unsent += len(block)
             return
         self.write(h2.header_frames(block, stream.id, h2.END_STREAM if is_end else 0, self.peer_frame_bytes))
         if is_end:
@@ -274,6 +293,7 @@ class Connection(asyncio.Protocol):
         """Data, as soon as the other end lets it."""
         stream.is_ended_here = stream.is_ended_here or is_end
         stream.unsent.append(_Unsent(content, is_headers=False, is_end=is_end))
+        self.num_unsent += len(content)
         if len(stream.unsent) == 1:
             self._send(stream)
 
@@ -307,6 +327,7 @@ class Connection(asyncio.Protocol):
             flags = h2.END_STREAM if item.is_end else 0
             if item.is_headers:
                 parts.append(h2.header_frames(item.content, stream.id, flags, self.peer_frame_bytes))
+                self.num_unsent -= len(item.content)
             elif not self._take_data(stream, item, flags, parts):
                 break
             stream.unsent.popleft()
@@ -329,6 +350,7 @@ class Connection(asyncio.Protocol):
             parts.append(h2.head(h2.DATA, flags if is_last else 0, stream.id, count))
             parts.append(item.content[item.start : stop])
             self.spend(stream, count)
+            self.num_unsent -= count
             item.start = stop
             if is_last:
                 return True
@@ -350,6 +372,7 @@ class Connection(asyncio.Protocol):
             self._over(stream)
 
     def _over(self, stream: Stream) -> None:
+        self.num_unsent -= stream.num_unsent
         stream.unsent.clear()
         stream.release()
         self.on_stream_over()
@@ -394,6 +417,7 @@ class Connection(asyncio.Protocol):
         if stream is None:
             if not one.stream_id:
                 raise ProtocolError("data without a stream")
+            self._check_known(one.stream_id)
             # Of a stream that is over: the other end may not know yet.
             return
         is_end = bool(one.flags & h2.END_STREAM)
@@ -463,21 +487,24 @@ class Connection(asyncio.Protocol):
             raise ProtocolError("a reset without a stream")
         self._control()
         stream = self.streams.pop(one.stream_id, None)
-        if stream is not None:
-            stream.on_reset(code)
-            self._over(stream)
+        if stream is None:
+            self._check_known(one.stream_id)
+            return
+        stream.on_reset(code)
+        self._over(stream)
 
     def _on_settings(self, one: Frame) -> None:
         if one.stream_id:
             raise ProtocolError("settings of a stream")
         if one.flags & h2.ACK:
             return
-        self._control()
-        for name, value in h2.read_settings(one.payload):
+        self._control(1 + len(self.streams) // _STREAMS_PER_FRAME)
+        # Of a setting that comes twice the last one holds, and one change is enough for all streams.
+        for name, value in dict(h2.read_settings(one.payload)).items():
             self._set(name, value)
         self.write(h2.frame(h2.SETTINGS, h2.ACK, 0))
         self.on_settings()
-        self._send_all()
+        self._has_credit = True
 
     def _set(self, name: int, value: int) -> None:
         if name == h2.INITIAL_WINDOW_SIZE:
@@ -516,10 +543,12 @@ class Connection(asyncio.Protocol):
             self.send_window += credit
             if self.send_window > h2.MAX_WINDOW:
                 raise ProtocolError("more credit than there is", h2.FLOW_CONTROL_ERROR)
-            self._send_all()
+            self._has_credit = True
             return
         stream = self.streams.get(one.stream_id)
-        if stream is not None:
+        if stream is None:
+            self._check_known(one.stream_id)
+        else:
             stream.send_window += credit
             if stream.send_window > h2.MAX_WINDOW:
                 raise ProtocolError("more credit than there is", h2.FLOW_CONTROL_ERROR)
@@ -532,11 +561,15 @@ class Connection(asyncio.Protocol):
     def _on_priority(self, _: Frame) -> None:
         self._control()
 
-    def _control(self) -> None:
-        """Another frame that costs its sender nothing."""
+    def _check_known(self, stream_id: int) -> None:
+        if self.is_idle(stream_id):
+            raise ProtocolError("a frame of a stream that was not opened")
+
+    def _control(self, count: int = 1) -> None:
+        """Another frame that costs its sender nothing, and us as much as *count*."""
         if self.heard_at - self._control_since > _CONTROL_SECONDS:
             self._control_since, self._num_control = self.heard_at, 0
-        self._num_control += 1
+        self._num_control += count
         if self._num_control > self.bounds.max_control_frames:
             raise ProtocolError("too many frames that say nothing", h2.ENHANCE_YOUR_CALM)
 

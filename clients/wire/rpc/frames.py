@@ -168,11 +168,15 @@ def unpadded(kind: int, flags: int, payload: bytes) -> bytes:
 class FrameReader:
     """Cuts what arrives into frames of at most *max_bytes*."""
 
-    __slots__ = ("_left", "_max_bytes")
+    __slots__ = ("_left", "_max_bytes", "_missing", "num_cut")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
-        self._left = b""
+        self._left = bytearray()
+        self._missing = HEAD_BYTES
+        """Bytes until there is a head to read or a whole frame."""
+        self.num_cut = 0
+        """Frames that came whole so far."""
 
     @property
     def is_within_frame(self) -> bool:
@@ -186,8 +190,12 @@ class FrameReader:
             ProtocolError: a frame is larger than it may be.
         """
         if self._left:
-            data = self._left + data
+            self._left += data
+            if len(self._left) < self._missing:
+                return
+            data = bytes(self._left)
         start, end = 0, len(data)
+        self._missing = HEAD_BYTES
         try:
             while end - start >= HEAD_BYTES:
                 high, low, kind, flags, stream_id = _HEAD.unpack_from(data, start)
@@ -195,9 +203,11 @@ class FrameReader:
                 if stop - start - HEAD_BYTES > self._max_bytes:
                     raise ProtocolError("a frame larger than it may be", FRAME_SIZE_ERROR)
                 if stop > end:
+                    self._missing = stop - start
                     break
                 payload = data[start + HEAD_BYTES : stop]
                 start = stop
+                self.num_cut += 1
                 yield Frame(kind, flags, stream_id & MAX_STREAM_ID, payload)
         finally:
-            self._left = data[start:]
+            self._left = bytearray(data[start:])

@@ -7,6 +7,15 @@ from typing import Final
 
 HEAD: Final = struct.Struct(">BI")
 
+_SMALL_BYTES: Final = 512
+"""Of parts of messages: each that is kept by itself takes some fifty bytes more than it holds."""
+
+
+class Packed(bytes):
+    """A message that is still compressed."""
+
+    __slots__ = ()
+
 
 class MessageError(Exception):
     """What came is no message that can be taken. *is_too_large*: it is larger than it may be."""
@@ -51,11 +60,16 @@ class MessageReader:
     def __init__(self, max_bytes: int, encoding: str = "") -> None:
         self._max_bytes = max_bytes
         self._encoding = encoding
-        self._parts: list[bytes] = []
+        self._parts: list[bytes | bytearray] = []
         self._missing = HEAD.size
         """Bytes until there is a head to read or a whole message."""
         self.num_kept = 0
         """Bytes of a message that is not whole."""
+
+    @property
+    def encoding(self) -> str:
+        """Of compressed messages; "" where none was told."""
+        return self._encoding
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The messages that are whole with *data*.
@@ -63,21 +77,52 @@ class MessageReader:
         Raises:
             MessageError: see there.
         """
-        self._parts.append(data)
-        self.num_kept += len(data)
-        while self.num_kept >= self._missing:
-            content = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
-            self._parts = [content]
-            flag, size = HEAD.unpack_from(content)
+        for message in self.cut(data):
+            yield self.unpacked(message)
+
+    def unpacked(self, message: bytes) -> bytes:
+        """One of `cut`'s as it was before it was compressed.
+
+        Raises:
+            MessageError: it is not compressed as it says, or too large.
+        """
+        return inflated(message, self._encoding, self._max_bytes) if isinstance(message, Packed) else message
+
+    def cut(self, data: bytes) -> list[bytes]:
+        """The messages that are whole with *data*, compressed ones as `Packed`: they may become a thousand times larger.
+
+        Raises:
+            MessageError: one is too large, or what came is none.
+        """
+        self._keep(data)
+        if self.num_kept < self._missing:
+            return []
+        content = data if len(self._parts) == 1 else b"".join(self._parts)
+        start, end = 0, len(content)
+        messages: list[bytes] = []
+        self._missing = HEAD.size
+        while end - start >= HEAD.size:
+            flag, size = HEAD.unpack_from(content, start)
             if flag > 1:
                 raise MessageError("what came is no gRPC message")
             if size > self._max_bytes:
                 raise MessageError(f"a message is larger than {self._max_bytes} bytes", is_too_large=True)
-            stop = HEAD.size + size
-            if stop > len(content):
-                self._missing = stop
-                return
-            rest = content[stop:]
-            self._parts, self.num_kept, self._missing = ([rest] if rest else []), len(rest), HEAD.size
-            message = content[HEAD.size : stop]
-            yield inflated(message, self._encoding, self._max_bytes) if flag else message
+            stop = start + HEAD.size + size
+            if stop > end:
+                self._missing = stop - start
+                break
+            message = content[start + HEAD.size : stop]
+            messages.append(Packed(message) if flag else message)
+            start = stop
+        rest = content[start:]
+        self._parts, self.num_kept = ([rest] if rest else []), len(rest)
+        return messages
+
+    def _keep(self, data: bytes) -> None:
+        self.num_kept += len(data)
+        if not self._parts or len(data) >= _SMALL_BYTES:
+            self._parts.append(data)
+        elif isinstance(self._parts[-1], bytearray):
+            self._parts[-1] += data
+        else:
+            self._parts.append(bytearray(data))
