@@ -71,6 +71,7 @@ class Stream:
         "is_ended_here",
         "is_ended_there",
         "is_through",
+        "num_unsent",
         "receive_window",
         "send_window",
         "unsent",
@@ -82,6 +83,8 @@ class Stream:
         self.send_window = connection.peer_stream_window
         self.receive_window = connection.bounds.stream_window
         self.unsent: deque[_Unsent] = deque()
+        self.num_unsent = 0
+        """Bytes that wait for credit."""
         self.is_ended_here = False
         """Whether the last thing to send was sent, or waits in `unsent`."""
         self.is_ended_there = False
@@ -125,11 +128,6 @@ class Stream:
             self.receive_window += self._owed
             self.connection.write(h2.window_update(self.id, self._owed))
             self._owed = 0
-
-    @property
-    def num_unsent(self) -> int:
-        """Bytes that wait for credit."""
-        return sum(len(item.content) - item.start for item in self.unsent)
 
     async def has_room(self) -> None:
         """Wait until little is left to send, or the stream is over."""
@@ -283,7 +281,7 @@ class Connection(asyncio.Protocol):
         stream.is_ended_here = stream.is_ended_here or is_end
         if stream.unsent:
             stream.unsent.append(_Unsent(block, is_headers=True, is_end=is_end))
-            self.num_unsent += len(block)
+            self._wait_for_credit(stream, len(block))
             return
         self.write(h2.header_frames(block, stream.id, h2.END_STREAM if is_end else 0, self.peer_frame_bytes))
         if is_end:
@@ -293,7 +291,7 @@ class Connection(asyncio.Protocol):
         """Data, as soon as the other end lets it."""
         stream.is_ended_here = stream.is_ended_here or is_end
         stream.unsent.append(_Unsent(content, is_headers=False, is_end=is_end))
-        self.num_unsent += len(content)
+        self._wait_for_credit(stream, len(content))
         if len(stream.unsent) == 1:
             self._send(stream)
 
@@ -312,6 +310,10 @@ class Connection(asyncio.Protocol):
         stream.send_window -= num_bytes
         self.send_window -= num_bytes
 
+    def _wait_for_credit(self, stream: Stream, num_bytes: int) -> None:
+        stream.num_unsent += num_bytes
+        self.num_unsent += num_bytes
+
     def _send_all(self) -> None:
         for stream in [stream for stream in self.streams.values() if stream.unsent]:
             if self._is_paused:
@@ -327,7 +329,7 @@ class Connection(asyncio.Protocol):
             flags = h2.END_STREAM if item.is_end else 0
             if item.is_headers:
                 parts.append(h2.header_frames(item.content, stream.id, flags, self.peer_frame_bytes))
-                self.num_unsent -= len(item.content)
+                self._wait_for_credit(stream, -len(item.content))
             elif not self._take_data(stream, item, flags, parts):
                 break
             stream.unsent.popleft()
@@ -350,7 +352,7 @@ class Connection(asyncio.Protocol):
             parts.append(h2.head(h2.DATA, flags if is_last else 0, stream.id, count))
             parts.append(item.content[item.start : stop])
             self.spend(stream, count)
-            self.num_unsent -= count
+            self._wait_for_credit(stream, -count)
             item.start = stop
             if is_last:
                 return True
@@ -372,7 +374,7 @@ class Connection(asyncio.Protocol):
             self._over(stream)
 
     def _over(self, stream: Stream) -> None:
-        self.num_unsent -= stream.num_unsent
+        self._wait_for_credit(stream, -stream.num_unsent)
         stream.unsent.clear()
         stream.release()
         self.on_stream_over()

@@ -48,6 +48,9 @@ _GOODBYE: Final = b"trunkbye"
 _BACKLOG: Final = 1_024
 _MAX_BLIND_BYTES: Final = 4 * 1_048_576
 """What is written to a caller that does not read, beside messages: more is an attack."""
+_TURN_BYTES: Final = 262_144
+"""A handler that has so much to say at once lets others have their turn."""
+_MESSAGE_COST: Final = 64
 _PACKINGS: Final = frozenset(("identity", "deflate", "gzip"))
 
 _HEAD_BLOCK: Final = block(
@@ -96,6 +99,7 @@ class _ServerCall(Stream):
         "is_over",
         "is_request_streaming",
         "messages",
+        "num_sent",
         "peer",
         "reader",
         "task",
@@ -118,6 +122,8 @@ class _ServerCall(Stream):
         self.timer: asyncio.TimerHandle | None = None
         self.until: float | None = None
         self.has_sent_head = False
+        self.num_sent = 0
+        """Bytes since others had their turn."""
         self.is_over = False
         self.peer = connection.peer
         self.context: Context | None = None
@@ -279,6 +285,10 @@ class _ServerCall(Stream):
         if not self.is_over:
             self.connection.send_data(self, prefixed(message), is_end=False)
             await self.has_room()
+            self.num_sent += len(message) + _MESSAGE_COST
+            if self.num_sent > _TURN_BYTES:
+                self.num_sent = 0
+                await asyncio.sleep(0)
 
     def end(self, trailers: bytes) -> None:
         """The status."""
@@ -589,7 +599,7 @@ class _ServerConnection(Connection):
         if self._frame_since is None:
             return False
         # The rest of a large frame may take longer, as long as it comes at a rate that is worth waiting for.
-        is_coming = now - self.heard_at < 1.0
+        is_coming = now - self.heard_at < min(1.0, seconds)
         return now - self._frame_since > (10 * seconds if is_coming else seconds)
 
     def _is_stalled(self, now: float, seconds: float) -> bool:
@@ -688,9 +698,18 @@ class _ServerConnection(Connection):
     def on_stream_over(self) -> None:
         """See `Connection`."""
         if self._is_stopping and self._goodbye is None and not self.streams and not self.is_lost:
-            self._hang_up()
+            self._hang_up("the server is stopping")
 
-    def _hang_up(self) -> None:
+    def fail(self, why: str, code: int) -> None:
+        """See `Connection`; the calls end at once, and what is still on its way is not looked at."""
+        if self.is_lost or self._has_said_all:
+            return
+        for stream in list(self.streams.values()):
+            stream.on_lost(why)
+        self.write(h2.goaway(self._last_id, code, why.encode("ascii", "replace")))
+        self._hang_up(why)
+
+    def _hang_up(self, why: str) -> None:
         """Say that nothing more comes, and let the caller hang up.
 
         To hang up first, while something of the caller's is not read, would destroy what is on its way to it.
@@ -698,10 +717,10 @@ class _ServerConnection(Connection):
         if self._has_said_all or self.transport.is_closing():
             return
         if not self.transport.can_write_eof():
-            self.close("the server is stopping")
+            self.close(why)
             return
         self._has_said_all = True
-        self._why = self._why or "the server is stopping"
+        self._why = self._why or why
         self.transport.write_eof()
         self._closer = asyncio.get_running_loop().call_later(self.server.patience.close, self.transport.close)
 
