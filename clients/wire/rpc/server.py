@@ -500,7 +500,10 @@ class _ServerConnection(Connection):
         self._num_blind = 0
         self._has_said_all = False
         self._preface: bytes | None = b""
+        self._newest_id = 0
+        """The stream that was opened last, also where it was not taken."""
         self._last_id = 0
+        """The stream that was taken last."""
         self._is_stopping = False
         self._goodbye: asyncio.TimerHandle | None = None
         self._closer: asyncio.TimerHandle | None = None
@@ -577,7 +580,7 @@ class _ServerConnection(Connection):
 
     def is_idle(self, stream_id: int) -> bool:
         """See `Connection`."""
-        return stream_id > self._last_id or not stream_id & 1
+        return stream_id > self._newest_id or not stream_id & 1
 
     def sweep(self, now: float) -> None:
         """End it when it takes its time."""
@@ -615,10 +618,11 @@ class _ServerConnection(Connection):
         """A call begins."""
         if not stream_id & 1:
             raise h2.ProtocolError("a client's streams have odd numbers")
-        if stream_id <= self._last_id:
+        if stream_id <= self._newest_id:
             # Of a call that is over: its caller may not know yet.
             self._control()
             return
+        self._newest_id = stream_id
         if self._is_stopping and self._goodbye is None:
             # The caller was told which calls were the last.
             self.write(h2.rst_stream(stream_id, h2.REFUSED_STREAM))

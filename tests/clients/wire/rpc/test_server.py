@@ -36,8 +36,14 @@ class Service:
         self.num_written = 0
         self.num_read = 0
         self.seen: dict[str, Any] = {}
+        self.noted: set[bytes] = set()
 
     async def echo(self, request: bytes, context: Any) -> bytes:
+        return request
+
+    async def note(self, request: bytes, context: Any) -> bytes:
+        self.noted.add(request)
+        await asyncio.sleep(0)
         return request
 
     async def wait(self, request: bytes, context: Any) -> bytes:
@@ -133,6 +139,7 @@ class Service:
         names = ("echo", "wait", "told", "abort", "set_code", "fail", "bad_trailers", "bad_head")
         methods: dict[str, Any] = {name: unary(getattr(self, name)) for name in names}
         methods |= {name: stream(getattr(self, name)) for name in ("count", "count_by_writing", "flood")}
+        methods["noted"] = unary(self.note)
         methods["parsed"] = unary(self.echo, request_deserializer=bytes.decode, response_serializer=str.encode)
         methods["bad_answer"] = unary(self.bad_answer, response_serializer=str.encode)
         methods |= {n: grpc.stream_unary_rpc_method_handler(getattr(self, n)) for n in ("sum", "sum_by_reading", "read_none")}
@@ -695,29 +702,28 @@ async def drained(call: Any) -> None:
         pass
 
 
-async def test_calls_that_race_with_the_stop_are_answered_or_refused() -> None:
-    async with started() as (server, _, channel):
-        echo = channel.unary_unary("/s/echo")
-        assert await echo(b"x") == b"x"
-        is_stopping, outcomes = asyncio.Event(), []
+async def test_calls_that_race_with_the_stop_are_answered_or_were_never_begun() -> None:
+    async with started() as (server, service, channel):
+        echo, numbers = channel.unary_unary("/s/noted"), itertools.count()
+        outcomes: dict[bytes, grpc.StatusCode] = {}
 
         async def hammer() -> None:
             while True:
-                is_before = not is_stopping.is_set()
+                request = b"%d" % next(numbers)
                 try:
-                    assert await echo(b"x", timeout=20) == b"x"
+                    assert await echo(request, timeout=20) == request
                 except grpc.aio.AioRpcError as error:
-                    outcomes.append((is_before, error.code()))
+                    outcomes[request] = error.code()
                     return
-                outcomes.append((is_before, grpc.StatusCode.OK))
+                outcomes[request] = grpc.StatusCode.OK
 
         hammering = [asyncio.create_task(hammer()) for _ in range(50)]
         await until(lambda: len(outcomes) > 500)
-        is_stopping.set()
         await server.stop(20)
         await asyncio.gather(*hammering)
-    assert {code for is_before, code in outcomes if is_before} == {grpc.StatusCode.OK}
-    assert {code for _, code in outcomes} == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
+    answered = {request for request, code in outcomes.items() if code is grpc.StatusCode.OK}
+    assert answered == service.noted
+    assert set(outcomes.values()) == {grpc.StatusCode.OK, grpc.StatusCode.UNAVAILABLE}
 
 
 async def test_blocking_callers_that_race_with_the_stop_are_answered_or_refused() -> None:

@@ -414,6 +414,43 @@ async def test_a_deadline_ends_a_call_whose_answer_is_not_taken(attacked: Attack
     assert attacked.server.num_open == 0
 
 
+async def test_calls_on_their_way_when_the_server_stops_are_answered_and_later_ones_refused(attacked: Attacked) -> None:
+    """The caller learns of the stop in two steps: what it sends between them still counts (RFC 9113, 6.8)."""
+
+    def call(number: int) -> bytes:
+        return headers(number) + data(number, prefixed(b"x"))
+
+    service = Service()
+    server = AsyncServer(patience=Patience(goodbye=10))
+    server.add_generic_rpc_handlers((service.handler(),))
+    stopped = Attacked(server, service, server.add_insecure_port("127.0.0.1:0"), attacked.caplog)
+    await server.start()
+    found: list[h2.Frame] = []
+    frames = h2.FrameReader(2**24)
+    async with stopped.connected(BEGIN + headers(1, asking("/s/wait")) + data(1, prefixed(b"x"))) as (reader, writer):
+
+        async def read(is_enough: Callable[[], bool]) -> None:
+            while not is_enough():
+                found.extend(frames.feed(await reader.read(65_536)))
+
+        await until(lambda: service.num_running == 1)
+        stopping = asyncio.create_task(server.stop(0.5))
+        await read(lambda: any(one.kind == h2.PING for one in found))
+        (ping,) = [one for one in found if one.kind == h2.PING]
+        writer.write(call(3) + h2.frame(h2.PING, h2.ACK, 0, ping.payload) + call(5))
+        await read(lambda: 5 in resets(found))
+        await stopping
+        with contextlib.suppress(ConnectionError):
+            found.extend(frames.feed(await reader.read()))
+    last = [h2.read_goaway(one.payload)[:2] for one in found if one.kind == h2.GOAWAY]
+    assert last == [(h2.MAX_STREAM_ID, h2.NO_ERROR), (3, h2.NO_ERROR)]
+    assert resets(found)[5] == h2.REFUSED_STREAM
+    statuses = {one.stream_id: one.payload for one in found if one.kind == h2.HEADERS}
+    assert b"grpc-status\x010" in statuses[3]
+    assert b"grpc-status\x0214" in statuses[1]
+    assert not server.connections
+
+
 async def until(is_so: Callable[[], bool]) -> None:
     async with asyncio.timeout(20):
         while not is_so():
