@@ -702,7 +702,7 @@ class _ServerConnection(Connection):
     def on_stream_over(self) -> None:
         """See `Connection`."""
         if self._is_stopping and self._goodbye is None and not self.streams and not self.is_lost:
-            self._hang_up("the server is stopping")
+            self._finish("the server is stopping")
 
     def fail(self, why: str, code: int) -> None:
         """See `Connection`; the calls end at once, and what is still on its way is not looked at."""
@@ -711,9 +711,9 @@ class _ServerConnection(Connection):
         for stream in list(self.streams.values()):
             stream.on_lost(why)
         self.write(h2.goaway(self._last_id, code, why.encode("ascii", "replace")))
-        self._hang_up(why)
+        self._finish(why)
 
-    def _hang_up(self, why: str) -> None:
+    def _finish(self, why: str) -> None:
         """Say that nothing more comes, and let the caller hang up.
 
         To hang up first, while something of the caller's is not read, would destroy what is on its way to it.
@@ -726,7 +726,7 @@ class _ServerConnection(Connection):
         self._has_said_all = True
         self._why = self._why or why
         self.transport.write_eof()
-        self._closer = asyncio.get_running_loop().call_later(self.server.patience.close, self.transport.close)
+        self._closer = asyncio.get_running_loop().call_later(self.server.patience.close, self._hang_up)
 
 
 _NO_HANDLER: Final[Any] = grpc.unary_unary_rpc_method_handler(lambda *_: None)
