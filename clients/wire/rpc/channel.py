@@ -37,7 +37,7 @@ from clients.wire.rpc.headers import (
     timeout_field,
     unquoted,
 )
-from clients.wire.rpc.messages import HEAD, MessageError, MessageReader, prefixed
+from clients.wire.rpc.messages import MessageError, MessageReader, prefixed
 
 USER_AGENT: Final = "trunkline-grpc"
 _CLOSE_SECONDS: Final = 0.1
@@ -148,7 +148,7 @@ class _Call(Stream):
                 self._messages.append(message)
                 if self.is_streaming:
                     # With its head: messages may be empty, and as many as the server likes.
-                    self.keep(HEAD.size + len(message))
+                    self.keep(len(message))
         except MessageError as error:
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if error.is_too_large else grpc.StatusCode.INTERNAL
             connection.num_kept -= before
@@ -248,7 +248,7 @@ class _Call(Stream):
                 self.cancel()
                 raise
         message = self._messages.popleft()
-        self.consumed(HEAD.size + len(message))
+        self.consumed(len(message))
         return message
 
 

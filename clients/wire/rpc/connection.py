@@ -35,6 +35,12 @@ _NO_TABLE: Final = b"\x20"
 _MAX_SETTINGS: Final = 64
 """In one frame: there are six."""
 
+_MESSAGE_COST: Final = 64
+"""Bytes that a message takes beside itself while it waits to be read: also empty ones are not for nothing."""
+
+_STREAMS_PER_FRAME: Final = 64
+"""Streams that one frame may change before it counts as more than one."""
+
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
@@ -50,6 +56,7 @@ class Bounds:
     stream_window: int = 4 * 1_048_576
     connection_window: int = 32 * 1_048_576
     max_kept_bytes: int = 512 * 1_048_576
+    max_unsent_bytes: int = 512 * 1_048_576
     max_control_frames: int = 20_000
 
 
@@ -119,12 +126,12 @@ class Stream:
         raise NotImplementedError
 
     def keep(self, num_bytes: int) -> None:
-        """So many bytes wait for this stream's reader: where that is half a window, the writer gets no more credit."""
-        self._unread += num_bytes
+        """A message of so many bytes waits for this stream's reader: while that is half a window, its writer gets no credit."""
+        self._unread += num_bytes + _MESSAGE_COST
 
     def consumed(self, num_bytes: int) -> None:
-        """So many bytes of those were read."""
-        self._unread -= num_bytes
+        """A message of so many bytes was read."""
+        self._unread -= num_bytes + _MESSAGE_COST
         self.credit(0)
 
     def credit(self, num_bytes: int) -> None:
@@ -156,6 +163,7 @@ class Stream:
     def drop_unsent(self) -> None:
         """Nothing of it will be sent any more; nobody waits for that."""
         self.unsent.clear()
+        self.connection.num_unsent -= self.num_unsent
         self.num_unsent = 0
         self.connection.waiting.pop(self.id, None)
         self.release()
@@ -180,6 +188,8 @@ class Connection(asyncio.Protocol):
         self.heard_at = time.monotonic()
         self.num_kept = 0
         """Bytes of messages that are not whole, of all streams."""
+        self.num_unsent = 0
+        """Bytes that wait for credit, of all streams."""
         self.is_lost = False
         self._frames = FrameReader(bounds.max_frame_bytes)
         self._headers = HeaderReader(bounds.max_header_bytes)
@@ -195,6 +205,10 @@ class Connection(asyncio.Protocol):
         self._linger: asyncio.TimerHandle | None = None
         self._control_since = 0.0
         self._num_control = 0
+        self._has_progressed = False
+        """Whether there were data since the last ping."""
+        self._has_credit = False
+        """Whether what waits may go out once all frames that are there are read."""
         self._on_frame: dict[int, Callable[[Frame], None]] = {
             h2.DATA: self._on_data,
             h2.HEADERS: self._on_headers,
@@ -266,6 +280,9 @@ class Connection(asyncio.Protocol):
             # Kinds that nobody here knows are to be ignored (RFC 9113, 4.1).
             if handle is not None:
                 handle(one)
+        if self._has_credit:
+            self._has_credit = False
+            self._share()
 
     def _greet(self, one: Frame) -> None:
         if one.kind != h2.SETTINGS or one.flags & h2.ACK:
@@ -324,7 +341,7 @@ class Connection(asyncio.Protocol):
         if stream.id not in self.streams:
             return
         stream.unsent.append(_Unsent(content, is_headers=False, is_end=is_end))
-        stream.num_unsent += len(content)
+        self._wait_for_credit(stream, len(content))
         if len(stream.unsent) == 1:
             self._send(stream)
 
@@ -343,6 +360,10 @@ class Connection(asyncio.Protocol):
         """Of both windows, for data that the caller writes itself."""
         stream.send_window -= num_bytes
         self.send_window -= num_bytes
+
+    def _wait_for_credit(self, stream: Stream, num_bytes: int) -> None:
+        stream.num_unsent += num_bytes
+        self.num_unsent += num_bytes
 
     def _send_all(self) -> None:
         """Each stream that waits in its turn."""
@@ -393,7 +414,7 @@ class Connection(asyncio.Protocol):
             parts.append(h2.head(h2.DATA, flags if is_last else 0, stream.id, count))
             parts.append(item.content[item.start : stop])
             self.spend(stream, count)
-            stream.num_unsent -= count
+            self._wait_for_credit(stream, -count)
             item.start = stop
             if is_last:
                 return True
@@ -464,7 +485,9 @@ class Connection(asyncio.Protocol):
         self._credit(size)
         content, is_end = h2.unpadded(h2.DATA, one.flags, one.payload), bool(one.flags & h2.END_STREAM)
         stream = self.streams.get(one.stream_id)
-        if not content and (stream is None or not is_end):
+        if content:
+            self._has_progressed = True
+        elif stream is None or not is_end:
             self._control()
         if stream is None:
             # Of a stream that is over: the other end may not know yet.
@@ -554,7 +577,7 @@ class Connection(asyncio.Protocol):
             if one.payload:
                 raise ProtocolError("settings that say both", h2.FRAME_SIZE_ERROR)
             return
-        self._control()
+        self._control(1 + len(self.streams) // _STREAMS_PER_FRAME)
         values = h2.read_settings(one.payload)
         if len(values) > _MAX_SETTINGS:
             raise ProtocolError("more settings than there are", h2.ENHANCE_YOUR_CALM)
@@ -567,7 +590,7 @@ class Connection(asyncio.Protocol):
             self._resize(window)
         self.write(h2.frame(h2.SETTINGS, h2.ACK, 0))
         self.on_settings()
-        self._send_all()
+        self._has_credit = True
 
     def _set(self, name: int, value: int) -> None:
         if name == h2.INITIAL_WINDOW_SIZE:
@@ -604,7 +627,11 @@ class Connection(asyncio.Protocol):
         if one.flags & h2.ACK:
             self.on_pong(one.payload)
             return
-        self._control()
+        # Some clients measure with a ping for each answer or so.
+        if self._has_progressed:
+            self._has_progressed = False
+        else:
+            self._control()
         self.write(h2.frame(h2.PING, h2.ACK, 0, one.payload))
 
     def _on_goaway(self, one: Frame) -> None:
@@ -624,7 +651,7 @@ class Connection(asyncio.Protocol):
             if self.send_window > h2.MAX_WINDOW:
                 raise ProtocolError("more credit than there is", h2.FLOW_CONTROL_ERROR)
             if was_spent:
-                self._share()
+                self._has_credit = True
             return
         stream = self.streams.get(one.stream_id)
         if stream is not None:
@@ -646,11 +673,11 @@ class Connection(asyncio.Protocol):
             raise ProtocolError("a priority of a wrong size", h2.FRAME_SIZE_ERROR)
         self._control()
 
-    def _control(self) -> None:
-        """Another frame that costs its sender nothing. While it takes no answers, they pile up, however slowly."""
+    def _control(self, count: int = 1) -> None:
+        """Another frame that costs its sender nothing, and us as much as *count*. While it takes no answers, they pile up."""
         if self.heard_at - self._control_since > _CONTROL_SECONDS and not self._is_paused:
             self._control_since, self._num_control = self.heard_at, 0
-        self._num_control += 1
+        self._num_control += count
         if self._num_control > self.bounds.max_control_frames:
             raise ProtocolError("too many frames that say nothing", h2.ENHANCE_YOUR_CALM)
 

@@ -170,7 +170,7 @@ def unpadded(kind: int, flags: int, payload: bytes) -> bytes:
 class FrameReader:
     """Cuts what arrives into frames of at most *max_bytes*."""
 
-    __slots__ = ("_kept", "_max_bytes", "_missing")
+    __slots__ = ("_kept", "_max_bytes", "_missing", "num_cut")
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -178,6 +178,8 @@ class FrameReader:
         """Of a frame that is not whole. It grows in place: a frame that comes byte by byte is not copied for each."""
         self._missing = HEAD_BYTES
         """Bytes until there is a head to read or a whole frame."""
+        self.num_cut = 0
+        """Frames that came whole so far."""
 
     @property
     def is_within_frame(self) -> bool:
@@ -210,6 +212,7 @@ class FrameReader:
                 break
             payload = bytes(content[start + HEAD_BYTES : stop])
             start = stop
+            self.num_cut += 1
             yield Frame(kind, flags, stream_id & MAX_STREAM_ID, payload)
         if start < end:
             self._kept += content[start:]

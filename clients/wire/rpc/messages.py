@@ -7,6 +7,15 @@ from typing import Final
 
 HEAD: Final = struct.Struct(">BI")
 
+_SMALL_BYTES: Final = 512
+"""Of parts of messages: each that is kept by itself takes some fifty bytes more than it holds."""
+
+
+class Packed(bytes):
+    """A message that is still compressed."""
+
+    __slots__ = ()
+
 
 class MessageError(Exception):
     """What came is no message that can be taken. *is_too_large*: it is larger than it may be."""
@@ -58,21 +67,44 @@ class MessageReader:
         self.num_kept = 0
         """Bytes of a message that is not whole."""
 
+    @property
+    def encoding(self) -> str:
+        """Of compressed messages; "" where none was told."""
+        return self._encoding
+
     def feed(self, data: bytes) -> Iterator[bytes]:
         """The messages that are whole with *data*.
 
         Raises:
             MessageError: see there.
         """
+        for message in self.cut(data):
+            yield self.unpacked(message)
+
+    def unpacked(self, message: bytes) -> bytes:
+        """One of `cut`'s as it was before it was compressed.
+
+        Raises:
+            MessageError: it is not compressed as it says, or too large.
+        """
+        return inflated(message, self._encoding, self._max_bytes) if isinstance(message, Packed) else message
+
+    def cut(self, data: bytes) -> list[bytes]:
+        """The messages that are whole with *data*, compressed ones as `Packed`: they may become a thousand times larger.
+
+        Raises:
+            MessageError: one is too large, or what came is none.
+        """
         content: bytes | memoryview = data
         if self._kept:
             self._kept += data
             self.num_kept = len(self._kept)
             if self.num_kept < self._missing:
-                return
+                return []
             # Not a slice of it, which would be a copy more.
             content, self._kept = memoryview(self._kept), bytearray()
         start, end = 0, len(content)
+        messages: list[bytes] = []
         self._missing = HEAD.size
         while end - start >= HEAD.size:
             flag, size = HEAD.unpack_from(content, start)
@@ -85,8 +117,9 @@ class MessageReader:
                 self._missing = HEAD.size + size
                 break
             message = bytes(content[start + HEAD.size : stop])
+            messages.append(Packed(message) if flag else message)
             start = stop
-            yield inflated(message, self._encoding, self._max_bytes) if flag else message
         if start < end:
             self._kept += content[start:]
         self.num_kept = end - start
+        return messages

@@ -15,6 +15,7 @@ import stat
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, Self
 
 import grpc
@@ -42,14 +43,15 @@ from clients.wire.rpc.messages import HEAD, MessageError, MessageReader, prefixe
 _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 8_192
-RECEIVE_SECONDS: Final = 30.0
-"""A connection that begins, a frame and a header block arrive within this time, or the connection ends."""
 
-_SWEEP_SECONDS: Final = 5.0
 _GOODBYE: Final = b"trunkbye"
-_GOODBYE_SECONDS: Final = 1.0
 _BACKLOG: Final = 1_024
-_MAX_UNREAD: Final = 2
+_MAX_BLIND_BYTES: Final = 4 * 1_048_576
+"""What is written to a caller that does not read, beside messages: more is an attack."""
+_TURN_BYTES: Final = 262_144
+"""A handler that has so much to say at once lets others have their turn."""
+_MESSAGE_COST: Final = 64
+_PACKINGS: Final = frozenset(("identity", "deflate", "gzip"))
 
 _HEAD_BLOCK: Final = block(
     ((":status", "200"), ("content-type", CONTENT_TYPE), ("grpc-accept-encoding", "identity, deflate, gzip"))
@@ -60,6 +62,22 @@ _OK: Final = grpc.StatusCode.OK
 
 Handler = Any
 """`grpc.RpcMethodHandler`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """Seconds.
+
+    A connection that begins, a frame and a header block arrive within *receive*, or the connection ends; a large frame that still
+    comes has ten times as long. A caller that reads nothing of what is written to it is hung up on after *send*. When the server
+    stops, callers have *goodbye* to say that they know, and *close* to hang up. It is looked for all that every *sweep*.
+    """
+
+    receive: float = 30.0
+    send: float = 60.0
+    goodbye: float = 1.0
+    close: float = 1.0
+    sweep: float = 5.0
 
 
 class CallDetails(grpc.HandlerCallDetails):
@@ -79,7 +97,10 @@ class _ServerCall(Stream):
         "handler",
         "has_sent_head",
         "is_over",
+        "is_request_streaming",
         "messages",
+        "num_held",
+        "num_sent",
         "peer",
         "reader",
         "task",
@@ -92,13 +113,20 @@ class _ServerCall(Stream):
         super().__init__(connection, stream_id)
         self.details = details
         self.handler = handler
+        self.is_request_streaming = bool(handler.request_streaming)
+        """Of what was called; an interceptor may have it answered by a handler of another kind."""
         self.messages: deque[bytes] = deque()
+        """As they came: compressed ones still are."""
         self.reader = MessageReader(connection.bounds.max_message_bytes)
         self.waiter: asyncio.Future[None] | None = None
         self.task: asyncio.Task[None] | None = None
         self.timer: asyncio.TimerHandle | None = None
         self.until: float | None = None
         self.has_sent_head = False
+        self.num_held = 0
+        """Bytes of a unary call's message whose request has not ended."""
+        self.num_sent = 0
+        """Bytes since others had their turn."""
         self.is_over = False
         self.peer = connection.peer
         self.context: Context | None = None
@@ -127,25 +155,33 @@ class _ServerCall(Stream):
         connection, reader = self.connection, self.reader
         before = reader.num_kept
         try:
-            for message in reader.feed(content):
-                self.messages.append(message)
-                if self.handler.request_streaming:
-                    self.keep(HEAD.size + len(message))
+            messages = reader.cut(content)
         except MessageError as error:
             connection.num_kept -= before
             reader.num_kept = 0
-            self.refuse(grpc.StatusCode.RESOURCE_EXHAUSTED if error.is_too_large else grpc.StatusCode.INTERNAL, str(error))
+            self.refuse(_code_of(error), str(error))
             return
         connection.num_kept += reader.num_kept - before
+        self.messages.extend(messages)
+        if self.is_request_streaming:
+            for message in messages:
+                self.keep(len(message))
+        elif len(self.messages) > 1:
+            self.refuse(grpc.StatusCode.INTERNAL, "a call for one message brought several")
+            return
+        elif messages and not is_end:
+            # Nobody reads it before the request has ended.
+            self.num_held = len(messages[0])
+            connection.num_kept += self.num_held
         if is_end:
             self._end_of_request()
-        elif self.messages:
+        elif messages:
             self.tell()
-            if not self.handler.request_streaming and len(self.messages) > 1:
-                self.refuse(grpc.StatusCode.INTERNAL, "a call for one message brought several")
 
     def _end_of_request(self) -> None:
-        if self.handler.request_streaming:
+        if self.reader.num_kept:
+            self.refuse(grpc.StatusCode.INTERNAL, "the request ended within a message")
+        elif self.is_request_streaming:
             self.tell()
         elif len(self.messages) == 1:
             self.start()
@@ -168,24 +204,34 @@ class _ServerCall(Stream):
 
     def start(self) -> None:
         """All is there that the handler needs to begin."""
+        self._let_go()
         self.task = asyncio.get_running_loop().create_task(self.server.run(self))
         self.server.running.add(self.task)
         self.task.add_done_callback(self.server.running.discard)
 
     def leave(self) -> None:
         """Nobody waits for the answer any more."""
+        if self.is_over:
+            # Its handler was cancelled already, or is through: a second time would cut off what it does at its end.
+            return
         self._over()
         if self.task is not None:
             self.task.cancel()
 
     def _over(self) -> None:
         self.is_over = True
+        self.server.num_open -= 1
         if self.timer is not None:
             self.timer.cancel()
         self.connection.num_kept -= self.reader.num_kept
         self.reader.num_kept = 0
+        self._let_go()
         self.release()
         self.tell()
+
+    def _let_go(self) -> None:
+        self.connection.num_kept -= self.num_held
+        self.num_held = 0
 
     # Reading
 
@@ -195,7 +241,11 @@ class _ServerCall(Stream):
             self.waiter.set_result(None)
 
     async def next(self) -> bytes | None:
-        """The next message of a stream; None at its end."""
+        """The next message of a stream; None at its end.
+
+        Raises:
+            MessageError: it is not compressed as it says.
+        """
         while not self.messages:
             if self.is_ended_there or self.is_over:
                 return None
@@ -205,8 +255,8 @@ class _ServerCall(Stream):
             finally:
                 self.waiter = None
         message = self.messages.popleft()
-        self.consumed(HEAD.size + len(message))
-        return message
+        self.consumed(len(message))
+        return self.reader.unpacked(message)
 
     # Answering
 
@@ -238,8 +288,8 @@ class _ServerCall(Stream):
     def send_head(self, metadata: Iterable[tuple[str, str | bytes]] = ()) -> None:
         """What comes before the first message."""
         if not self.has_sent_head and not self.is_over:
-            self.has_sent_head = True
             extra = block(metadata_fields(metadata)) if metadata else b""
+            self.has_sent_head = True
             self.connection.send_headers(self, _HEAD_BLOCK + extra, is_end=False)
 
     async def send(self, message: bytes) -> None:
@@ -248,6 +298,10 @@ class _ServerCall(Stream):
         if not self.is_over:
             self.connection.send_data(self, prefixed(message), is_end=False)
             await self.has_room()
+            self.num_sent += len(message) + _MESSAGE_COST
+            if self.num_sent > _TURN_BYTES:
+                self.num_sent = 0
+                await asyncio.sleep(0)
 
     def end(self, trailers: bytes) -> None:
         """The status."""
@@ -266,9 +320,20 @@ class _ServerCall(Stream):
 
     def refuse(self, code: grpc.StatusCode, message: str) -> None:
         """End it before its handler does."""
+        if self.is_over:
+            return
+        if self.unsent:
+            # A status would wait behind an answer that its caller does not take.
+            self.leave()
+            self.connection.reset(self, h2.CANCEL)
+            return
         self.end(status_block(code, message))
         if self.task is not None:
             self.task.cancel()
+
+
+def _code_of(error: MessageError) -> grpc.StatusCode:
+    return grpc.StatusCode.RESOURCE_EXHAUSTED if error.is_too_large else grpc.StatusCode.INTERNAL
 
 
 def status_block(code: grpc.StatusCode, message: str, trailing: Iterable[tuple[str, str | bytes]] = ()) -> bytes:
@@ -353,7 +418,8 @@ class Context:
         Raises:
             grpc.aio.AbortError: always.
         """
-        self._code, self._details = code, details
+        # As grpc.aio does: whoever aborts does not mean that all is well.
+        self._code, self._details = (grpc.StatusCode.UNKNOWN, "") if code is _OK else (code, details)
         if trailing_metadata:
             self._trailing = tuple(trailing_metadata)
         raise grpc.aio.AbortError
@@ -361,7 +427,7 @@ class Context:
     async def read(self) -> Any:
         """The next message of a stream, or grpc.aio.EOF."""
         message = await self._call.next()
-        return grpc.aio.EOF if message is None else self._call.handler.request_deserializer(message)
+        return grpc.aio.EOF if message is None else _parsed(self._call.handler, message)
 
     async def write(self, message: Any) -> None:
         """A message of the answer."""
@@ -383,10 +449,17 @@ class Context:
     def through(self) -> None:
         """The handler has ended."""
         for callback in self._callbacks:
-            callback(self)
+            try:
+                callback(self)
+            except Exception:  # whatever it is, the others are called
+                _log.exception("a callback of a gRPC call failed")
 
     def trailers(self) -> bytes:
-        """The status as a header block."""
+        """The status as a header block.
+
+        Raises:
+            ValueError: what was set cannot be sent.
+        """
         if self._code is _OK and not self._details and not self._trailing:
             return _OK_BLOCK
         return status_block(self._code, self._details, self._trailing)
@@ -431,19 +504,29 @@ class _ServerConnection(Connection):
         self.server = server
         self.peer = ""
         self.begun = time.monotonic()
-        self.partial_since: float | None = None
+        self._frame_since: float | None = None
+        self._block_since: float | None = None
+        self._last_block: bytearray | None = None
+        self._closing_since: float | None = None
+        self._stalled_since: float | None = None
+        self._num_unwritten = 0
+        self._num_blind = 0
+        self._has_said_all = False
         self._preface: bytes | None = b""
+        self._taken_id = 0
+        """The stream that was taken last."""
         self._is_stopping = False
         self._goodbye: asyncio.TimerHandle | None = None
+        self._closer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
         super().connection_made(transport)
-        if len(self.server.connections) >= MAX_CONNECTIONS or self.server.is_stopping:
+        if len(self.server.connections) >= self.server.max_connections or self.server.is_stopping:
             self.abort("there is no room for another connection")
             return
         self.peer = peer_name(transport)
-        self.server.connections.add(self)
+        self.server.remember(self)
         bounds = self.bounds
         ours = (
             (h2.MAX_CONCURRENT_STREAMS, bounds.max_streams),
@@ -456,12 +539,15 @@ class _ServerConnection(Connection):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         super().connection_lost(exc)
-        if self._goodbye is not None:
-            self._goodbye.cancel()
+        for timer in (self._goodbye, self._closer):
+            if timer is not None:
+                timer.cancel()
         self.server.forget(self)
 
     def take(self, data: bytes) -> None:
         """See `Connection`; the preface comes first."""
+        if self.is_lost or self._has_said_all:
+            return
         if self._preface is not None:
             data = self._preface + data
             if not data.startswith(h2.PREFACE[: len(data)]):
@@ -471,43 +557,93 @@ class _ServerConnection(Connection):
                 self._preface = data
                 return
             self._preface, data = None, data[len(h2.PREFACE) :]
+        num_cut = self._frames.num_cut
         super().take(data)
-        if self._frames.is_within_frame or self._block is not None:
-            self.partial_since = self.partial_since or self.heard_at
-        else:
-            self.partial_since = None
+        if not self._frames.is_within_frame:
+            self._frame_since = None
+        elif self._frame_since is None or self._frames.num_cut > num_cut:
+            self._frame_since = self.heard_at
+        if self._block is not self._last_block:
+            self._last_block = self._block
+            self._block_since = None if self._block is None else self.heard_at
+
+    def write(self, data: bytes) -> None:
+        """See `Connection`; a caller that asks and asks, and reads no answer, is hung up on."""
+        if self.is_lost or self._has_said_all:
+            return
+        if self._is_paused:
+            self._num_blind += len(data)
+            if self._num_blind > _MAX_BLIND_BYTES:
+                self.abort("the caller does not read")
+                return
+        self.transport.write(data)
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self._num_blind = 0
+        super().resume_writing()
+
+    def send_data(self, stream: Stream, content: bytes, *, is_end: bool) -> None:
+        """See `Connection`; who lets answers pile up is hung up on."""
+        super().send_data(stream, content, is_end=is_end)
+        if self.num_unsent > self.bounds.max_unsent_bytes:
+            self.abort("the caller does not take its answers")
 
     def sweep(self, now: float) -> None:
         """End it when it takes its time."""
-        since = self.begun if self._preface is not None else self.partial_since
-        if since is not None and now - since > RECEIVE_SECONDS and not self.is_making_progress(now):
+        patience = self.server.patience
+        if self.transport.is_closing() or self._has_said_all:
+            self._closing_since = self._closing_since or now
+            if now - self._closing_since > patience.receive:
+                self.transport.abort()
+        elif self._is_late(now, patience.receive):
             self.abort("a frame took too long")
+        elif self._is_stalled(now, patience.send):
+            self.abort("the caller does not read")
 
-    def is_making_progress(self, now: float) -> bool:
-        """Whether the rest of a large frame still comes, at a rate that is worth waiting for."""
-        return (
-            self._preface is None
-            and self._block is None
-            and now - self.heard_at < 1.0
-            and now - self.begun < 10 * RECEIVE_SECONDS
-        )
+    def _is_late(self, now: float, seconds: float) -> bool:
+        if self._preface is not None:
+            return now - self.begun > seconds
+        if self._block_since is not None:
+            return now - self._block_since > seconds
+        if self._frame_since is None:
+            return False
+        # The rest of a large frame may take longer, as long as it comes at a rate that is worth waiting for.
+        is_coming = now - self.heard_at < min(1.0, seconds)
+        return now - self._frame_since > (10 * seconds if is_coming else seconds)
+
+    def _is_stalled(self, now: float, seconds: float) -> bool:
+        """Whether nothing of what was written has left for *seconds*."""
+        before, self._num_unwritten = self._num_unwritten, self.transport.get_write_buffer_size()
+        if not self._num_unwritten or self._num_unwritten < before:
+            self._stalled_since = None
+        elif self._stalled_since is None:
+            self._stalled_since = now
+        return self._stalled_since is not None and now - self._stalled_since > seconds
 
     @property
     def last_taken_id(self) -> int:
         """See `Connection`."""
-        return self.last_id
+        return self._taken_id
 
     def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
         """A call begins."""
         if not stream_id & 1:
             raise h2.ProtocolError("a client's streams have odd numbers")
         self.last_id = stream_id
-        if len(self.streams) >= self.bounds.max_streams or len(self.server.running) >= self.server.max_running:
+        if self._is_stopping and self._goodbye is None:
+            # The caller was told which calls were the last.
+            self.write(h2.rst_stream(stream_id, h2.REFUSED_STREAM))
+            return
+        self._taken_id = stream_id
+        if len(self.streams) >= self.bounds.max_streams or self.server.is_full:
+            self._control()
             self.write(h2.rst_stream(stream_id, h2.REFUSED_STREAM))
             return
         found = dict(fields)
         path = found.get(":path", "")
         if found.get(":method") != "POST" or not path or not found.get("content-type", "").startswith(CONTENT_TYPE):
+            self._control()
             head = self.header_frames(_UNSUPPORTED_BLOCK, stream_id, h2.END_STREAM)
             self.write(head + h2.rst_stream(stream_id, h2.NO_ERROR))
             return
@@ -515,12 +651,13 @@ class _ServerConnection(Connection):
 
     def _open_call(self, stream_id: int, path: str, found: Mapping[str, str], fields: list[Field], *, is_end: bool) -> None:
         details = CallDetails(path, read_metadata(fields))
-        handler = self.server.handler_of(details)
+        handler, why = self._handler_of(details, found.get(ENCODING, "identity"))
         call = _ServerCall(self, stream_id, details, handler or _NO_HANDLER)
+        self.server.num_open += 1
         call.is_ended_there = is_end
         self.streams[stream_id] = call
         if handler is None:
-            call.refuse(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+            call.end(why)
             return
         if ENCODING in found:
             call.reader = MessageReader(self.bounds.max_message_bytes, found[ENCODING])
@@ -536,6 +673,19 @@ class _ServerConnection(Connection):
         if is_end and not handler.request_streaming:
             call.refuse(grpc.StatusCode.INTERNAL, "a call for one message brought none")
 
+    def _handler_of(self, details: CallDetails, encoding: str) -> tuple[Handler | None, bytes]:
+        """The handler, or why there is none, as trailers."""
+        try:
+            handler = self.server.handler_of(details)
+        except Exception:  # whatever a service raises: the other calls of this connection are not to blame
+            _log.exception("a service could not say who handles a gRPC call")
+            return None, status_block(grpc.StatusCode.UNKNOWN, "the server met an internal error")
+        if handler is None:
+            return None, status_block(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+        if encoding not in _PACKINGS:
+            return None, status_block(grpc.StatusCode.UNIMPLEMENTED, "messages are taken as they are, and by gzip and deflate")
+        return handler, b""
+
     # Stopping
 
     def stop(self) -> None:
@@ -543,11 +693,8 @@ class _ServerConnection(Connection):
         if self.is_lost or self._is_stopping:
             return
         self._is_stopping = True
-        if self._preface is not None:
-            self.close("the server is stopping")
-            return
         self.write(h2.goaway(h2.MAX_STREAM_ID, h2.NO_ERROR) + h2.frame(h2.PING, 0, 0, _GOODBYE))
-        self._goodbye = asyncio.get_running_loop().call_later(_GOODBYE_SECONDS, self._say_goodbye)
+        self._goodbye = asyncio.get_running_loop().call_later(self.server.patience.goodbye, self._say_goodbye)
 
     def on_pong(self, content: bytes) -> None:
         """See `Connection`."""
@@ -559,13 +706,37 @@ class _ServerConnection(Connection):
             return
         self._goodbye.cancel()
         self._goodbye = None
-        self.write(h2.goaway(self.last_id, h2.NO_ERROR))
+        self.write(h2.goaway(self._taken_id, h2.NO_ERROR))
         self.on_stream_over()
 
     def on_stream_over(self) -> None:
         """See `Connection`."""
         if self._is_stopping and self._goodbye is None and not self.streams and not self.is_lost:
-            self.close("the server is stopping")
+            self._finish("the server is stopping")
+
+    def fail(self, why: str, code: int) -> None:
+        """See `Connection`; the calls end at once, and what is still on its way is not looked at."""
+        if self.is_lost or self._has_said_all:
+            return
+        for stream in list(self.streams.values()):
+            stream.on_lost(why)
+        self.write(h2.goaway(self._taken_id, code, why.encode("ascii", "replace")))
+        self._finish(why)
+
+    def _finish(self, why: str) -> None:
+        """Say that nothing more comes, and let the caller hang up.
+
+        To hang up first, while something of the caller's is not read, would destroy what is on its way to it.
+        """
+        if self._has_said_all or self.transport.is_closing():
+            return
+        if not self.transport.can_write_eof():
+            self.close(why)
+            return
+        self._has_said_all = True
+        self._why = self._why or why
+        self.transport.write_eof()
+        self._closer = asyncio.get_running_loop().call_later(self.server.patience.close, self._hang_up)
 
 
 _NO_HANDLER: Final[Any] = grpc.unary_unary_rpc_method_handler(lambda *_: None)
@@ -575,12 +746,25 @@ class AsyncServer:
     """Answers calls by grpcio's handlers.
 
     *interceptors*: `grpc.aio.ServerInterceptor`s, the first one outermost. *max_running* calls are worked on at a time, of all
-    callers; more are refused as HTTP/2 refuses streams, which callers read as UNAVAILABLE.
+    callers; more are refused as HTTP/2 refuses streams, which callers read as UNAVAILABLE. Above *max_connections*, new ones are
+    hung up on.
     """
 
-    def __init__(self, interceptors: Sequence[Any] = (), *, bounds: Bounds | None = None, max_running: int = 65_536) -> None:
+    def __init__(
+        self,
+        interceptors: Sequence[Any] = (),
+        *,
+        bounds: Bounds | None = None,
+        patience: Patience | None = None,
+        max_running: int = 65_536,
+        max_connections: int = MAX_CONNECTIONS,
+    ) -> None:
         self.bounds = bounds or Bounds()
+        self.patience = patience or Patience()
         self.max_running = max_running
+        self.max_connections = max_connections
+        self.num_open = 0
+        """Calls that came in and are not over."""
         self.connections: set[_ServerConnection] = set()
         self.running: set[asyncio.Task[None]] = set()
         self.is_stopping = False
@@ -588,7 +772,7 @@ class AsyncServer:
         self._interceptors = tuple(interceptors)
         self._listeners: list[tuple[socket.socket, ssl.SSLContext | None]] = []
         self._servers: list[asyncio.Server] = []
-        self._paths: list[str] = []
+        self._paths: list[tuple[str, int]] = []
         self._sweeping: asyncio.Task[None] | None = None
         self._empty = asyncio.Event()
         self._stopped = asyncio.Event()
@@ -623,27 +807,22 @@ class AsyncServer:
             return _ServerConnection(self, self.bounds)
 
         for listener, context in self._listeners:
-            secure: dict[str, Any] = {"ssl": context} if context is not None else {}
+            secure: dict[str, Any] = {} if context is None else {"ssl": context, **_tls_bounds(self.patience)}
             if listener.family == socket.AF_UNIX:
                 self._servers.append(await loop.create_unix_server(make, sock=listener, backlog=_BACKLOG, **secure))
             else:
                 self._servers.append(await loop.create_server(make, sock=listener, backlog=_BACKLOG, **secure))
+        self._listeners.clear()
         self._sweeping = asyncio.create_task(self._sweep())
 
     async def stop(self, grace: float | None = None) -> None:
         """Take no more calls; those under way have *grace* seconds, and are cancelled then."""
         self.is_stopping = True
-        for server in self._servers:
-            server.close()
-        for path in self._paths:
-            with contextlib.suppress(OSError):
-                os.unlink(path)  # noqa: PTH108 (a socket's name, as it was bound)
+        self._stop_listening()
         for connection in list(self.connections):
             connection.stop()
-        if grace and self.connections:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(grace):
-                    await self._empty.wait()
+        if grace:
+            await self._wait_until_empty(grace)
         await self._end_all()
         self._stopped.set()
 
@@ -666,6 +845,16 @@ class AsyncServer:
                 return handler
         return None
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for another call. Handlers may outlast their calls."""
+        return max(self.num_open, len(self.running)) >= self.max_running
+
+    def remember(self, connection: _ServerConnection) -> None:
+        """It has begun."""
+        self.connections.add(connection)
+        self._empty.clear()
+
     def forget(self, connection: _ServerConnection) -> None:
         """It has ended."""
         self.connections.discard(connection)
@@ -676,9 +865,25 @@ class AsyncServer:
         """Have *call* answered, whatever its handler does."""
         context = Context(call)
         try:
+            await self._answer(call, context)
+        except _NotParsed:
+            call.end(status_block(grpc.StatusCode.INTERNAL, "the request could not be parsed"))
+        except MessageError as error:
+            call.end(status_block(_code_of(error), str(error)))
+        except asyncio.CancelledError:
+            call.end(status_block(grpc.StatusCode.CANCELLED, "the call was cancelled"))
+            raise
+        except Exception:  # whatever it is, the caller learns that it was not the request
+            _log.exception("a handler of gRPC calls failed")
+            call.end(status_block(grpc.StatusCode.UNKNOWN, "the server met an internal error"))
+        finally:
+            context.through()
+
+    async def _answer(self, call: _ServerCall, context: Context) -> None:
+        try:
             handler = await self._intercepted(call) if self._interceptors else call.handler
             if handler is None:
-                call.refuse(grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
+                call.end(status_block(grpc.StatusCode.UNIMPLEMENTED, "Method not found!"))
                 return
             call.handler = handler
             if handler.response_streaming:
@@ -688,16 +893,6 @@ class AsyncServer:
                 await self._single(call, handler, context)
         except grpc.aio.AbortError:
             call.end(context.trailers())
-        except _NotParsed:
-            call.end(status_block(grpc.StatusCode.INTERNAL, "the request could not be parsed"))
-        except asyncio.CancelledError:
-            call.end(status_block(grpc.StatusCode.CANCELLED, "the call was cancelled"))
-            raise
-        except Exception:  # whatever it is, the caller learns that it was not the request
-            _log.exception("a handler of gRPC calls failed")
-            call.end(status_block(grpc.StatusCode.UNKNOWN, "the server met an internal error"))
-        finally:
-            context.through()
 
     async def _intercepted(self, call: _ServerCall) -> Handler | None:
         async def innermost(details: Any) -> Handler | None:
@@ -712,7 +907,7 @@ class AsyncServer:
         if handler.request_streaming:
             answer = await handler.stream_unary(_Requests(call), context)
         else:
-            answer = await handler.unary_unary(_parsed(handler, call.messages.popleft()), context)
+            answer = await handler.unary_unary(await _request(call, handler), context)
         if context.code() is not _OK:
             call.end(context.trailers())
             return
@@ -722,19 +917,23 @@ class AsyncServer:
         if handler.request_streaming:
             answers = handler.stream_stream(_Requests(call), context)
         else:
-            answers = handler.unary_stream(_parsed(handler, call.messages.popleft()), context)
+            answers = handler.unary_stream(await _request(call, handler), context)
         if not inspect.isasyncgen(answers) and not hasattr(answers, "__aiter__"):
             # It writes by itself.
             await answers
             return
         serialize = handler.response_serializer
-        async with contextlib.aclosing(answers):
+        try:
             async for answer in answers:
                 await call.send(serialize(answer) if serialize else answer)
+        finally:
+            # Iterators that are no generators have nothing to close.
+            if hasattr(answers, "aclose"):
+                await answers.aclose()
 
     async def _sweep(self) -> None:
         while True:
-            await asyncio.sleep(_SWEEP_SECONDS)
+            await asyncio.sleep(self.patience.sweep)
             now = time.monotonic()
             for connection in list(self.connections):
                 connection.sweep(now)
@@ -743,14 +942,42 @@ class AsyncServer:
         for connection in list(self.connections):
             for stream in list(connection.streams.values()):
                 assert isinstance(stream, _ServerCall)
-                stream.refuse(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
+                if stream.unsent:
+                    # It hears so from the connection's end: a status would wait behind what it does not take.
+                    stream.leave()
+                else:
+                    stream.refuse(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
             connection.close("the server is stopping")
         if self.running:
             await asyncio.wait(self.running)
+        await self._wait_until_empty(self.patience.close)
+        for connection in list(self.connections):
+            connection.transport.abort()
+        await self._wait_until_empty(None)
         if self._sweeping is not None:
             self._sweeping.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._sweeping
+
+    async def _wait_until_empty(self, seconds: float | None) -> None:
+        if self.connections:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    await self._empty.wait()
+
+    def _stop_listening(self) -> None:
+        """Once: a path may be another server's the next time."""
+        servers, self._servers = self._servers, []
+        for server in servers:
+            server.close()
+        listeners, self._listeners = self._listeners, []
+        for listener, _ in listeners:
+            listener.close()
+        paths, self._paths = self._paths, []
+        for path, number in paths:
+            with contextlib.suppress(OSError):
+                if os.stat(path).st_ino == number:  # noqa: PTH116 (a socket's name, as it was bound)
+                    os.unlink(path)  # noqa: PTH108
 
     def _listen(self, address: str, context: ssl.SSLContext | None) -> int:
         try:
@@ -760,9 +987,22 @@ class AsyncServer:
             raise RuntimeError(f"{address} cannot be listened on: {error}") from None
         self._listeners.append((listener, context))
         if path:
-            self._paths.append(path)
+            self._paths.append((path, os.stat(path).st_ino))  # noqa: PTH116
             return 0
         return int(listener.getsockname()[1])
+
+
+async def _request(call: _ServerCall, handler: Handler) -> Any:
+    """The one request of a call for one message."""
+    message = await call.next()
+    if message is None:
+        # Its interceptor chose a handler for one message, and its caller sent none.
+        raise _NotParsed
+    return _parsed(handler, message)
+
+
+def _tls_bounds(patience: Patience) -> dict[str, float]:
+    return {"ssl_handshake_timeout": patience.receive, "ssl_shutdown_timeout": 10 * patience.close}
 
 
 def _around(interceptor: Any, continuation: Callable[[Any], Awaitable[Any]]) -> Callable[[Any], Awaitable[Any]]:
@@ -781,6 +1021,8 @@ def _tcp_socket(host: str, port: int) -> socket.socket:
             # As gRPC does: all addresses, of both kinds.
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         listener.bind(place)
+        # Now and not when it starts: until somebody listens, another server can bind the same port.
+        listener.listen(_BACKLOG)
     except OSError:
         listener.close()
         raise
@@ -796,6 +1038,7 @@ def _unix_socket(path: str) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         listener.bind(path)
+        listener.listen(_BACKLOG)
     except OSError:
         listener.close()
         raise
