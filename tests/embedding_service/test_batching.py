@@ -51,8 +51,10 @@ class Gate:
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self.is_reached = threading.Event()
 
     def __call__(self, _: Batch) -> None:
+        self.is_reached.set()
         assert self._event.wait(10)
 
     def open(self) -> None:

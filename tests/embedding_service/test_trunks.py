@@ -133,7 +133,9 @@ async def test_a_queue_that_moved_too_slowly_takes_calls_again_once_it_moves(sta
     gate = Gate()
     addresses = await start(FakeBackend(tokenizer_json, fault=gate), cache_bytes=0, max_queue_seconds=0.05)
     async with AsyncEmbeddingClient(addresses.grpc, timeout=10.0) as client:
-        asked = [asyncio.create_task(client.embed([text])) for text in ("w1", "w2 w3")]
+        asked = [asyncio.create_task(client.embed(["w1"]))]
+        assert await asyncio.to_thread(gate.is_reached.wait, 10)
+        asked.append(asyncio.create_task(client.embed(["w2 w3"])))
         await asyncio.sleep(0.2)
         with pytest.raises(Overloaded, match="too slowly"):
             await client.embed(["w4"])
