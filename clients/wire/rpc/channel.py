@@ -63,11 +63,12 @@ class Patience:
     """Seconds.
 
     A connection is made within *connect*; after a failed attempt the next waits *backoff*, twice as long each time, at most
-    *max_backoff*. Where calls wait and nothing came for *keepalive*, the server is asked, and given up when it does not answer
-    within *keepalive_timeout*.
+    *max_backoff*, and calls wait for it no longer than *again*. Where calls wait and nothing came for *keepalive*, the server is
+    asked, and given up when it does not answer within *keepalive_timeout*.
     """
 
     connect: float = 5.0
+    again: float = 0.2
     backoff: float = 0.1
     max_backoff: float = 1.0
     keepalive: float = 10.0
@@ -614,10 +615,11 @@ class AsyncChannel:
                 raise rpc_error(grpc.StatusCode.UNAVAILABLE, self._why)
             connecting = self._connecting = asyncio.create_task(self._connect())
         # Not `await connecting`, which would be cancelled with any of those that wait, and raise the same error in all of them.
-        await asyncio.wait((connecting,))
+        # A host that has vanished lets each attempt time out: nobody waits for that again.
+        await asyncio.wait((connecting,), timeout=self._patience.again if self._num_failures else None)
         if self._is_closed:
             raise _CLOSED_DURING.error()
-        connection = connecting.result()
+        connection = connecting.result() if connecting.done() else None
         if connection is None:
             raise rpc_error(grpc.StatusCode.UNAVAILABLE, self._why)
         return connection

@@ -7,6 +7,7 @@ import time
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -850,6 +851,17 @@ async def test_an_attempt_that_fails_with_nobody_waiting_is_told_to_the_next() -
         leave.set()
         await until(lambda: channel._connecting is None)
         assert "HTTP/2" in str((await refused(channel.unary_unary("/s/echo")(b""))).details())
+
+
+async def test_after_a_failed_attempt_nobody_waits_for_another_to_time_out() -> None:
+    patience = Patience(connect=0.05, again=0.01, backoff=0.001)
+    async with scripted(Peer.ended) as address, opened(address, patience=patience) as channel:
+        call = channel.unary_unary("/s/echo")
+        assert Code.UNAVAILABLE is (await refused(call(b""))).code()
+        channel._patience = replace(patience, connect=30.0)
+        await until(lambda: time.monotonic() > channel._due)
+        assert "no connection in time" in str((await refused(call(b""))).details())
+        assert channel._connecting is not None
 
 
 async def test_closing_while_connecting_cancels_those_that_wait() -> None:
