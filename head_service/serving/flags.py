@@ -114,7 +114,11 @@ def _listening(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--rest_api_port", type=int, default=8501, help="HTTP port; 0: any free one")
     parser.add_argument("--rest_api_timeout_in_ms", type=_positive, default=30_000)
     parser.add_argument("--ssl_config_file", default="", help="SSLConfig as text: TLS for gRPC")
-    parser.add_argument("--grpc_channel_arguments", default="", help="key=value with commas between")
+    parser.add_argument(
+        "--grpc_channel_arguments",
+        default="",
+        help="key=value, commas between: grpc.max_receive_message_length, grpc.max_concurrent_streams, grpc.max_metadata_size",
+    )
     parser.add_argument("--monitoring_config_file", default="", help=f"MonitoringConfig as text; by default at {METRICS_PATH}")
     _switch(parser, "enable_grpc_healthcheck_service", False)
     _switch(parser, "enable_cors_support", False, "any site's script may read the REST answers")

@@ -104,7 +104,7 @@ async def measure(swaps: int, rate: float, pause: float) -> Calls:
     calls = Calls()
     async with (
         served(SWAPPED, BESIDE) as heads,
-        AsyncHeadClient(heads.address, options=(("grpc.enable_retries", 0),)) as client,
+        AsyncHeadClient(heads.address) as client,
     ):
         # Before the load: the generator has no time to copy and to hash meanwhile.
         staged = [heads.stage(SWAPPED, version) for version in range(2, swaps + 2)]
