@@ -89,7 +89,7 @@ class Callers:
     async def __call__(self, number: int) -> None:
         """One request; raises what is wrong with it."""
         began = time.perf_counter()
-        connection = self._idle.pop() if self._idle else await Connection.open(self.host, self.port)
+        connection = await self._connection()
         body = msgspec.json.encode({"text": text_of(number), "scores": True, "timeout_ms": int(TIMEOUT_SECONDS * 1000)})
         status, content = await connection.request(b"/v1/classify", body, TIMEOUT_SECONDS + 1)
         self._idle.append(connection)
@@ -98,6 +98,14 @@ class Callers:
             raise NoAnswerError
         self._check(msgspec.json.decode(content)["results"][0]["heads"], score_of(number))
         self.answers.append((began, time.perf_counter() - began))
+
+    async def _connection(self) -> Connection:
+        """One that is open: what was idle for long the gateway has closed."""
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.is_open:
+                return connection
+        return await Connection.open(self.host, self.port)
 
     def close(self) -> None:
         """Hang up."""
