@@ -20,7 +20,7 @@ from clients.wire.guarded_http import GuardedHttp
 from clients.wire.guarded_rpc import GuardedRpc
 from clients.wire.http_server import http_config
 from clients.wire.rpc.connection import Bounds
-from clients.wire.rpc.server import AsyncServer
+from clients.wire.rpc.server import SERVER_BOUNDS, AsyncServer
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.serving.batching import Batcher
 from head_service.serving.errors import ServingError
@@ -181,7 +181,7 @@ async def _grpc_server(edge: RpcEdge, settings: Settings, monitoring: Monitoring
 
 def bounds_of(arguments: Sequence[tuple[str, int | str]]) -> Bounds:
     """What gRPC's channel *arguments* bound of a connection; those that mean nothing here are told."""
-    bounds = Bounds()
+    bounds = SERVER_BOUNDS
     for name, value in arguments:
         field = _BOUNDS.get(name)
         if field is None or not isinstance(value, int):

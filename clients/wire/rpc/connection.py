@@ -35,7 +35,7 @@ _NO_TABLE: Final = b"\x20"
 _MAX_SETTINGS: Final = 64
 """In one frame: there are six."""
 
-_MESSAGE_COST: Final = 64
+MESSAGE_COST: Final = 64
 """Bytes that a message takes beside itself while it waits to be read: also empty ones are not for nothing."""
 
 _STREAMS_PER_FRAME: Final = 64
@@ -60,18 +60,15 @@ class Bounds:
     max_control_frames: int = 20_000
 
 
-class ConnectionLost(Exception):
-    """The connection ended while a stream was open."""
-
-
 @dataclass(slots=True)
 class _Unsent:
-    """Of a stream: *content* is a header block or data, of which *start* bytes went out."""
+    """Of a stream: *content* is a header block or data, of which *start* bytes went out; *is_sent*: all of it."""
 
     content: bytes
     is_headers: bool
     is_end: bool
     start: int = 0
+    is_sent: bool = False
 
 
 class Stream:
@@ -127,11 +124,11 @@ class Stream:
 
     def keep(self, num_bytes: int) -> None:
         """A message of so many bytes waits for this stream's reader: while that is half a window, its writer gets no credit."""
-        self._unread += num_bytes + _MESSAGE_COST
+        self._unread += num_bytes + MESSAGE_COST
 
     def consumed(self, num_bytes: int) -> None:
         """A message of so many bytes was read."""
-        self._unread -= num_bytes + _MESSAGE_COST
+        self._unread -= num_bytes + MESSAGE_COST
         self.credit(0)
 
     def credit(self, num_bytes: int) -> None:
@@ -200,7 +197,7 @@ class Connection(asyncio.Protocol):
         self._is_greeted = False
         self._table_update = b""
         """What the next header block begins with."""
-        self._table_bytes = _TABLE_BYTES
+        self._has_given_up_table = False
         self._why = ""
         self._linger: asyncio.TimerHandle | None = None
         self._control_since = 0.0
@@ -294,9 +291,15 @@ class Connection(asyncio.Protocol):
         self.is_lost = True
         self._why = self._why or (f"the connection broke: {exc}" if exc else "the connection was closed")
         self.on_down()
-        streams, self.streams = self.streams, {}
         if self._linger is not None:
             self._linger.cancel()
+        self._lose_streams()
+        # It holds this connection, which would stay until the collector finds both.
+        self._on_frame.clear()
+
+    def _lose_streams(self) -> None:
+        """All streams are over, and told why."""
+        streams, self.streams = self.streams, {}
         for stream in streams.values():
             stream.drop_unsent()
             stream.on_lost(self._why)
@@ -360,6 +363,7 @@ class Connection(asyncio.Protocol):
         """Of both windows, for data that the caller writes itself."""
         stream.send_window -= num_bytes
         self.send_window -= num_bytes
+        self._has_progressed = True
 
     def _wait_for_credit(self, stream: Stream, num_bytes: int) -> None:
         stream.num_unsent += num_bytes
@@ -381,43 +385,51 @@ class Connection(asyncio.Protocol):
 
     def _send(self, stream: Stream) -> None:
         """As much of what *stream* has to send as the windows let out."""
+        has_sent = False
+        # In pieces, after each of which the transport may say that it is enough.
+        while not self._is_paused and not self.is_lost and (piece := self._piece(stream)):
+            self.write(piece)
+            has_sent = True
+        if has_sent or not stream.unsent:
+            self.waiting.pop(stream.id, None)
+        if stream.unsent:
+            self.waiting[stream.id] = stream
+        elif stream.is_ended_here:
+            self.settle(stream)
+        if has_sent:
+            stream.release()
+
+    def _piece(self, stream: Stream) -> bytes:
+        """The next frames of *stream*, of about `_ROOM_BYTES`; empty where no window lets any out."""
         parts: list[bytes] = []
-        is_end = False
-        while stream.unsent and not self._is_paused:
+        room = _ROOM_BYTES
+        while stream.unsent and room > 0:
             item = stream.unsent[0]
             flags = h2.END_STREAM if item.is_end else 0
             if item.is_headers:
                 parts.append(self.header_frames(item.content, stream.id, flags))
-            elif not self._take_data(stream, item, flags, parts):
-                break
+            else:
+                room -= self._take_data(stream, item, flags, room, parts)
+                if not item.is_sent:
+                    break
             stream.unsent.popleft()
-            is_end = is_end or item.is_end
-        if parts or not stream.unsent:
-            self.waiting.pop(stream.id, None)
-        if stream.unsent:
-            self.waiting[stream.id] = stream
-        if parts:
-            self.write(b"".join(parts))
-            stream.release()
-        if is_end:
-            self.settle(stream)
+        return b"".join(parts)
 
-    def _take_data(self, stream: Stream, item: _Unsent, flags: int, parts: list[bytes]) -> bool:
-        """Put frames of *item* into *parts*; whether nothing is left of it."""
-        size = len(item.content)
-        while True:
+    def _take_data(self, stream: Stream, item: _Unsent, flags: int, room: int, parts: list[bytes]) -> int:
+        """Put frames of *item*, of about *room* bytes, into *parts*; how many bytes they carry."""
+        size, first = len(item.content), item.start
+        while not item.is_sent and item.start - first < room:
             count = max(0, min(size - item.start, stream.send_window, self.send_window, self.peer_frame_bytes))
             if not count and item.start < size:
-                return False
+                break
             stop = item.start + count
-            is_last = stop == size
-            parts.append(h2.head(h2.DATA, flags if is_last else 0, stream.id, count))
+            item.is_sent = stop == size
+            parts.append(h2.head(h2.DATA, flags if item.is_sent else 0, stream.id, count))
             parts.append(item.content[item.start : stop])
             self.spend(stream, count)
             self._wait_for_credit(stream, -count)
             item.start = stop
-            if is_last:
-                return True
+        return item.start - first
 
     def reset(self, stream: Stream, code: int) -> None:
         """Give *stream* up."""
@@ -447,6 +459,7 @@ class Connection(asyncio.Protocol):
         self.on_down()
         self.write(h2.goaway(self.last_taken_id, code, why.encode("ascii", "replace")))
         self.is_lost = True
+        self._lose_streams()
         self._hang_up()
 
     def abort(self, why: str) -> None:
@@ -597,9 +610,9 @@ class Connection(asyncio.Protocol):
             if value > h2.MAX_WINDOW:
                 raise ProtocolError("a window larger than there are", h2.FLOW_CONTROL_ERROR)
         elif name == h2.HEADER_TABLE_SIZE:
-            if value < self._table_bytes:
+            if value < _TABLE_BYTES and not self._has_given_up_table:
                 # It wants to hear that its table is smaller, though nothing of ours is in it (RFC 7541, 4.2).
-                self._table_update, self._table_bytes = _NO_TABLE, 0
+                self._table_update, self._has_given_up_table = _NO_TABLE, True
         elif name == h2.ENABLE_PUSH:
             if value > 1:
                 raise ProtocolError("a setting that is neither yes nor no")

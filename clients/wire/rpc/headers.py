@@ -84,6 +84,11 @@ _ENTRY_BYTES: Final = 32
 """What a field counts beside its name and value (RFC 9113, 6.5.2)."""
 
 
+def is_grpc(content_type: str) -> bool:
+    """Whether the content is gRPC's: `application/grpc`, also with a `+` or `;` after it, but not grpc-web."""
+    return content_type.startswith(CONTENT_TYPE) and content_type[len(CONTENT_TYPE) :][:1] in {"", "+", ";"}
+
+
 def literal(name: str, value: str) -> bytes:
     """A header field that enters no table (RFC 7541, 6.2.2)."""
     return b"\0" + _string(name.encode("ascii")) + _string(value.encode("latin-1"))

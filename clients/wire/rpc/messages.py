@@ -7,7 +7,6 @@ from typing import Final
 
 HEAD: Final = struct.Struct(">BI")
 
-_SMALL_BYTES: Final = 512
 """Of parts of messages: each that is kept by itself takes some fifty bytes more than it holds."""
 
 

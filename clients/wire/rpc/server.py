@@ -23,7 +23,7 @@ import grpc.aio
 
 from clients.wire.rpc import frames as h2
 from clients.wire.rpc.channel import parse_address
-from clients.wire.rpc.connection import Bounds, Connection, Stream, peer_name
+from clients.wire.rpc.connection import MESSAGE_COST, Bounds, Connection, Stream, peer_name
 from clients.wire.rpc.headers import (
     CONTENT_TYPE,
     ENCODING,
@@ -33,6 +33,7 @@ from clients.wire.rpc.headers import (
     Field,
     Metadata,
     block,
+    is_grpc,
     metadata_fields,
     quoted,
     read_metadata,
@@ -44,13 +45,15 @@ _log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 8_192
 
+SERVER_BOUNDS: Final = Bounds(max_streams=1_024, stream_window=524_288)
+"""The product of the two is what one connection may have waiting for handlers that do not read."""
+
 _GOODBYE: Final = b"trunkbye"
 _BACKLOG: Final = 1_024
 _MAX_BLIND_BYTES: Final = 4 * 1_048_576
 """What is written to a caller that does not read, beside messages: more is an attack."""
 _TURN_BYTES: Final = 262_144
 """A handler that has so much to say at once lets others have their turn."""
-_MESSAGE_COST: Final = 64
 _PACKINGS: Final = frozenset(("identity", "deflate", "gzip"))
 
 _HEAD_BLOCK: Final = block(
@@ -92,14 +95,15 @@ class _ServerCall(Stream):
     """One call: what arrives of it, and its answer."""
 
     __slots__ = (
-        "context",
         "details",
         "handler",
         "has_sent_head",
         "is_over",
         "is_request_streaming",
+        "lying_since",
         "messages",
         "num_held",
+        "num_lying",
         "num_sent",
         "peer",
         "reader",
@@ -129,7 +133,8 @@ class _ServerCall(Stream):
         """Bytes since others had their turn."""
         self.is_over = False
         self.peer = connection.peer
-        self.context: Context | None = None
+        self.num_lying = 0
+        self.lying_since = 0.0
 
     @property
     def server(self) -> "AsyncServer":
@@ -143,6 +148,8 @@ class _ServerCall(Stream):
     def on_headers(self, fields: list[Field], *, is_end: bool) -> None:
         """Trailers, which no caller sends; they are the end all the same."""
         del fields
+        if self.is_over:
+            return
         if not is_end:
             self.refuse(grpc.StatusCode.INTERNAL, "headers came twice")
             return
@@ -200,6 +207,9 @@ class _ServerCall(Stream):
 
     def expire(self) -> None:
         """The time is over."""
+        if self.is_over:
+            self.connection.reset(self, h2.CANCEL)
+            return
         self.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "Deadline Exceeded")
 
     def start(self) -> None:
@@ -221,13 +231,28 @@ class _ServerCall(Stream):
     def _over(self) -> None:
         self.is_over = True
         self.server.num_open -= 1
-        if self.timer is not None:
-            self.timer.cancel()
+        self._stop_timer()
         self.connection.num_kept -= self.reader.num_kept
         self.reader.num_kept = 0
         self._let_go()
         self.release()
         self.tell()
+
+    def drop_unsent(self) -> None:
+        """See `Stream`."""
+        super().drop_unsent()
+        self._stop_timer()
+
+    def _stop_timer(self) -> None:
+        """An answer that waits for credit still has the call's time to leave."""
+        if self.timer is not None and not self.unsent:
+            self.timer.cancel()
+
+    def is_left_lying(self, now: float, seconds: float) -> bool:
+        """Whether it is answered, and nothing of the rest of its answer left for *seconds*."""
+        if not self.is_over or self.num_lying != self.num_unsent:
+            self.num_lying, self.lying_since = self.num_unsent, now
+        return now - self.lying_since > seconds
 
     def _let_go(self) -> None:
         self.connection.num_kept -= self.num_held
@@ -298,7 +323,7 @@ class _ServerCall(Stream):
         if not self.is_over:
             self.connection.send_data(self, prefixed(message), is_end=False)
             await self.has_room()
-            self.num_sent += len(message) + _MESSAGE_COST
+            self.num_sent += len(message) + MESSAGE_COST
             if self.num_sent > _TURN_BYTES:
                 self.num_sent = 0
                 await asyncio.sleep(0)
@@ -581,6 +606,7 @@ class _ServerConnection(Connection):
     def resume_writing(self) -> None:
         """See asyncio."""
         self._num_blind = 0
+        self._stalled_since = None
         super().resume_writing()
 
     def send_data(self, stream: Stream, content: bytes, *, is_end: bool) -> None:
@@ -592,9 +618,12 @@ class _ServerConnection(Connection):
     def sweep(self, now: float) -> None:
         """End it when it takes its time."""
         patience = self.server.patience
+        for stream in list(self.waiting.values()):
+            if isinstance(stream, _ServerCall) and stream.is_left_lying(now, patience.send):
+                self.reset(stream, h2.CANCEL)
         if self.transport.is_closing() or self._has_said_all:
             self._closing_since = self._closing_since or now
-            if now - self._closing_since > patience.receive:
+            if now - self._closing_since > 10 * patience.receive:
                 self.transport.abort()
         elif self._is_late(now, patience.receive):
             self.abort("a frame took too long")
@@ -614,7 +643,9 @@ class _ServerConnection(Connection):
 
     def _is_stalled(self, now: float, seconds: float) -> bool:
         """Whether nothing of what was written has left for *seconds*."""
-        before, self._num_unwritten = self._num_unwritten, self.transport.get_write_buffer_size()
+        # By TLS the transport tells nothing of what it wrote, but pauses us all the same.
+        size = max(self.transport.get_write_buffer_size(), int(self._is_paused))
+        before, self._num_unwritten = self._num_unwritten, size
         if not self._num_unwritten or self._num_unwritten < before:
             self._stalled_since = None
         elif self._stalled_since is None:
@@ -633,6 +664,7 @@ class _ServerConnection(Connection):
         self.last_id = stream_id
         if self._is_stopping and self._goodbye is None:
             # The caller was told which calls were the last.
+            self._control()
             self.write(h2.rst_stream(stream_id, h2.REFUSED_STREAM))
             return
         self._taken_id = stream_id
@@ -642,7 +674,7 @@ class _ServerConnection(Connection):
             return
         found = dict(fields)
         path = found.get(":path", "")
-        if found.get(":method") != "POST" or not path or not found.get("content-type", "").startswith(CONTENT_TYPE):
+        if found.get(":method") != "POST" or not path or not is_grpc(found.get("content-type", "")):
             self._control()
             head = self.header_frames(_UNSUPPORTED_BLOCK, stream_id, h2.END_STREAM)
             self.write(head + h2.rst_stream(stream_id, h2.NO_ERROR))
@@ -718,9 +750,9 @@ class _ServerConnection(Connection):
         """See `Connection`; the calls end at once, and what is still on its way is not looked at."""
         if self.is_lost or self._has_said_all:
             return
-        for stream in list(self.streams.values()):
-            stream.on_lost(why)
+        self._why = self._why or why
         self.write(h2.goaway(self._taken_id, code, why.encode("ascii", "replace")))
+        self._lose_streams()
         self._finish(why)
 
     def _finish(self, why: str) -> None:
@@ -730,13 +762,15 @@ class _ServerConnection(Connection):
         """
         if self._has_said_all or self.transport.is_closing():
             return
+        self._has_said_all = True
+        self._why = self._why or why
         if not self.transport.can_write_eof():
             self.close(why)
             return
-        self._has_said_all = True
-        self._why = self._why or why
-        self.transport.write_eof()
         self._closer = asyncio.get_running_loop().call_later(self.server.patience.close, self._hang_up)
+        # The caller may be gone, and the transport not know it yet.
+        with contextlib.suppress(OSError):
+            self.transport.write_eof()
 
 
 _NO_HANDLER: Final[Any] = grpc.unary_unary_rpc_method_handler(lambda *_: None)
@@ -759,7 +793,7 @@ class AsyncServer:
         max_running: int = 65_536,
         max_connections: int = MAX_CONNECTIONS,
     ) -> None:
-        self.bounds = bounds or Bounds()
+        self.bounds = bounds or SERVER_BOUNDS
         self.patience = patience or Patience()
         self.max_running = max_running
         self.max_connections = max_connections
@@ -949,7 +983,9 @@ class AsyncServer:
                     stream.refuse(grpc.StatusCode.UNAVAILABLE, "the server is stopping")
             connection.close("the server is stopping")
         if self.running:
-            await asyncio.wait(self.running)
+            _, left = await asyncio.wait(self.running, timeout=self.patience.close)
+            if left:
+                _log.warning("%d handlers of gRPC calls go on though their calls are over", len(left))
         await self._wait_until_empty(self.patience.close)
         for connection in list(self.connections):
             connection.transport.abort()

@@ -579,6 +579,21 @@ async def test_a_server_that_breaks_the_protocol_loses_the_connection_and_is_tol
     assert h2.NO_ERROR != h2.read_goaway(told[0].payload)[1]
 
 
+async def test_who_breaks_the_protocol_and_reads_nothing_lets_no_call_wait() -> None:
+    async def script(peer: Peer) -> None:
+        await peer.greet(initial_window_size=2**31 - 1)
+        peer.send(h2.window_update(0, 2**31 - 1 - h2.DEFAULT_WINDOW))
+        await peer.until(h2.HEADERS)
+        peer.send(h2.window_update(1, 0))
+        await over.wait()
+
+    over = asyncio.Event()
+    async with scripted(script) as address, opened(address) as channel:
+        call = channel.unary_unary("/s/echo")(bytes(20_000_000), timeout=4)
+        assert Code.UNAVAILABLE is (await refused(call)).code()
+        over.set()
+
+
 async def test_of_a_server_that_goes_the_calls_it_took_finish_and_the_next_are_another_connections() -> None:
     async def script(peer: Peer) -> None:
         peers.append(peer)

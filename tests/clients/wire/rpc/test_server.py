@@ -784,3 +784,31 @@ async def test_nothing_is_left_of_a_server_that_stopped() -> None:
         assert await channel.unary_unary("/s/echo")(b"x") == b"x"
         await server.stop(5)
     await until(lambda: not {task for task in asyncio.all_tasks() - before if "AsyncServer" in repr(task)})
+
+
+async def test_a_stop_does_not_wait_for_a_handler_that_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
+    begun, over = asyncio.Event(), asyncio.Event()
+
+    async def stubborn(request: bytes, context: Any) -> bytes:
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await over.wait()
+        return request
+
+    server = AsyncServer(patience=Patience(close=0.05))
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler("s", {"stubborn": grpc.unary_unary_rpc_method_handler(stubborn)}),)
+    )
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OWN) as channel:
+        call = channel.unary_unary("/s/stubborn")(b"")
+        await begun.wait()
+        await server.stop(None)
+        with pytest.raises(grpc.aio.AioRpcError):
+            await call
+    assert "1 handlers of gRPC calls go on" in caplog.text
+    over.set()
+    await asyncio.wait(server.running)

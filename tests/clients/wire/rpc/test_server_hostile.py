@@ -8,6 +8,7 @@ import resource
 import struct
 import zlib
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -19,6 +20,8 @@ from clients.wire.rpc.connection import Bounds
 from clients.wire.rpc.headers import block
 from clients.wire.rpc.messages import prefixed
 from clients.wire.rpc.server import AsyncServer, Patience
+from clients.wire.rpc.tls import client_context, server_context
+from tests.certificates import Authority
 
 OWN: Any = [("grpc.use_local_subchannel_pool", 1)]
 QUICK = Patience(receive=0.3, send=0.5, goodbye=0.2, close=0.2, sweep=0.05)
@@ -347,6 +350,7 @@ async def test_more_connections_than_may_be_are_hung_up_on(attacked: Attacked) -
         assert len(attacked.server.connections) == 5
 
 
+@pytest.mark.parametrize("attacked", [{"bounds": Bounds()}], indirect=True)
 async def test_many_small_messages_in_one_frame_take_time_in_proportion(attacked: Attacked) -> None:
     """A million bytes of empty messages: cutting each off the rest would copy a hundred gigabytes."""
     content = headers(1, asking("/s/each")) + h2.window_update(0, 2**30) + h2.window_update(1, 2**30)
@@ -362,6 +366,7 @@ async def test_a_stream_that_nobody_reads_is_not_credited(attacked: Attacked, me
     assert goodbye(await attacked.ending(headers(1, asking("/s/deaf")), *[part] * 8)) == h2.FLOW_CONTROL_ERROR
 
 
+@pytest.mark.parametrize("attacked", [{"bounds": Bounds()}], indirect=True)
 async def test_what_is_packed_small_and_becomes_large_is_not_unpacked_before_it_is_read(attacked: Attacked) -> None:
     packed = zlib.compress(bytes(60 * 1_048_576), 9)
     one = struct.pack(">BI", 1, len(packed)) + packed
@@ -407,11 +412,52 @@ async def test_answers_that_are_not_taken_are_bounded(attacked: Attacked) -> Non
     await attacked.ending(calls)
 
 
+@pytest.mark.parametrize("attacked", [{"bounds": Bounds()}], indirect=True)
 async def test_a_deadline_ends_a_call_whose_answer_is_not_taken(attacked: Attacked) -> None:
     call = headers(1, asking("/s/each", ("grpc-timeout", "50m"))) + data(1, prefixed(bytes(900_000)), 0)
     found = await attacked.answers(call, until=lambda found: 1 in resets(found))
     assert resets(found) == {1: h2.CANCEL}
     assert attacked.server.num_open == 0
+
+
+@pytest.mark.parametrize("more", [(), (("grpc-timeout", "50m"),)], ids=["at length", "by its deadline"])
+async def test_an_answer_that_nobody_takes_ends(attacked: Attacked, more: tuple[tuple[str, str], ...]) -> None:
+    call = headers(1, asking("/s/large", *more)) + data(1, prefixed(b"1000000"))
+    assert {1: h2.CANCEL} == resets(await attacked.answers(call, until=lambda found: 1 in resets(found)))
+
+
+async def test_who_reads_nothing_by_tls_is_hung_up_on(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    server, service = AsyncServer(patience=QUICK), Service()
+    server.add_generic_rpc_handlers((service.handler(),))
+    context = server_context(pair.certificate.read_bytes(), pair.key.read_bytes(), None, is_asked=False)
+    port = server.add_secure_port("127.0.0.1:0", context)
+    await server.start()
+    wide = h2.settings([(h2.INITIAL_WINDOW_SIZE, h2.MAX_WINDOW)]) + h2.window_update(0, 2**30)
+    calls = b"".join(headers(number, asking("/s/large")) + data(number, prefixed(b"8000000")) for number in range(1, 9, 2))
+    trusting = client_context(authority.path.read_bytes(), None, None)
+    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting, server_hostname="localhost")
+    try:
+        writer.write(h2.PREFACE + wide + calls)
+        await reader.readexactly(h2.HEAD_BYTES)
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        await until(lambda: not server.connections)
+    finally:
+        writer.transport.abort()
+        await server.stop(None)
+    assert 0 == server.num_open
+
+
+@pytest.mark.parametrize("attacked", [{"bounds": Bounds(max_control_frames=50)}], indirect=True)
+async def test_who_measures_with_a_ping_after_each_answer_is_no_flood(attacked: Attacked) -> None:
+    credit = h2.window_update(0, 1_000) + h2.window_update(1, 1_000) + h2.frame(h2.PING, 0, 0, b"12345678")
+    call = headers(1, asking("/s/large")) + data(1, prefixed(b"1000000"))
+    async with attacked.connected(BEGIN + call) as (reader, writer):
+        await reader.readexactly(60_000)
+        for _ in range(200):
+            writer.write(credit)
+            await reader.readuntil(b"12345678")
 
 
 async def test_calls_on_their_way_when_the_server_stops_are_answered_and_later_ones_refused(attacked: Attacked) -> None:
