@@ -1051,19 +1051,11 @@ def _around(interceptor: Any, continuation: Callable[[Any], Awaitable[Any]]) -> 
 def _tcp_socket(host: str, port: int) -> socket.socket:
     family, kind, number, _, place = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     listener = socket.socket(family, kind, number)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6 and host == "::":
-            # As gRPC does: all addresses, of both kinds.
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
-        listener.bind(place)
-        # Now and not when it starts: until somebody listens, another server can bind the same port.
-        listener.listen(_BACKLOG)
-    except OSError:
-        listener.close()
-        raise
-    listener.setblocking(False)
-    return listener
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6 and host == "::":
+        # As gRPC does: all addresses, of both kinds.
+        listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    return _listening(listener, place)
 
 
 def _unix_socket(path: str) -> socket.socket:
@@ -1071,9 +1063,13 @@ def _unix_socket(path: str) -> socket.socket:
         # What a server that was killed left.
         if stat.S_ISSOCK(os.stat(path).st_mode):  # noqa: PTH116 (may be abstract or long)
             os.unlink(path)  # noqa: PTH108
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    return _listening(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM), path)
+
+
+def _listening(listener: socket.socket, place: Any) -> socket.socket:
+    """*listener* at *place*, now and not when it starts: until somebody listens, another server can bind the same port."""
     try:
-        listener.bind(path)
+        listener.bind(place)
         listener.listen(_BACKLOG)
     except OSError:
         listener.close()
