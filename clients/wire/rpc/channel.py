@@ -150,7 +150,6 @@ class _Call(Stream):
             for message in self._reader.feed(content):
                 self._messages.append(message)
                 if self.is_streaming:
-                    # With its head: messages may be empty, and as many as the server likes.
                     self.keep(len(message))
         except MessageError as error:
             code = grpc.StatusCode.RESOURCE_EXHAUSTED if error.is_too_large else grpc.StatusCode.INTERNAL

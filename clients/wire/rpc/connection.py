@@ -8,6 +8,7 @@ import asyncio
 import math
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -71,7 +72,7 @@ class _Unsent:
     is_sent: bool = False
 
 
-class Stream:
+class Stream(ABC):
     """One stream. Its kinds say what becomes of what arrives; all methods belong to the connection's event loop."""
 
     __slots__ = (
@@ -106,21 +107,21 @@ class Stream:
         self._owed = 0
         self._unread = 0
 
+    @abstractmethod
     def on_headers(self, fields: list[Field], *, is_end: bool) -> None:
         """A header block arrived, the first or the last."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_data(self, content: bytes, *, is_end: bool) -> None:
         """Data arrived."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_reset(self, code: int) -> None:
         """The other end gave the stream up; it is over."""
-        raise NotImplementedError
 
+    @abstractmethod
     def on_lost(self, why: str) -> None:
         """The connection ended; so did the stream."""
-        raise NotImplementedError
 
     def keep(self, num_bytes: int) -> None:
         """A message of so many bytes waits for this stream's reader: while that is half a window, its writer gets no credit."""
@@ -166,7 +167,7 @@ class Stream:
         self.release()
 
 
-class Connection(asyncio.Protocol):
+class Connection(asyncio.Protocol, ABC):
     """One end. Kinds of it open streams: `open_stream` at the answering end, their own methods at the calling one."""
 
     def __init__(self, bounds: Bounds) -> None:
@@ -221,9 +222,9 @@ class Connection(asyncio.Protocol):
 
     # What the kinds say
 
+    @abstractmethod
     def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
         """Headers came on a stream that was never open."""
-        raise NotImplementedError
 
     @property
     def last_taken_id(self) -> int:
@@ -370,7 +371,7 @@ class Connection(asyncio.Protocol):
         self.num_unsent += num_bytes
 
     def _send_all(self) -> None:
-        """Each stream that waits in its turn."""
+        """Each stream that waits, in its turn, also with what needs no credit: a pause held up all of them."""
         for stream in list(self.waiting.values()):
             if self._is_paused:
                 break

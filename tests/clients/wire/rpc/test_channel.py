@@ -25,6 +25,7 @@ from clients.wire.rpc.messages import prefixed
 from clients.wire.rpc.tls import client_context
 from tests.certificates import Authority, Pair
 from tests.clients.wire.rpc.peers import HEADERS, OK, Peer, free_port, grpc_server, scripted
+from tests.clients.wire.rpc.waiting import refused, until
 
 Code = grpc.StatusCode
 SHORT = Patience(connect=2.0, backoff=0.01, max_backoff=0.02, keepalive=0.05, keepalive_timeout=0.05)
@@ -64,18 +65,6 @@ def own_tasks() -> list[asyncio.Task[Any]]:
 
 def streams(channel: AsyncChannel) -> int:
     return sum(len(connection.streams) for connection in channel._connections)
-
-
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-async def refused(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as found:
-        await call
-    return found.value
 
 
 # grpc.aio's server

@@ -5,7 +5,7 @@ import logging
 import os
 import ssl
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from clients.wire.rpc.connection import Bounds
 from clients.wire.rpc.server import AsyncServer, Patience
 from clients.wire.rpc.tls import server_context
 from tests.certificates import Authority
+from tests.clients.wire.rpc.waiting import refused, until
 
 LARGE = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
 OWN: Any = [("grpc.use_local_subchannel_pool", 1), *LARGE]
@@ -163,6 +164,18 @@ async def serving(service: Service, interceptors: Any = (), **more: Any) -> Asyn
 
 
 @contextlib.asynccontextmanager
+async def serving_one(name: str, handler: Any) -> AsyncIterator[tuple[AsyncServer, Any]]:
+    """A server of the one method, /s/*name*, and a channel of grpcio's to it."""
+    server = AsyncServer()
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", {name: handler}),))
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OWN) as channel:
+        yield server, channel
+    await server.stop(None)
+
+
+@contextlib.asynccontextmanager
 async def calling(interceptors: Any = (), **more: Any) -> AsyncIterator[tuple[Service, grpc.aio.Channel]]:
     """A served service, and a channel of grpcio's to it."""
     service = Service()
@@ -171,18 +184,6 @@ async def calling(interceptors: Any = (), **more: Any) -> AsyncIterator[tuple[Se
         grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OWN) as channel,
     ):
         yield service, channel
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not is_so():
-            await asyncio.sleep(0.005)
-
-
-async def failure(call: Awaitable[Any]) -> grpc.aio.AioRpcError:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await call
-    return caught.value
 
 
 async def settled(number: Callable[[], int]) -> int:
@@ -254,26 +255,26 @@ async def test_a_call_without_a_deadline_has_no_time_remaining() -> None:
 async def test_a_handler_aborts_with_any_code(code: grpc.StatusCode) -> None:
     async with calling() as (_, channel):
         number = int(code.value[0])
-        error = await failure(channel.unary_unary("/s/abort")(b"%d" % number))
+        error = await refused(channel.unary_unary("/s/abort")(b"%d" % number))
     assert (error.code(), error.details()) == (code, f"über {number}%")
     assert ("why", "so") in tuple(error.trailing_metadata())
 
 
 async def test_aborting_with_ok_is_unknown() -> None:
     async with calling() as (_, channel):
-        assert (await failure(channel.unary_unary("/s/abort")(b"0"))).code() is grpc.StatusCode.UNKNOWN
+        assert (await refused(channel.unary_unary("/s/abort")(b"0"))).code() is grpc.StatusCode.UNKNOWN
 
 
 async def test_a_status_that_is_set_ends_the_call() -> None:
     async with calling() as (_, channel):
-        error = await failure(channel.unary_unary("/s/set_code")(b"x"))
+        error = await refused(channel.unary_unary("/s/set_code")(b"x"))
     assert (error.code(), error.details()) == (grpc.StatusCode.NOT_FOUND, "not here")
 
 
 @pytest.mark.parametrize("name", ["fail", "bad_trailers", "bad_head", "bad_answer"])
 async def test_what_a_handler_raises_is_logged_and_told_to_nobody(name: str, caplog: pytest.LogCaptureFixture) -> None:
     async with calling() as (_, channel):
-        error = await failure(channel.unary_unary(f"/s/{name}")(b"x"))
+        error = await refused(channel.unary_unary(f"/s/{name}")(b"x"))
         assert await channel.unary_unary("/s/echo")(b"x") == b"x"
     assert error.code() is grpc.StatusCode.UNKNOWN
     assert "secret" not in str(error.details())
@@ -282,13 +283,13 @@ async def test_what_a_handler_raises_is_logged_and_told_to_nobody(name: str, cap
 
 async def test_a_request_that_cannot_be_parsed_is_internal() -> None:
     async with calling() as (_, channel):
-        assert (await failure(channel.unary_unary("/s/parsed")(b"\xff"))).code() is grpc.StatusCode.INTERNAL
+        assert (await refused(channel.unary_unary("/s/parsed")(b"\xff"))).code() is grpc.StatusCode.INTERNAL
 
 
 async def test_an_unknown_method_is_unimplemented() -> None:
     async with calling() as (_, channel):
         for path in ("/s/none", "/t/echo", "/"):
-            assert (await failure(channel.unary_unary(path)(b"x"))).code() is grpc.StatusCode.UNIMPLEMENTED
+            assert (await refused(channel.unary_unary(path)(b"x"))).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_service_that_raises_when_asked_for_a_handler_fails_its_call_alone(caplog: pytest.LogCaptureFixture) -> None:
@@ -305,7 +306,7 @@ async def test_a_service_that_raises_when_asked_for_a_handler_fails_its_call_alo
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OWN) as channel:
         waiting = asyncio.ensure_future(channel.unary_unary("/s/wait")(b"x"))
         await service.began.wait()
-        assert (await failure(channel.unary_unary("/broken")(b"x"))).code() is grpc.StatusCode.UNKNOWN
+        assert (await refused(channel.unary_unary("/broken")(b"x"))).code() is grpc.StatusCode.UNKNOWN
         service.go.set()
         assert await waiting == b"x"
     await server.stop(None)
@@ -317,7 +318,7 @@ async def test_a_service_that_raises_when_asked_for_a_handler_fails_its_call_alo
 
 async def test_a_deadline_cancels_the_handler() -> None:
     async with calling() as (service, channel):
-        error = await failure(channel.unary_unary("/s/wait")(b"x", timeout=0.1))
+        error = await refused(channel.unary_unary("/s/wait")(b"x", timeout=0.1))
         assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
         await service.cancelled.wait()
         assert service.num_running == 0
@@ -346,20 +347,14 @@ async def test_what_a_handler_does_at_its_end_is_not_cancelled_a_second_time() -
             cleaned.set()
         return b""
 
-    server = AsyncServer()
-    method = {"careful": grpc.unary_unary_rpc_method_handler(careful)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", method),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OWN) as channel:
-        await failure(channel.unary_unary("/s/careful")(b"x", timeout=0.05))
+    async with serving_one("careful", grpc.unary_unary_rpc_method_handler(careful)) as (server, channel):
+        await refused(channel.unary_unary("/s/careful")(b"x", timeout=0.05))
         for connection in list(server.connections):
             connection.abort("it breaks while the handler cleans up")
         await until(lambda: not server.connections)
         done.set()
         async with asyncio.timeout(10):
             await cleaned.wait()
-    await server.stop(None)
 
 
 async def test_a_callback_that_fails_leaves_the_others(caplog: pytest.LogCaptureFixture) -> None:
@@ -370,14 +365,8 @@ async def test_a_callback_that_fails_leaves_the_others(caplog: pytest.LogCapture
         context.add_done_callback(lambda context: seen.append(context.done()))
         return request
 
-    server = AsyncServer()
-    method = {"handle": grpc.unary_unary_rpc_method_handler(handle)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", method),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OWN) as channel:
+    async with serving_one("handle", grpc.unary_unary_rpc_method_handler(handle)) as (_, channel):
         assert await channel.unary_unary("/s/handle")(b"x") == b"x"
-    await server.stop(None)
     assert seen == [True]
     assert "a callback of a gRPC call failed" in caplog.text
 
@@ -404,9 +393,9 @@ async def test_large_messages_travel_both_ways() -> None:
 async def test_a_message_above_the_bound_is_refused_and_the_connection_lives() -> None:
     async with calling(bounds=Bounds(max_message_bytes=1_000)) as (_, channel):
         for packing in (grpc.Compression.NoCompression, grpc.Compression.Gzip):
-            error = await failure(channel.unary_unary("/s/echo")(bytes(1_001), compression=packing))
+            error = await refused(channel.unary_unary("/s/echo")(bytes(1_001), compression=packing))
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
-            error = await failure(channel.stream_unary("/s/sum")(iter([bytes(1_001)]), compression=packing))
+            error = await refused(channel.stream_unary("/s/sum")(iter([bytes(1_001)]), compression=packing))
             assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
         assert len(await channel.unary_unary("/s/echo")(bytes(1_000))) == 1_000
 
@@ -459,22 +448,16 @@ async def test_two_writers_of_one_handler_both_go_on_when_there_is_room() -> Non
 
         await asyncio.gather(write(b"a"), write(b"b"))
 
-    server = AsyncServer()
-    method = {"both": grpc.unary_stream_rpc_method_handler(both)}
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("s", method),))
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=OWN) as channel, asyncio.timeout(20):
+    async with serving_one("both", grpc.unary_stream_rpc_method_handler(both)) as (_, channel), asyncio.timeout(20):
         assert len([answer async for answer in channel.unary_stream("/s/both")(b"")]) == 80
-    await server.stop(None)
 
 
 async def test_more_calls_than_are_worked_on_are_refused() -> None:
     async with calling(max_running=3) as (service, channel):
         calls = [asyncio.ensure_future(channel.unary_unary("/s/wait")(b"x")) for _ in range(3)]
         await until(lambda: service.num_running == 3)
-        refused = await failure(channel.unary_unary("/s/echo")(b"x", timeout=5))
-        assert refused.code() is grpc.StatusCode.UNAVAILABLE
+        error = await refused(channel.unary_unary("/s/echo")(b"x", timeout=5))
+        assert error.code() is grpc.StatusCode.UNAVAILABLE
         service.go.set()
         assert await asyncio.gather(*calls) == [b"x"] * 3
 
@@ -514,7 +497,7 @@ async def test_an_interceptor_replaces_the_handler_also_by_one_of_another_kind()
         call = channel.stream_stream("/s/each")()
         await call.write(b"x")
         for one in (channel.unary_unary("/s/echo")(b"x"), channel.stream_unary("/s/sum")(iter([b"1"])), call.read()):
-            assert (await failure(one)).code() is grpc.StatusCode.PERMISSION_DENIED
+            assert (await refused(one)).code() is grpc.StatusCode.PERMISSION_DENIED
     many = grpc.stream_stream_rpc_method_handler(Service().each)
     async with calling([Replacing(many)]) as (_, channel):
         assert await channel.unary_unary("/s/echo")(b"x") == b"x"
@@ -526,11 +509,11 @@ async def test_an_interceptor_that_fails_or_finds_no_handler_ends_the_call(caplo
             raise KeyError("the secret")
 
     async with calling([Broken()]) as (_, channel):
-        error = await failure(channel.unary_unary("/s/echo")(b"x"))
+        error = await refused(channel.unary_unary("/s/echo")(b"x"))
         assert (error.code(), "secret" in str(error.details())) == (grpc.StatusCode.UNKNOWN, False)
     assert "the secret" in caplog.text
     async with calling([Replacing(None)]) as (_, channel):
-        assert (await failure(channel.unary_unary("/s/echo")(b"x"))).code() is grpc.StatusCode.UNIMPLEMENTED
+        assert (await refused(channel.unary_unary("/s/echo")(b"x"))).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 # Health, and ports
@@ -546,7 +529,7 @@ async def test_grpcios_health_servicer_is_served() -> None:
         stub: Any = health_pb2_grpc.HealthStub(channel)
         await health.set("x", serving_)
         assert (await stub.Check(health_pb2.HealthCheckRequest(service="x"))).status == serving_
-        assert (await failure(stub.Check(health_pb2.HealthCheckRequest(service="y")))).code() is grpc.StatusCode.NOT_FOUND
+        assert (await refused(stub.Check(health_pb2.HealthCheckRequest(service="y")))).code() is grpc.StatusCode.NOT_FOUND
         watch = stub.Watch(health_pb2.HealthCheckRequest(service="x"))
         assert (await watch.read()).status == serving_
         await health.set("x", not_serving)
@@ -621,7 +604,7 @@ async def test_tls_with_and_without_certificates_of_callers(tmp_path: Path) -> N
         async with grpc.aio.secure_channel(f"127.0.0.1:{port}", who, options=OWN) as channel:
             assert await channel.unary_unary("/s/echo")(large) == large
     async with grpc.aio.secure_channel(f"127.0.0.1:{closed_port}", anybody, options=OWN) as channel:
-        assert (await failure(channel.unary_unary("/s/echo")(b"x", timeout=5))).code() is grpc.StatusCode.UNAVAILABLE
+        assert (await refused(channel.unary_unary("/s/echo")(b"x", timeout=5))).code() is grpc.StatusCode.UNAVAILABLE
     context = ssl.create_default_context(cadata=roots.decode())
     context.set_alpn_protocols(["http/1.1", "h2"])
     _, writer = await asyncio.open_connection("127.0.0.1", open_port, ssl=context)
@@ -669,7 +652,7 @@ async def test_calls_under_way_are_finished_and_new_ones_refused() -> None:
         await service.began.wait()
         stopping = asyncio.create_task(server.stop(30))
         assert await server.wait_for_termination(0) is True
-        error = await failure(channel.unary_unary("/s/late")(b"x", timeout=10))
+        error = await refused(channel.unary_unary("/s/late")(b"x", timeout=10))
         # Until the caller answers the first goodbye its calls still count.
         assert error.code() in {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.UNIMPLEMENTED}
         assert not stopping.done()
@@ -677,7 +660,7 @@ async def test_calls_under_way_are_finished_and_new_ones_refused() -> None:
         assert await call == b"x"
         await stopping
         assert await server.wait_for_termination(1) is False
-        assert (await failure(channel.unary_unary("/s/echo")(b"x", timeout=10))).code() is grpc.StatusCode.UNAVAILABLE
+        assert (await refused(channel.unary_unary("/s/echo")(b"x", timeout=10))).code() is grpc.StatusCode.UNAVAILABLE
 
 
 def port_of(server: AsyncServer) -> int:
@@ -692,7 +675,7 @@ async def test_after_the_grace_handlers_are_cancelled_and_callers_told() -> None
         await service.began.wait()
         await server.stop(0.1)
         for call in (*calls, drained(blocked)):
-            assert (await failure(call)).code() is grpc.StatusCode.UNAVAILABLE
+            assert (await refused(call)).code() is grpc.StatusCode.UNAVAILABLE
         assert service.num_running == 0
         assert service.cancelled.is_set()
 
@@ -765,7 +748,7 @@ async def test_stopping_twice_or_before_the_start_or_at_once_is_fine(caplog: pyt
         await asyncio.sleep(0)
         await server.stop(None)
         await patient
-        assert (await failure(call)).code() is grpc.StatusCode.UNAVAILABLE
+        assert (await refused(call)).code() is grpc.StatusCode.UNAVAILABLE
         await server.stop(5)
     assert not caplog.records
 
