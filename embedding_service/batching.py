@@ -86,11 +86,17 @@ class PassSlots:
 
     def __init__(self, total: int) -> None:
         self.num_free = total
+        self._total = total
         self._members: deque[Callable[[], None]] = deque()
 
     def join(self, dispatch: Callable[[], None]) -> None:
         """*dispatch* is called when a slot is free that others did not want."""
         self._members.append(dispatch)
+
+    @property
+    def are_all_free(self) -> bool:
+        """Whether no pass is under way."""
+        return self.num_free == self._total
 
     def take(self) -> None:
         """A pass starts; the caller has seen that a slot is free."""
@@ -241,7 +247,8 @@ class Batcher:
             self._telemetry.entries_dropped("departed", taken.num_departed)
 
     def _start(self, taken: Taken) -> None:
-        future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch)
+        is_alone = self._slots.are_all_free and not self._queue.num_entries
+        future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch, is_alone)
         self._slots.take()
         self._running[future] = taken.rows
         future.add_done_callback(lambda done: self._finish(taken, done))
@@ -268,7 +275,7 @@ class Batcher:
             self._settle_failed(entries, ended.fault)
         self._note_health(is_healthy=ended.fault is None)
         num_tokens = sum(entry.num_tokens for entry in entries)
-        self._learn_speed(num_tokens, ended.seconds)
+        self._learn_speed(num_tokens, ended)
         computed = ended.taken.computed_tokens(self._queue.limits.padding_cost)
         self._telemetry.batch_ended(BatchFacts(len(entries), num_tokens, computed, ended.seconds, ended.fault is not None))
 
@@ -283,27 +290,34 @@ class Batcher:
             error.__cause__ = fault
             _fail(entry, error)
 
-    def _learn_speed(self, num_tokens: int, seconds: float) -> None:
+    def _learn_speed(self, num_tokens: int, ended: "Pass") -> None:
         """From passes that are worth one: a lone short text says little about how fast a full queue would run."""
         if num_tokens < self._queue.limits.max_batch_tokens / 2:
             return
-        speed = self._backend.engine.concurrency * num_tokens / max(seconds, 1e-6)
+        num_beside = 1 if ended.is_alone else self._backend.engine.concurrency
+        speed = num_beside * num_tokens / max(ended.seconds, 1e-6)
         self._tokens_per_second += (0.1 if self._tokens_per_second else 1.0) * (speed - self._tokens_per_second)
 
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """A forward pass that has ended: what was in it (and what left it unexecuted), and its *result* or its *fault*."""
+    """A forward pass that has ended: what was in it (and what left it unexecuted), and its *result* or its *fault*.
+
+    *is_alone* as in `backend.Batch`.
+    """
 
     taken: Taken
     began: float
     seconds: float
     result: BatchResult
     fault: BaseException | None = None
+    is_alone: bool = False
 
 
-def run_pass(backend: Backend, entries: Sequence[Entry]) -> Pass:
+def run_pass(backend: Backend, entries: Sequence[Entry], is_alone: bool) -> Pass:
     """Run *entries* through *backend* now, but for those that nobody waits for any more. On a thread of the batcher's.
+
+    *is_alone* as in `backend.Batch`.
 
     Whatever the backend raises becomes the pass's fault.
     """
@@ -311,12 +325,12 @@ def run_pass(backend: Backend, entries: Sequence[Entry]) -> Pass:
     taken = still_wanted(entries, began)
     if not taken.batch:
         return Pass(taken, began, 0.0, [])
-    batch = _batch_of(taken.batch)
+    batch = _batch_of(taken.batch, is_alone=is_alone)
     try:
         result = _checked(backend.embed(batch), batch)
     except Exception as fault:  # a backend may raise anything, and its batch must be settled whatever it was
-        return Pass(taken, began, time.monotonic() - began, [], fault)
-    return Pass(taken, began, time.monotonic() - began, result)
+        return Pass(taken, began, time.monotonic() - began, [], fault, is_alone)
+    return Pass(taken, began, time.monotonic() - began, result, None, is_alone)
 
 
 async def run_rows(
@@ -336,10 +350,10 @@ async def run_rows(
         future.cancel()
 
 
-def _batch_of(entries: Sequence[Entry]) -> Batch:
+def _batch_of(entries: Sequence[Entry], *, is_alone: bool) -> Batch:
     pair_at = tuple(entry.pair_at for entry in entries)
     token_ids, views = tuple(entry.token_ids for entry in entries), tuple(entry.views for entry in entries)
-    return Batch(token_ids, views, pair_at if any(pair_at) else ())
+    return Batch(token_ids, views, pair_at if any(pair_at) else (), is_alone)
 
 
 def _waiter(entry: Entry) -> Waiter:

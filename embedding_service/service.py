@@ -6,6 +6,7 @@ finish what is in flight within the grace, close the backend.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import signal
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -62,10 +63,9 @@ class MissingExtra(Exception):
 def warm_up(backend: Backend) -> None:
     """Run passes of a few lengths, so that the first caller does not pay for what an engine compiles lazily."""
     spec = backend.trunk
-    for length in (8, 16, 32, 64):
+    for length, num_rows, is_alone in itertools.product((8, 16, 32, 64), (1, 8), (False, True)):
         ids = tuple(range(1, min(length, spec.max_tokens, spec.vocab_size - 1) + 1))
-        for rows in (1, 8):
-            backend.embed(Batch((ids,) * rows, ((spec.default_view,),) * rows))
+        backend.embed(Batch((ids,) * num_rows, ((spec.default_view,),) * num_rows, is_alone=is_alone))
 
 
 @contextlib.asynccontextmanager

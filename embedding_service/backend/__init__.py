@@ -5,7 +5,7 @@ A backend runs one trunk. It knows nothing of requests, queues, callers or time;
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Final, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,17 +31,22 @@ class Batch:
     *token_ids* are rows of ids of any lengths, special tokens in place; the backend pads them as it likes.
     *views[i]* are the views row i is to be read by. *pair_at[i]* is where in row i the second text of a pair begins, 0 where
     there is only one text; empty when all rows are single texts. Tokens from there on are of segment 1, all others of 0.
+    *is_alone*: no other pass was under way on the device when this one began, and none waited, so it may take all of it.
     """
 
     token_ids: tuple[tuple[int, ...], ...]
     views: tuple[tuple[View, ...], ...]
     pair_at: tuple[int, ...] = ()
+    is_alone: bool = False
 
     @property
     def num_tokens(self) -> int:
         """Tokens without padding."""
         return sum(len(ids) for ids in self.token_ids)
 
+
+LONE_THREADS: Final = 4
+"""At most so many compute a pass that is alone, where passes side by side have one each: small products gain little by more."""
 
 BatchResult = list[list[FloatArray]]
 """result[i][j] is row i read by its view j: float32 [width'] for a pooled view, [tokens, width'] for tokens."""

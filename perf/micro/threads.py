@@ -1,17 +1,20 @@
 """`python -m perf.micro.threads`: how to spend the cores: passes side by side with a thread each, or one pass with all of them.
 
-Three layouts of OpenVINO over the same texts, in turns: one process with a pass a core (as the service runs it), one process with
-one pass on all cores, and a process a core with one pass each.
+Three layouts of OpenVINO over the same texts, in turns: one process with a pass a core (as the service runs it under load), one
+process with one pass on several, and a process a core with one pass each. And what a text that comes alone waits for its pass,
+on one core and on several (as the service runs it), with pauses in between as in a service that is hardly used.
 """
 
 import argparse
 import multiprocessing
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
 
+from embedding_service.backend import Backend, Batch, BatchResult
 from embedding_service.backend.load import PreparedTrunk, num_cores
 from embedding_service.backend.openvino import OpenVinoBackend, Precision
 from embedding_service.models.prepare import prepare
@@ -23,20 +26,50 @@ from perf.workloads import load_workload
 from trunkline import paths
 
 BATCH_SIZES = (1, 4, 16)
+LONE_TEXTS = 100
+LONE_PAUSE_SECONDS = 0.003
 
 Ids = Sequence[tuple[int, ...]]
 Layout = Callable[[int, float], float]
 """Texts a second with batches of that size, over so many seconds."""
 
 
-def backend_of(prepared: PreparedTrunk, concurrency: int, threads_a_pass: int) -> OpenVinoBackend:
-    """*prepared*, run by so many passes at once with so many threads each."""
+def backend_of(prepared: PreparedTrunk, concurrency: int) -> OpenVinoBackend:
+    """*prepared*, run by so many passes at once, or by one with as many threads."""
     precision: Precision = "bf16" if prepared.engine_name == "openvino-bf16" else "f32"
     engine = replace(prepared.engine, concurrency=concurrency)
-    return OpenVinoBackend(prepared.spec, engine, prepared.graph, precision, threads_a_pass=threads_a_pass)
+    return OpenVinoBackend(prepared.spec, engine, prepared.graph, precision, lone_threads=concurrency)
 
 
-def in_one_process(backend: OpenVinoBackend, token_ids: Ids, size: int, seconds: float) -> float:
+class OneAtATime:
+    """*backend*, all of whose passes are alone; a `Backend`."""
+
+    def __init__(self, backend: OpenVinoBackend) -> None:
+        self._backend = backend
+        self.trunk = backend.trunk
+        self.engine = replace(backend.engine, concurrency=1)
+
+    def embed(self, batch: Batch) -> BatchResult:
+        """See `embedding_service.backend.Backend`."""
+        return self._backend.embed(replace(batch, is_alone=True))
+
+    def close(self) -> None:
+        """See `embedding_service.backend.Backend`; whose backend it is closes it."""
+
+
+def lone_milliseconds(backend: Backend, token_ids: Ids) -> float:
+    """The median of a pass of one text, each after a pause."""
+    views = ((backend.trunk.default_view,),)
+    taken = []
+    for ids in token_ids[:LONE_TEXTS]:
+        time.sleep(LONE_PAUSE_SECONDS)
+        began = time.perf_counter()
+        backend.embed(Batch((ids,), views))
+        taken.append(time.perf_counter() - began)
+    return statistics.median(taken) * 1000
+
+
+def in_one_process(backend: Backend, token_ids: Ids, size: int, seconds: float) -> float:
     """One layout that needs no other process."""
     return bare_loop(backend, token_ids, size, seconds).throughput
 
@@ -57,7 +90,7 @@ def in_processes(prepared: PreparedTrunk, token_ids: Ids, count: int, size: int,
 
 
 def _measure(prepared: PreparedTrunk, token_ids: Ids, size: int, seconds: float, barrier: "object", answers: "object") -> None:
-    with closing(backend_of(prepared, 1, 1)) as backend:
+    with closing(backend_of(prepared, 1)) as backend:
         bare_loop(backend, token_ids, size, 0.2)
         barrier.wait(60)  # type: ignore[attr-defined]
         answers.put(bare_loop(backend, token_ids, size, seconds).throughput)  # type: ignore[attr-defined]
@@ -72,8 +105,9 @@ def main() -> None:
     given = parser.parse_args()
     console, cores = wide_console(), num_cores()
     prepared = prepare(None, cache_dir=paths.cache_dir(), engine=given.engine, progress=console.print)
-    beside, together = backend_of(prepared, cores, 1), backend_of(prepared, 1, cores)
-    with closing(beside), closing(together):
+    beside = backend_of(prepared, cores)
+    together = OneAtATime(beside)
+    with closing(beside):
         token_ids = token_ids_of(beside, load_workload("short", paths.cache_dir(), prepared.spec.tokenizer_json).texts)
         layouts: dict[str, Layout] = {
             f"1 process, {cores} passes with 1 thread": partial(in_one_process, beside, token_ids),
@@ -90,6 +124,10 @@ def main() -> None:
                 ratios = [value / base for value, base in zip(values, first, strict=True)]
                 said = f"{statistics.median(values):.0f} texts/s, {spread(ratios)} of the first"
                 console.print(f"batches of {size}: {name}: {said}")
+        lone = [(lone_milliseconds(beside, token_ids), lone_milliseconds(together, token_ids)) for _ in range(given.rounds)]
+        narrow, wide = (statistics.median(values) for values in zip(*lone, strict=True))
+        ratios = [one / other for one, other in lone]
+        console.print(f"a text alone: {narrow:.2f} ms with 1 thread, {wide:.2f} ms with {cores}; {spread(ratios)} as long")
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@
 
 import argparse
 import asyncio
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,18 +43,41 @@ class WholeModel:
     encoder: TextEncoder
     backend: Backend
     head: HeadWeights
+    passes: "Passes"
 
     @classmethod
-    def of(cls, backend: Backend, head: HeadWeights) -> "WholeModel":
+    def of(cls, backend: Backend, head: HeadWeights, passes: "Passes") -> "WholeModel":
         """With a tokenizer of its own, as every model has."""
         trunk = backend.trunk
-        return cls(TextEncoder(trunk.tokenizer_json, max_tokens=trunk.max_tokens, prompt=trunk.prompt), backend, head)
+        encoder = TextEncoder(trunk.tokenizer_json, max_tokens=trunk.max_tokens, prompt=trunk.prompt)
+        return cls(encoder, backend, head, passes)
 
     def label(self, text: str) -> str:
         """One forward pass."""
         [encoded] = self.encoder.encode([text])
-        [[vector]] = self.backend.embed(Batch((tuple(encoded.ids),), ((_VECTOR,),)))
+        with self.passes.one() as is_alone:
+            [[vector]] = self.backend.embed(Batch((tuple(encoded.ids),), ((_VECTOR,),), is_alone=is_alone))
         return label_of(self.head, vector)
+
+
+class Passes:
+    """Those under way in this process, counted as the embedding service's batcher counts them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_running = 0
+
+    @contextlib.contextmanager
+    def one(self) -> Iterator[bool]:
+        """Another; whether it is the only one as it begins."""
+        with self._lock:
+            is_alone = not self._num_running
+            self._num_running += 1
+        try:
+            yield is_alone
+        finally:
+            with self._lock:
+                self._num_running -= 1
 
 
 def app_of(models: Sequence[WholeModel], pool: ThreadPoolExecutor) -> FastAPI:
@@ -83,7 +108,8 @@ def main() -> int:
         prepared = prepare(str(asked.trunk), cache_dir=asked.cache_dir, engine=asked.engine)
         print(f"engine {prepared.engine.label}", flush=True)
         heads = read_weights(asked.weights)[: asked.num_heads]
-        models = [WholeModel.of(load_backend(prepared), head) for head in heads]
+        passes = Passes()
+        models = [WholeModel.of(load_backend(prepared), head, passes) for head in heads]
     except PreparationError as error:
         print(error)
         return 1

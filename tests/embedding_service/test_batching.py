@@ -371,6 +371,36 @@ async def test_batchers_of_one_processor_share_its_slots_in_turns() -> None:
     assert "b" in order[2:5]
 
 
+async def test_a_pass_has_the_processor_to_itself_only_while_no_other_runs_or_waits() -> None:
+    gate = Gate()
+    backend = FakeBackend(concurrency=2, fault=gate)
+    async with batching(backend, max_batch_requests=1) as batcher:
+        first = await started(batcher, row(1))
+        beside = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
+        await until(lambda: len(backend.batches) == 2)
+        gate.open()
+        await asyncio.gather(first, beside)
+        await batcher.run([row(3), row(4)], deadline=soon())
+        await batcher.run([row(5)], deadline=soon())
+
+    told = {batch.token_ids: batch.is_alone for batch in backend.batches}
+    assert {((1,),): True, ((2,),): False, ((5,),): True} == {ids: told[ids] for ids in (((1,),), ((2,),), ((5,),))}
+    assert [False, False] == [told[ids] for ids in (((3,),), ((4,),))]
+
+
+async def test_a_pass_beside_one_of_another_trunk_is_not_alone() -> None:
+    gate, slots = Gate(), PassSlots(2)
+    backends = [FakeBackend(concurrency=2, fault=gate) for _ in range(2)]
+    batchers = [Batcher(backend, QueueLimits(), CountingTelemetry(), slots) for backend in backends]
+    asked = [await started(batcher, row(1)) for batcher in batchers]
+    gate.open()
+    await asyncio.gather(*asked)
+    for batcher in batchers:
+        await batcher.drain(5)
+
+    assert [True, False] == [backend.batches[0].is_alone for backend in backends]
+
+
 async def test_nothing_interactive_is_added_behind_more_work_than_may_wait() -> None:
     gate = Gate()
     gate.open()

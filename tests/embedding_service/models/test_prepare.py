@@ -4,7 +4,7 @@ import json
 import numpy as np
 import pytest
 
-from embedding_service.backend import Batch, View
+from embedding_service.backend import BackendError, Batch, View
 from embedding_service.backend.load import load_backend
 from embedding_service.models.bert import read_config, read_weights
 from embedding_service.models.errors import PreparationError
@@ -26,14 +26,27 @@ def test_ragged_rows_and_pairs_agree_with_a_plain_bert_at_every_layer(tmp_path, 
     weights = read_weights(trunk, config)
     views = tuple(View("tokens", layer, normalize=False) for layer in (-1, -2, -3))
 
-    results = {pair_at: backend.embed(Batch(ROWS, (views,) * len(ROWS), pair_at)) for pair_at in ((), (0, 4, 1))}
+    results = {
+        (pair_at, is_alone): backend.embed(Batch(ROWS, (views,) * len(ROWS), pair_at, is_alone))
+        for pair_at in ((), (0, 4, 1))
+        for is_alone in (False, True)
+    }
     backend.close()
 
-    for pair_at, result in results.items():
+    for (pair_at, _), result in results.items():
         for ids, begin, arrays in zip(ROWS, pair_at or (0, 0, 0), result, strict=True):
             states = hidden_states(config, weights, ids, begin)
             for layer, array in zip((-1, -2, -3), arrays, strict=True):
                 np.testing.assert_allclose(array, states[layer], atol=1e-4)
+
+
+@pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("is_alone", [False, True])
+def test_a_closed_engine_says_so(tmp_path, engine, is_alone):
+    backend = load_backend(prepare(str(make_tiny_trunk(tmp_path / "tiny")), cache_dir=tmp_path / "cache", engine=engine))
+    backend.close()
+    with pytest.raises(BackendError, match="closed"):
+        backend.embed(Batch(ROWS, ((View(),),) * len(ROWS), is_alone=is_alone))
 
 
 def test_a_second_preparation_finds_the_first(tmp_path):
