@@ -15,12 +15,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
-# Results that do not depend on the order of a fused computation; its absence is also quiet.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
+from head_service.exporting import NUM_GOLDEN, TENSORFLOW_SETTINGS, WARMUP_ROWS
 from head_service.without_keras import without_keras
+
+os.environ.update(TENSORFLOW_SETTINGS | os.environ)
 
 with without_keras():
     import tensorflow as tf
@@ -31,7 +29,6 @@ from clients.wire.tensors import to_tensor
 from clients.wire.tfs import inference_pb2
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.errors import ManifestError
-from head_service.exporting import NUM_GOLDEN, WARMUP_ROWS
 from head_service.manifest import WARMUP_PATH, hash_files
 from head_service.training.features import Features, TokenFeatures, inputs_of, take, width_of
 from head_service.training.forward import logits_of

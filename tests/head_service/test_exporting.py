@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from clients.wire.catalogue import MANIFEST_PATH, Manifest
+from clients.wire.tfs import server_pb2
 from head_service import exporting
 from head_service.errors import ManifestError
 from head_service.export import export_head
@@ -37,15 +38,30 @@ def without_time(directory: Path) -> Manifest:
     return msgspec.structs.replace(verify(directory), created="", files={})
 
 
-def test_what_is_exported_beside_is_what_would_be_exported_here(tmp_path: Path) -> None:
+ONE_VS_REST = replace(LINEAR, one_vs_rest=True)
+SEVERAL = replace(LINEAR, task="multi_label")
+NUMBER = LinearHead(LINEAR.kernel[:, :1].copy(), LINEAR.bias[:1].copy(), ("value",), "regression")
+
+
+def computed(directory: Path) -> list[list[tuple[str, list[str]]]]:
+    """Operations and their inputs, of the graph and of each of its functions, whose names differ by a number that counts up."""
+    [meta_graph] = server_pb2.SavedModel.FromString((directory / "saved_model.pb").read_bytes()).meta_graphs
+    graph = meta_graph.graph_def
+    nodes = [graph.node, *(function.node_def for function in graph.library.function)]
+    return sorted([(node.op, list(node.input)) for node in some] for some in nodes)
+
+
+@pytest.mark.parametrize("head", [LINEAR, ONE_VS_REST, SEVERAL, NUMBER], ids=["linear", "one vs rest", "several", "number"])
+def test_what_is_exported_beside_is_what_would_be_exported_here(tmp_path: Path, head: LinearHead) -> None:
     beside, here = folder(tmp_path / "beside"), folder(tmp_path / "here")
-    manifest = manifest_for(LINEAR, temperature=1.5)
+    manifest = manifest_for(head, temperature=1.5)
     with exporting_beside() as export:
-        export(LINEAR, manifest, ROWS, TEXTS, beside, NONE)
+        export(head, manifest, ROWS, TEXTS, beside, NONE)
         process = export.process  # type: ignore[attr-defined]
 
-    export_head(LINEAR, manifest, ROWS, TEXTS, here)
+    export_head(head, manifest, ROWS, TEXTS, here)
     assert 0 == process.returncode
+    assert computed(here) == computed(beside)
     assert (here / WEIGHTS).read_bytes() == (beside / WEIGHTS).read_bytes()
     assert without_time(here) == without_time(beside)
     assert verify(here).files.keys() == verify(beside).files.keys()
