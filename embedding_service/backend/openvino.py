@@ -1,8 +1,10 @@
 """A trunk run by OpenVINO on the CPU, in an explicit precision."""
 
-import threading
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from queue import SimpleQueue
+from typing import Final, Literal
 
 import openvino as ov
 
@@ -12,10 +14,15 @@ from embedding_service.backend.pooling import flattened, read_views
 Precision = Literal["bf16", "f32"]
 
 
+MOST_COPIES: Final = 4
+"""With as many cores at most, each pass beside others has a compiled graph to itself: one that takes several passes at once
+wakes and waits for threads of its own, a millisecond a pass. With more cores they share one, since each holds the weights."""
+
+
 class OpenVinoBackend:
     """See `embedding_service.backend.Backend`.
 
-    The graph is compiled twice, with shared constants: with a stream a core for passes side by side, and for one pass on several.
+    The graph is compiled for passes side by side, with a thread each, and for one pass on several. Constants are shared.
     """
 
     def __init__(
@@ -24,45 +31,55 @@ class OpenVinoBackend:
         self.trunk = trunk
         self.engine = engine
         model, lone_threads = ov.Core().read_model(graph), min(lone_threads, engine.concurrency)
-        self._side_by_side: _Compiled | None = _Compiled(compile_graph(model, precision, engine.concurrency))
-        self._alone: _Compiled | None = self._side_by_side
+        self._side_by_side: _Requests | None = _Requests(_side_by_side(model, precision, engine.concurrency))
+        self._alone: _Requests | None = self._side_by_side
         if lone_threads > 1:
-            self._alone = _Compiled(compile_graph(model, precision, 1, threads_a_pass=lone_threads))
+            self._alone = _Requests([compile_graph(model, precision, 1, threads_a_pass=lone_threads)])
 
     def embed(self, batch: Batch) -> BatchResult:
         """See `embedding_service.backend.Backend`."""
-        compiled = self._alone if batch.is_alone else self._side_by_side
-        if compiled is None:
+        requests = self._alone if batch.is_alone else self._side_by_side
+        if requests is None:
             raise BackendError("the backend is closed")
-        request = compiled.request()
         inputs, lengths = flattened(batch.token_ids, batch.pair_at)
         layers = {view.layer for views in batch.views for view in views}
-        try:
-            request.infer(inputs, share_inputs=True, share_outputs=True)
-            # Views of the request's own memory: read before this thread's next pass.
-            hidden = {layer: request.get_tensor(f"hidden_{self.trunk.num_layers + 1 + layer}").data for layer in layers}
-        except RuntimeError as error:
-            raise BackendError(f"OpenVINO failed: {error}") from error
-        return read_views(hidden, lengths, batch)
+        with requests.one() as request:
+            try:
+                request.infer(inputs, share_inputs=True, share_outputs=True)
+                # Views of the request's own memory: read before it is used again.
+                hidden = {layer: request.get_tensor(f"hidden_{self.trunk.num_layers + 1 + layer}").data for layer in layers}
+            except RuntimeError as error:
+                raise BackendError(f"OpenVINO failed: {error}") from error
+            return read_views(hidden, lengths, batch)
 
     def close(self) -> None:
         """See `embedding_service.backend.Backend`."""
         self._side_by_side = self._alone = None
 
 
-class _Compiled:
-    """A compiled model; each thread has its own request."""
+class _Requests:
+    """As many passes at once as *models* are, on one each, in turns; who comes when all are in use waits."""
 
-    def __init__(self, model: ov.CompiledModel) -> None:
-        self._model = model
-        self._requests = threading.local()
+    def __init__(self, models: Sequence[ov.CompiledModel]) -> None:
+        self._free: SimpleQueue[ov.InferRequest] = SimpleQueue()
+        for model in models:
+            self._free.put(model.create_infer_request())
 
-    def request(self) -> ov.InferRequest:
-        """This thread's."""
-        request: ov.InferRequest | None = getattr(self._requests, "request", None)
-        if request is None:
-            request = self._requests.request = self._model.create_infer_request()
-        return request
+    @contextlib.contextmanager
+    def one(self) -> Iterator[ov.InferRequest]:
+        """One that nobody else uses meanwhile."""
+        request = self._free.get()
+        try:
+            yield request
+        finally:
+            self._free.put(request)
+
+
+def _side_by_side(model: ov.Model, precision: Precision, concurrency: int) -> list[ov.CompiledModel]:
+    """For each of *concurrency* passes the compiled graph it runs on."""
+    if concurrency > MOST_COPIES:
+        return [compile_graph(model, precision, concurrency)] * concurrency
+    return [compile_graph(model, precision, 1) for _ in range(concurrency)]
 
 
 def compile_graph(graph: Path | ov.Model, precision: Precision, concurrency: int, *, threads_a_pass: int = 1) -> ov.CompiledModel:

@@ -1,11 +1,14 @@
 import errno
 import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from embedding_service.backend import BackendError, Batch, View
 from embedding_service.backend.load import load_backend
+from embedding_service.backend.openvino import MOST_COPIES
 from embedding_service.models.bert import read_config, read_weights
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.fetch import check_files, fetch
@@ -47,6 +50,22 @@ def test_a_closed_engine_says_so(tmp_path, engine, is_alone):
     backend.close()
     with pytest.raises(BackendError, match="closed"):
         backend.embed(Batch(ROWS, ((View(),),) * len(ROWS), is_alone=is_alone))
+
+
+@pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])
+@pytest.mark.parametrize("concurrency", [1, 2, MOST_COPIES + 1])
+def test_passes_at_once_give_what_each_gives_by_itself(tmp_path, engine, concurrency):
+    prepared = prepare(str(make_tiny_trunk(tmp_path / "tiny")), cache_dir=tmp_path / "cache", engine=engine)
+    backend = load_backend(replace(prepared, engine=replace(prepared.engine, concurrency=concurrency)))
+    batches = [Batch(((2, *range(4, 5 + number), 3),), ((View(),),)) for number in range(20)]
+    expected = [backend.embed(batch)[0][0] for batch in batches]
+
+    with ThreadPoolExecutor(2 * concurrency) as pool:
+        found = list(pool.map(backend.embed, batches * 5))
+    backend.close()
+
+    for place, [[vector]] in enumerate(found):
+        np.testing.assert_allclose(vector, expected[place % len(batches)], atol=1e-5)
 
 
 def test_a_second_preparation_finds_the_first(tmp_path):
