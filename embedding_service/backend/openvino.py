@@ -64,6 +64,8 @@ class _Requests:
         self._free: SimpleQueue[ov.InferRequest] = SimpleQueue()
         for model in models:
             self._free.put(model.create_infer_request())
+        # Freed after their requests.
+        self._models = models
 
     @contextlib.contextmanager
     def one(self) -> Iterator[ov.InferRequest]:
