@@ -1,7 +1,7 @@
 """A head as a SavedModel version directory that the stock tensorflow_model_server serves and that explains itself.
 
-Besides `head_service.serving`, this and `head_service.training.quiet_tensorflow` are the only places that
-import TensorFlow.
+Besides `head_service.serving`, this, `head_service.lean_tensorflow` and `head_service.training.quiet_tensorflow` are the only
+places that import TensorFlow.
 """
 
 import os

@@ -27,6 +27,7 @@ HEAVY = {
     ),
     "tensorflow": (
         "head_service/export.py",
+        "head_service/lean_tensorflow.py",
         "head_service/serving/",
         "head_service/training/quiet_tensorflow.py",
         "perf/micro/head_call.py",
