@@ -13,6 +13,9 @@ from embedding_service.backend.pooling import flattened, read_views
 
 Precision = Literal["bf16", "f32"]
 
+_CORE: Final = ov.Core()
+"""One for the life of the process. The first compilation gives its thread an alternative signal stack, the end of the last
+core with its graphs frees that stack, and takes it back only from the thread that happens to run then: signals would kill."""
 
 MOST_COPIES: Final = 4
 """With as many cores at most, each pass beside others has a compiled graph to itself: one that takes several passes at once
@@ -30,7 +33,7 @@ class OpenVinoBackend:
     ) -> None:
         self.trunk = trunk
         self.engine = engine
-        model, lone_threads = ov.Core().read_model(graph), min(lone_threads, engine.concurrency)
+        model, lone_threads = _CORE.read_model(graph), min(lone_threads, engine.concurrency)
         self._side_by_side: _Requests | None = _Requests(_side_by_side(model, precision, engine.concurrency))
         self._alone: _Requests | None = self._side_by_side
         if lone_threads > 1:
@@ -93,4 +96,4 @@ def compile_graph(graph: Path | ov.Model, precision: Precision, concurrency: int
         "ENABLE_CPU_PINNING": "NO",
         "INFERENCE_PRECISION_HINT": precision,
     }
-    return ov.Core().compile_model(graph, "CPU", options)
+    return _CORE.compile_model(graph, "CPU", options)
