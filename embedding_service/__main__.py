@@ -22,7 +22,7 @@ from embedding_service.listening import ListenError
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
 from embedding_service.models.tables import prepare_table
-from embedding_service.priority import new_threads_give_way
+from embedding_service.priority import new_threads_give_way, share_the_interpreter
 from embedding_service.service import Addresses, MissingExtra, serve, warm_up
 from embedding_service.settings import Settings
 
@@ -49,6 +49,7 @@ def main() -> int:
         tables = [_table(given, settings) for given in settings.table]
         _check_names([*(backend.trunk.name for backend in backends), *(table.spec.name for table in tables)])
         calm_collector()
+        share_the_interpreter()
         uvloop.run(serve(backends, settings, _announce, tables))
     except (PreparationError, ListenError, MissingExtra, KeysError) as error:
         _log.error("%s", error)

@@ -98,8 +98,13 @@ class PassSlots:
         """Whether no pass is under way."""
         return self.num_free == self._total
 
+    @property
+    def are_shared(self) -> bool:
+        """Whether more than one takes turns."""
+        return len(self._members) > 1
+
     def take(self) -> None:
-        """A pass starts; the caller has seen that a slot is free."""
+        """A pass starts; the caller has seen that a slot is free, or has all of them and waits for its own."""
         self.num_free -= 1
 
     def give(self) -> None:
@@ -152,10 +157,6 @@ class Batcher:
     def queue(self) -> EntryQueue:
         """For reading only."""
         return self._queue
-
-    def queue_age(self) -> float:
-        """Seconds the oldest entry has waited."""
-        return self._queue.oldest_age(time.monotonic())
 
     async def run(self, rows: Sequence[Row], *, deadline: float, is_bulk: bool = False) -> Outcome:
         """Queue all *rows* or none, and wait for the last of them. *deadline* is seconds of `time.monotonic`.
@@ -224,16 +225,31 @@ class Batcher:
 
     def _dispatch(self) -> None:
         """Start as many batches as there are free slots and work for them."""
-        while (free := self._num_free_slots()) and self._may_start():
-            has_long_room = long_room(list(self._running.values()), self._concurrency, self._queue.limits.long_tokens)
-            taken = self._queue.take(time.monotonic(), free_slots=free, has_long_room=has_long_room)
-            self._let_go(taken)
-            if taken.batch:
-                self._start(taken)
-        self._telemetry.queue_changed(self._queue.num_entries, self._queue.num_tokens)
+        while (free := self._num_free_slots()) > 0 and self._may_start():
+            self._cut(free_slots=free)
+        if self._may_cut_ahead():
+            limits = self._queue.limits
+            self._cut(at_least=round(limits.ahead_share * limits.max_batch_tokens))
+
+    def _cut(self, *, free_slots: int = 1, at_least: int = 0) -> None:
+        has_long_room = long_room(list(self._running.values()), self._concurrency, self._queue.limits.long_tokens)
+        taken = self._queue.take(time.monotonic(), free_slots=free_slots, has_long_room=has_long_room, at_least=at_least)
+        self._let_go(taken)
+        if taken.batch:
+            self._start(taken)
 
     def _num_free_slots(self) -> int:
         return min(self._slots.num_free, self._concurrency - len(self._running))
+
+    def _may_cut_ahead(self) -> bool:
+        """Whether to cut a batch for the thread whose pass ends first: it then begins the next one without us.
+
+        One at a time, and only where a full one waits without bulk rows, so that little is lost by not waiting for what comes
+        meanwhile. Others who share the slots would never get one.
+        """
+        if len(self._running) != self._concurrency or self._slots.are_shared:
+            return False
+        return self._queue.interactive_tokens >= self._queue.limits.max_batch_tokens
 
     def _may_start(self) -> bool:
         return may_start(self._queue.rows, list(self._running.values()), self._queue.limits.side_pass_share)
@@ -337,16 +353,17 @@ async def run_rows(
     admit: Callable[[list[Entry]], None], rows: Sequence[Row], *, deadline: float, is_bulk: bool = False
 ) -> Outcome:
     """*rows* by way of *admit*, as `Batcher.run` does it."""
-    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Outcome] = loop.create_future()
     pending = PendingRequest(len(rows), future)
     now = time.monotonic()
     admit([Entry(row.token_ids, row.views, pending, i, now, deadline, is_bulk, row.pair_at) for i, row in enumerate(rows)])
+    # Not asyncio.timeout: that is a tenth of what the loop does for a text.
+    timer = loop.call_later(deadline - now, pending.fail, DeadlineExceeded("the deadline passed before the vectors were ready"))
     try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            return await future
-    except TimeoutError:
-        raise DeadlineExceeded("the deadline passed before the vectors were ready") from None
+        return await future
     finally:
+        timer.cancel()
         future.cancel()
 
 

@@ -313,4 +313,4 @@ def gather(arrays: Sequence[FloatArray], view: View) -> ViewVectors:
     """The rows of one *view* as one array."""
     if view.pooling == "tokens":
         return ViewVectors(np.concatenate(arrays), tuple(len(array) for array in arrays))
-    return ViewVectors(np.stack(arrays))
+    return ViewVectors(arrays[0][np.newaxis] if len(arrays) == 1 else np.stack(arrays))

@@ -1,4 +1,4 @@
-"""Who goes first where all cores are busy: the event loop, not the forward passes.
+"""Who goes first where all cores are busy: the event loop, not the forward passes; and who has the interpreter, for how long.
 
 Whoever is refused should learn it at once, and a pass that waits a millisecond for that is not noticed. On Linux a priority is a
 thread's own; elsewhere nothing changes.
@@ -6,6 +6,7 @@ thread's own; elsewhere nothing changes.
 
 import contextlib
 import os
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,7 +15,16 @@ from typing import Final
 STEPS: Final = 5
 """Of niceness, behind the rest of the process."""
 
+SWITCH_SECONDS: Final = 0.0002
+"""How long who has the interpreter may keep others waiting. A pass needs it for a moment when it begins and when it ends, and
+its core has nothing else to do meanwhile; the event loop has it for milliseconds while it tells the callers of a batch."""
+
 _THREADS: Final = Path("/proc/self/task")
+
+
+def share_the_interpreter() -> None:
+    """Let no thread of this process wait for the interpreter for longer than `SWITCH_SECONDS`, if another has it."""
+    sys.setswitchinterval(SWITCH_SECONDS)
 
 
 def give_way() -> None:

@@ -55,7 +55,8 @@ class QueueLimits:
     *pass_overhead* is what a forward pass costs beside its tokens, told in tokens: weights read once, kernels set up for
     another shape. *padding_cost* is the engine's (`backend.EngineSpec`). *ageing* is in tokens a second: how fast waiting
     makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is. *side_pass_share*:
-    how many rows must wait for another pass to start beside a running one, as a share of that one's rows. *bulk_queue_share*
+    how many rows must wait for another pass to start beside a running one, as a share of that one's rows. *ahead_share*: how
+    much of *max_batch_tokens* a batch must carry to be cut before a thread is free for it. *bulk_queue_share*
     is how much of *max_queued_tokens* may be taken when a bulk list is to be added, so that interactive ones find room.
     *max_wait_seconds*: nothing interactive is added behind more work than runs in that time. *max_queue_seconds*: nothing is
     added to a class whose oldest entry has waited longer than that. Rows of *long_tokens* and more keep a thread for long: see
@@ -73,6 +74,7 @@ class QueueLimits:
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
     side_pass_share: float = 0.5
+    ahead_share: float = 0.5
     long_tokens: int = 128
 
 
@@ -196,8 +198,8 @@ class EntryQueue(Protocol):
         """Queue all *entries*."""
         ...
 
-    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
-        """Cut the next batch."""
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: int = 0) -> Taken:
+        """Cut the next batch, or none of fewer than *at_least* tokens."""
         ...
 
     def take_all(self) -> list[Entry]:
@@ -233,10 +235,12 @@ class Queue:
 
     def has_room(self, entries: list[Entry]) -> bool:
         """Whether *entries*, of one class, may be appended, all of them. An empty queue takes any list, so none starves."""
-        tokens = sum(entry.num_tokens for entry in entries)
-        share = self.limits.bulk_queue_share if any(entry.is_bulk for entry in entries) else 1.0
+        if not self.num_entries:
+            return True
+        tokens = sum([entry.num_tokens for entry in entries])
+        share = self.limits.bulk_queue_share if entries and entries[0].is_bulk else 1.0
         # Not even nothing fits into a full queue.
-        return not self.num_entries or self.num_tokens + max(tokens, 1) <= share * self.limits.max_queued_tokens
+        return self.num_tokens + max(tokens, 1) <= share * self.limits.max_queued_tokens
 
     def late_classes(self, now: float) -> frozenset[bool]:
         """The classes, bulk or not, whose oldest entry has waited longer than `max_queue_seconds`."""
@@ -256,15 +260,16 @@ class Queue:
         """Seconds the longest-waiting entry has waited; 0 when nothing waits."""
         return max((now - lane[0].arrived for lane in self._lanes.values()), default=0.0)
 
-    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
-        """Cut the next batch, fairly sized when *free_slots* batches can start now. Empty when nothing runnable waits.
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: int = 0) -> Taken:
+        """Cut the next batch, fairly sized when *free_slots* batches can start now.
 
-        *has_long_room* as `long_room` has it.
+        Empty when nothing runnable waits, or when it would carry fewer than *at_least* tokens. *has_long_room* as `long_room`
+        has it.
         """
         taken = Taken()
         self._drop_dead_heads(now, taken)
         if self._lanes:
-            self._fill(taken, self._seed(now, has_long_room), now, free_slots)
+            self._fill(taken, self._seed(now, has_long_room), now, free_slots, at_least)
         return taken
 
     def _seed(self, now: float, has_long_room: bool | None) -> tuple[bool, int]:
@@ -289,7 +294,7 @@ class Queue:
         waited = now - self._lanes[lane][0].arrived
         return length + self.limits.bulk_penalty * is_bulk - self.limits.ageing * waited
 
-    def _fill(self, taken: Taken, seed: tuple[bool, int], now: float, free_slots: int) -> None:
+    def _fill(self, taken: Taken, seed: tuple[bool, int], now: float, free_slots: int, at_least: int) -> None:
         budget = self.limits.max_batch_tokens
         if free_slots > 1:
             budget = min(budget, max(self.num_tokens // free_slots, seed[1]))
@@ -297,6 +302,8 @@ class Queue:
         lanes = list(islice((lane for lane in nearest for _ in self._lanes[lane]), self.limits.max_batch_requests))
         lengths = [length for _, length in lanes]
         count = cut(lengths, budget=budget, overhead=self.limits.pass_overhead, padding_cost=self.limits.padding_cost)
+        if sum(lengths[:count]) < at_least:
+            return
         for lane in lanes[:count]:
             # The dead behind a lane's head are seen only now, so a lane may end before its turn.
             if lane in self._lanes:

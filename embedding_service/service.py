@@ -166,7 +166,7 @@ def _hosted(
             shared=None if shared is None else shared.of(backend.trunk.fingerprint, backend.engine.label),
             chain=chain_of(settings.preprocess),
         )
-        telemetry.watch_queue(name, trunk.batcher.queue_age)
+        telemetry.watch_queue(name, trunk.batcher.queue)
         trunks.append(trunk)
     return trunks
 

@@ -1,10 +1,13 @@
 """The facts worth counting, as one Protocol, and Prometheus as its only implementation. Metric names stand here alone."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry
+
+from clients.wire.series import Counts, Gauges, Histograms, Labels, Series
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +56,6 @@ class TrunkTelemetry(Protocol):
         """A forward pass ended."""
         ...
 
-    def queue_changed(self, num_entries: int, num_tokens: int) -> None:
-        """Entries came or left."""
-        ...
-
     def entries_dropped(self, reason: str, count: int) -> None:
         """Entries left the queue unexecuted: "departed" or "expired"."""
         ...
@@ -78,47 +77,72 @@ class SharedCacheTelemetry(Protocol):
         ...
 
 
-_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+class WatchedQueue(Protocol):
+    """A trunk's queue as it is now; asked whenever metrics are read."""
+
+    @property
+    def num_entries(self) -> int:
+        """Entries waiting."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens waiting."""
+        ...
+
+    def oldest_age(self, now: float) -> float:
+        """Seconds the oldest entry has waited at *now* of `time.monotonic`."""
+        ...
+
+
 _ROWS = (1, 2, 4, 8, 16, 32, 64, 128)
 
 
 class PrometheusTelemetry:
-    """Telemetry into a Prometheus registry of its own."""
+    """Telemetry into a Prometheus registry. Belongs to the event loop."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._requests = Counter("trunkline_embedding_requests_total", "Requests by outcome.", ["outcome"], registry=registry)
-        self._texts = Counter("trunkline_embedding_texts_total", "Texts answered.", registry=registry)
-        self._stages = Histogram(
-            "trunkline_embedding_duration_seconds",
-            "Durations of answered requests.",
-            ["stage"],
-            buckets=_SECONDS,
-            registry=registry,
+        self._requests = Counts("trunkline_embedding_requests_total", "Requests by outcome.", ["outcome"])
+        self._texts = Counts("trunkline_embedding_texts_total", "Texts answered.")
+        self._stages = Histograms("trunkline_embedding_duration_seconds", "Durations of answered requests.", ["stage"])
+        self._stage = {name: self._stages.of((name,)) for name in ("tokenization", "queue", "inference", "total")}
+        self._shared = Counts("trunkline_embedding_shared_cache_total", "Inputs looked up in the shared cache.", ["result"])
+        self._shared_writes = Counts(
+            "trunkline_embedding_shared_cache_writes_total", "Inputs kept in the shared cache.", ["result"]
         )
-        # Looked up once: a labelled look-up takes longer than the count.
-        self._stage = {name: self._stages.labels(name) for name in ("tokenization", "queue", "inference", "total")}
-        self._shared = Counter(
-            "trunkline_embedding_shared_cache_total", "Inputs looked up in the shared cache.", ["result"], registry=registry
+        self._trunks = _TrunkMetrics()
+        self._queues: dict[str, WatchedQueue] = {}
+        # Series that are there from the start show a rate of zero, not nothing.
+        self._texts.add((), 0)
+        Series(
+            registry,
+            [
+                self._requests,
+                self._texts,
+                self._stages,
+                self._shared,
+                self._shared_writes,
+                *self._trunks.families,
+                self._gauge("entries", "Entries waiting.", lambda queue: queue.num_entries),
+                self._gauge("tokens", "Tokens waiting.", lambda queue: queue.num_tokens),
+                self._gauge("age_seconds", "How long the oldest entry waits.", lambda q: q.oldest_age(time.monotonic())),
+            ],
         )
-        self._shared_writes = Counter(
-            "trunkline_embedding_shared_cache_writes_total", "Inputs kept in the shared cache.", ["result"], registry=registry
-        )
-        self._trunks = _TrunkMetrics(registry)
 
     def of_trunk(self, name: str) -> TrunkTelemetry:
         """Where trunk *name* tells what happens in it."""
         return _PrometheusTrunk(self._trunks, name)
 
-    def watch_queue(self, name: str, age: Callable[[], float]) -> None:
-        """*age* is asked how many seconds the oldest entry of trunk *name* has waited, whenever the metrics are read."""
-        self._trunks.queue_age.labels(name).set_function(age)
+    def watch_queue(self, name: str, queue: WatchedQueue) -> None:
+        """The queue of trunk *name* is *queue*."""
+        self._queues[name] = queue
 
     def request_ended(self, outcome: str, num_texts: int, timings: Timings | None) -> None:
         """See `Telemetry`."""
-        self._requests.labels(outcome).inc()
+        self._requests.add((outcome,))
         if timings is None:
             return
-        self._texts.inc(num_texts)
+        self._texts.add((), num_texts)
         self._stage["tokenization"].observe(timings.tokenization)
         self._stage["queue"].observe(timings.queue)
         self._stage["inference"].observe(timings.inference)
@@ -126,73 +150,66 @@ class PrometheusTelemetry:
 
     def shared_looked_up(self, result: str, count: int) -> None:
         """See `SharedCacheTelemetry`."""
-        self._shared.labels(result).inc(count)
+        self._shared.add((result,), count)
 
     def shared_written(self, result: str, count: int) -> None:
         """See `SharedCacheTelemetry`."""
-        self._shared_writes.labels(result).inc(count)
+        self._shared_writes.add((result,), count)
+
+    def _gauge(self, what: str, help_text: str, read: Callable[[WatchedQueue], float]) -> Gauges:
+        def values() -> list[tuple[Labels, float]]:
+            return [((name,), read(queue)) for name, queue in self._queues.items()]
+
+        return Gauges(f"trunkline_embedding_queue_{what}", help_text, ["trunk"], values)
 
 
 class _TrunkMetrics:
     """The families of metrics that have a label for the trunk."""
 
-    def __init__(self, registry: CollectorRegistry) -> None:
-        self.batches = Counter(
-            "trunkline_embedding_batches_total", "Forward passes by outcome.", ["trunk", "outcome"], registry=registry
-        )
-        self.rows = Histogram("trunkline_embedding_batch_rows", "Rows a batch.", ["trunk"], buckets=_ROWS, registry=registry)
-        self.tokens = Counter("trunkline_embedding_tokens_total", "Tokens wanted.", ["trunk"], registry=registry)
-        self.computed = Counter(
-            "trunkline_embedding_computed_tokens_total",
-            "Tokens computed, padding by its cost.",
-            ["trunk"],
-            registry=registry,
-        )
-        self.busy = Counter("trunkline_embedding_inference_seconds_total", "Time in the backend.", ["trunk"], registry=registry)
-        self.queue_entries = Gauge("trunkline_embedding_queue_entries", "Entries waiting.", ["trunk"], registry=registry)
-        self.queue_tokens = Gauge("trunkline_embedding_queue_tokens", "Tokens waiting.", ["trunk"], registry=registry)
-        self.queue_age = Gauge(
-            "trunkline_embedding_queue_age_seconds", "How long the oldest entry waits.", ["trunk"], registry=registry
-        )
-        self.dropped = Counter(
-            "trunkline_embedding_dropped_total", "Entries that left unexecuted.", ["trunk", "reason"], registry=registry
-        )
-        self.reused = Counter(
-            "trunkline_embedding_reused_total", "Inputs without a pass of their own.", ["trunk", "how"], registry=registry
-        )
+    def __init__(self) -> None:
+        self.batches = Counts("trunkline_embedding_batches_total", "Forward passes by outcome.", ["trunk", "outcome"])
+        self.rows = Histograms("trunkline_embedding_batch_rows", "Rows a batch.", ["trunk"], bounds=_ROWS)
+        self.tokens = Counts("trunkline_embedding_tokens_total", "Tokens wanted.", ["trunk"])
+        self.computed = Counts("trunkline_embedding_computed_tokens_total", "Tokens computed, padding by its cost.", ["trunk"])
+        self.busy = Counts("trunkline_embedding_inference_seconds_total", "Time in the backend.", ["trunk"])
+        self.dropped = Counts("trunkline_embedding_dropped_total", "Entries that left unexecuted.", ["trunk", "reason"])
+        self.reused = Counts("trunkline_embedding_reused_total", "Inputs without a pass of their own.", ["trunk", "how"])
+
+    @property
+    def families(self) -> list[Counts | Histograms]:
+        """In the order they are shown."""
+        return [self.batches, self.rows, self.tokens, self.computed, self.busy, self.dropped, self.reused]
 
 
 class _PrometheusTrunk:
-    """Telemetry of one trunk. Labelled metrics are looked up once: a look-up takes longer than the count."""
+    """Telemetry of one trunk."""
 
     def __init__(self, metrics: _TrunkMetrics, name: str) -> None:
-        self._batches = {outcome: metrics.batches.labels(name, outcome) for outcome in ("ok", "failed")}
-        self._rows = metrics.rows.labels(name)
-        self._tokens = metrics.tokens.labels(name)
-        self._computed = metrics.computed.labels(name)
-        self._busy = metrics.busy.labels(name)
-        self._queue_entries = metrics.queue_entries.labels(name)
-        self._queue_tokens = metrics.queue_tokens.labels(name)
-        self._dropped = {reason: metrics.dropped.labels(name, reason) for reason in ("departed", "expired")}
-        self._reused = {how: metrics.reused.labels(name, how) for how in ("cached", "shared", "joined")}
+        self._metrics = metrics
+        self._name = name
+        self._rows = metrics.rows.of((name,))
+        for outcome in ("ok", "failed"):
+            metrics.batches.add((name, outcome), 0)
+        for reason in ("departed", "expired"):
+            metrics.dropped.add((name, reason), 0)
+        for how in ("cached", "shared", "joined"):
+            metrics.reused.add((name, how), 0)
+        for family in (metrics.tokens, metrics.computed, metrics.busy):
+            family.add((name,), 0)
 
     def batch_ended(self, facts: BatchFacts) -> None:
         """See `TrunkTelemetry`."""
-        self._batches["failed" if facts.failed else "ok"].inc()
+        metrics, name = self._metrics, self._name
+        metrics.batches.add((name, "failed" if facts.failed else "ok"))
         self._rows.observe(facts.num_rows)
-        self._tokens.inc(facts.num_tokens)
-        self._computed.inc(facts.computed_tokens)
-        self._busy.inc(facts.seconds)
-
-    def queue_changed(self, num_entries: int, num_tokens: int) -> None:
-        """See `TrunkTelemetry`."""
-        self._queue_entries.set(num_entries)
-        self._queue_tokens.set(num_tokens)
+        metrics.tokens.add((name,), facts.num_tokens)
+        metrics.computed.add((name,), facts.computed_tokens)
+        metrics.busy.add((name,), facts.seconds)
 
     def entries_dropped(self, reason: str, count: int) -> None:
         """See `TrunkTelemetry`."""
-        self._dropped[reason].inc(count)
+        self._metrics.dropped.add((self._name, reason), count)
 
     def entries_reused(self, how: str, count: int) -> None:
         """See `TrunkTelemetry`."""
-        self._reused[how].inc(count)
+        self._metrics.reused.add((self._name, how), count)

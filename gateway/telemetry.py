@@ -12,10 +12,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from clients import HTTP_ERRORS, Deadline, Refused, TrunklineError
 from clients.wire.catalogue import Catalogue, Manifest, servables_of
+from clients.wire.series import OTHER, Counts, Gauges, Histograms, Labels, Series
 from gateway import exchange
 from gateway.classification import Answer
 from gateway.ports import FloatArray, Predictor, Rows
-from gateway.series import OTHER, Counts, Durations, Gauges, Labels, Series
 
 STAGES: Final = ("preprocess", "embed", "heads", "total")
 
@@ -72,9 +72,9 @@ class Telemetry:
         self._texts = Counts("trunkline_gateway_texts_total", "Texts answered.")
         self._tokens = Counts("trunkline_gateway_tokens_total", "Tokens of the texts answered.")
         self._truncated = Counts("trunkline_gateway_truncated_texts_total", "Texts answered that were cut.")
-        self._stages = Durations("trunkline_gateway_stage_seconds", "Stages of answered requests.", ["stage"])
+        self._stages = Histograms("trunkline_gateway_stage_seconds", "Stages of answered requests.", ["stage"])
         self._heads = Counts("trunkline_gateway_head_results_total", "Texts by head and outcome.", ["head", "outcome"])
-        self._head_seconds = Durations(
+        self._head_seconds = Histograms(
             "trunkline_gateway_head_seconds", "A request's call of one head, its waiting included.", ["head", "version"]
         )
         self._head_errors = Counts(
@@ -169,7 +169,7 @@ class Telemetry:
         for versions in (self._head_seconds, self._head_errors):
             versions.keep(lambda labels: labels[:2] in live or labels[0] == OTHER)
 
-    def _counted(self) -> list[Counts | Durations]:
+    def _counted(self) -> list[Counts | Histograms]:
         """In the order they are shown."""
         return [
             self._requests,
@@ -234,7 +234,7 @@ class BackendMetrics:
             "trunkline_gateway_backend_retries_total", "Calls tried elsewhere, by outcome.", ["backend", "outcome"]
         )
         self._hedges = Counts("trunkline_gateway_backend_hedges_total", "Calls made twice.", ["backend"])
-        self.families: Final[list[Counts | Durations | Gauges]] = [
+        self.families: Final[list[Counts | Histograms | Gauges]] = [
             self._ejections,
             self._retries,
             self._hedges,

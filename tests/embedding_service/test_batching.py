@@ -30,9 +30,6 @@ class CountingTelemetry:
     def batch_ended(self, facts: BatchFacts) -> None:
         self.batches.append(facts)
 
-    def queue_changed(self, num_entries: int, num_tokens: int) -> None:
-        pass
-
     def entries_dropped(self, reason: str, count: int) -> None:
         self.dropped[reason] = self.dropped.get(reason, 0) + count
 
@@ -131,6 +128,95 @@ async def test_rows_that_trickle_in_beside_a_large_batch_gather_before_they_star
         await calls[0]
 
     assert [4, 8, 8] == sorted(len(batch.token_ids) for batch in backend.batches)
+
+
+@pytest.mark.parametrize("concurrency", [1, 2])
+async def test_a_full_batch_is_cut_before_a_thread_is_free_for_it_and_only_one(concurrency: int) -> None:
+    gate = Gate()
+    backend = FakeBackend(concurrency=concurrency, fault=gate)
+    async with batching(backend, max_batch_tokens=8) as batcher:
+        calls = [asyncio.create_task(batcher.run([row(n)] * 8, deadline=soon())) for n in range(concurrency)]
+        await until(lambda: len(backend.batches) == concurrency)
+        calls += [asyncio.create_task(batcher.run([row(8, n)] * 4, deadline=soon())) for n in range(2)]
+        await until(lambda: batcher.queue.num_entries == 4)
+
+        assert f"<Batcher [{concurrency + 1} running, 4 queued]>" == repr(batcher)
+        assert concurrency == len(backend.batches)
+        gate.open()
+        outcomes = await asyncio.gather(*calls)
+
+    assert [8] * concurrency + [4] * 2 == [len(outcome.vectors) for outcome in outcomes]
+    assert [8] * concurrency + [4] * 2 == [len(batch.token_ids) for batch in backend.batches]
+
+
+async def _beside_a_running_pass(rows: list[Row], *, is_bulk: bool = False, slots: PassSlots | None = None) -> str:
+    """What the batcher says of itself once *rows* wait beside a pass; one of 8 tokens is full."""
+    gate = Gate()
+    batcher = Batcher(FakeBackend(fault=gate), QueueLimits(max_batch_tokens=8), CountingTelemetry(), slots)
+    calls = [await started(batcher, row(1)), asyncio.create_task(batcher.run(rows, deadline=soon(), is_bulk=is_bulk))]
+    await asyncio.sleep(0.01)
+    said = repr(batcher)
+    gate.open()
+    await asyncio.gather(*calls)
+    await batcher.drain(5)
+    return said
+
+
+@pytest.mark.parametrize(
+    ("rows", "is_bulk", "num_sharing", "expected"),
+    [
+        pytest.param([row(1)] * 8, False, 0, "[2 running, 0 queued]", id="a full batch is cut ahead"),
+        pytest.param([row(1)] * 7, False, 0, "[1 running, 7 queued]", id="one that may still grow is not"),
+        pytest.param([row(1), row(*range(40))], False, 0, "[1 running, 2 queued]", id="nor a small one with much behind it"),
+        pytest.param([row(1)] * 8, True, 0, "[1 running, 8 queued]", id="nor bulk rows, which may be overtaken"),
+        pytest.param([row(1)] * 8, False, 1, "[1 running, 8 queued]", id="nor where another trunk waits for the thread too"),
+    ],
+)
+async def test_a_batch_is_cut_ahead_where_nothing_better_could_come(
+    rows: list[Row], is_bulk: bool, num_sharing: int, expected: str
+) -> None:
+    slots = PassSlots(1)
+    for _ in range(num_sharing):
+        slots.join(lambda: None)
+
+    assert f"<Batcher {expected}>" == await _beside_a_running_pass(rows, is_bulk=is_bulk, slots=slots)
+    assert 1 == slots.num_free
+
+
+async def test_who_leaves_or_comes_too_late_in_a_batch_cut_ahead_is_never_executed() -> None:
+    gate, telemetry = Gate(), CountingTelemetry()
+    backend = FakeBackend(fault=gate)
+    async with batching(backend, telemetry, max_batch_tokens=3) as batcher:
+        first = await started(batcher, row(1))
+        stayer, leaver, late = (
+            asyncio.create_task(batcher.run([row(number)], deadline=soon(seconds)))
+            for number, seconds in ((2, 10.0), (3, 10.0), (4, 0.05))
+        )
+        await until(lambda: "[2 running, 0 queued]" in repr(batcher))
+        leaver.cancel()
+        with pytest.raises(DeadlineExceeded):
+            await late
+        gate.open()
+        await asyncio.gather(first, stayer)
+
+    assert leaver.cancelled()
+    assert [((1,),), ((2,),)] == [batch.token_ids for batch in backend.batches]
+    assert 2 == sum(telemetry.dropped.values())
+
+
+async def test_a_batch_cut_ahead_is_told_when_the_service_stops_before_its_turn() -> None:
+    gate = Gate()
+    backend = FakeBackend(fault=gate)
+    batcher = Batcher(backend, QueueLimits(max_batch_tokens=2), CountingTelemetry())
+    calls = [await started(batcher, row(1)), asyncio.create_task(batcher.run([row(2, 3)], deadline=soon()))]
+    await until(lambda: "[2 running, 0 queued]" in repr(batcher))
+    await batcher.drain(0.02)
+    with pytest.raises(Unavailable):
+        await calls[1]
+    gate.open()
+    await calls[0]
+
+    assert 1 == len(backend.batches)
 
 
 async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch() -> None:
@@ -331,7 +417,7 @@ async def test_nothing_is_added_behind_an_entry_that_has_waited_too_long() -> No
         first = asyncio.create_task(batcher.run([row(1)], deadline=soon()))
         await until(lambda: "1 running" in repr(batcher))
         waiting = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
-        await until(lambda: batcher.queue_age() > 0.05)
+        await until(lambda: batcher.queue.oldest_age(time.monotonic()) > 0.05)
         with pytest.raises(Overloaded, match="too slowly") as refused:
             await batcher.run([row(3)], deadline=soon())
         bulk = asyncio.create_task(batcher.run([row(4)], deadline=soon(), is_bulk=True))
@@ -410,8 +496,10 @@ async def test_nothing_interactive_is_added_behind_more_work_than_may_wait() -> 
         gate.close()
         asked = [asyncio.create_task(batcher.run([row(1)], deadline=soon()))]
         await until(lambda: "1 running" in repr(batcher))
-        asked.append(asyncio.create_task(batcher.run([row(*range(6))], deadline=soon())))
-        await until(lambda: batcher.queue.num_entries == 1)
+        # The first of them is cut for the thread that runs, the other waits.
+        for waiting in range(2):
+            asked.append(asyncio.create_task(batcher.run([row(*range(6))], deadline=soon())))
+            await until(lambda expected=waiting: repr(batcher) == f"<Batcher [2 running, {expected} queued]>")
         with pytest.raises(Overloaded, match="too much is waiting") as refused:
             await batcher.run([row(3)], deadline=soon())
         asked.append(asyncio.create_task(batcher.run([row(4)], deadline=soon(), is_bulk=True)))

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from embedding_service.priority import STEPS, give_way, new_threads_give_way
+from embedding_service.priority import STEPS, SWITCH_SECONDS, give_way, new_threads_give_way, share_the_interpreter
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
 
@@ -42,3 +42,12 @@ def test_only_threads_made_inside_give_way() -> None:
         stop.set()
         before.join()
         inside.join()
+
+
+def test_no_thread_keeps_the_interpreter_from_another_for_longer_than_a_moment() -> None:
+    before = sys.getswitchinterval()
+    try:
+        share_the_interpreter()
+        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
+    finally:
+        sys.setswitchinterval(before)

@@ -48,6 +48,14 @@ def test_a_batch_is_cut_by_length(queued: list[int], limits: dict[str, float], e
     assert expected == lengths(queue.take(0.0).batch)
 
 
+@pytest.mark.parametrize(("at_least", "expected"), [(21, []), (20, [10, 10]), (0, [10, 10])])
+def test_a_batch_of_too_few_tokens_stays_in_the_queue(at_least: int, expected: list[int]) -> None:
+    queue = queue_of(entry(10), entry(10), entry(400))
+
+    assert expected == lengths(queue.take(0.0, at_least=at_least).batch)
+    assert 3 - len(expected) == queue.num_entries
+
+
 @pytest.mark.parametrize(
     ("lengths", "budget", "overhead", "expected"),
     [

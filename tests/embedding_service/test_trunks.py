@@ -113,8 +113,8 @@ async def test_a_full_queue_refuses_before_tokenising_but_not_what_the_cache_kno
         gate.close()
         running = asyncio.create_task(client.embed(["w3"]))
         await until(lambda: len(backend.batches) == 2)
-        # An empty queue takes any list, and is more than full with this one.
-        waiting = asyncio.create_task(client.embed(["w4 w5 w6 w7 w8 w9"]))
+        # An empty queue takes any list, and is full with this one, which no thread takes ahead.
+        waiting = asyncio.create_task(client.embed(["w4 w5 w6 w7 w8 w9"], priority="bulk"))
         async with httpx.AsyncClient(base_url=addresses.http) as http:
             while 'queue_entries{trunk="fake"} 1.0' not in (await http.get("/metrics")).text:
                 await asyncio.sleep(0.01)

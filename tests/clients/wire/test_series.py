@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from gateway.series import SECONDS_BOUNDS, Counts, Duration, Durations, Gauges, Series
+from clients.wire.series import SECONDS_BOUNDS, Counts, Gauges, Histogram, Histograms, Series
 
 
-def exposed(*families: Counts | Durations | Gauges) -> dict[tuple[str, ...], float]:
+def exposed(*families: Counts | Histograms | Gauges) -> dict[tuple[str, ...], float]:
     """What Prometheus would read: by sample name and sorted label values."""
     registry = CollectorRegistry()
     Series(registry, families)
@@ -30,7 +30,7 @@ def test_counts_are_exposed_by_their_labels() -> None:
 
 def test_what_is_too_much_is_counted_together() -> None:
     counts = Counts("n_total", "N.", ["a", "b"], max_series=2)
-    seconds = Durations("s_seconds", "S.", ["a"], max_series=2)
+    seconds = Histograms("s_seconds", "S.", ["a"], max_series=2)
     for number in range(5):
         counts.add((str(number), "x"))
         seconds.of((str(number),)).observe(0.1)
@@ -41,7 +41,7 @@ def test_what_is_too_much_is_counted_together() -> None:
 
 
 def test_series_that_are_not_kept_end() -> None:
-    counts, seconds = Counts("n_total", "N.", ["a"]), Durations("s_seconds", "S.", ["a"])
+    counts, seconds = Counts("n_total", "N.", ["a"]), Histograms("s_seconds", "S.", ["a"])
     for name in ("old", "new"):
         counts.add((name,))
         seconds.of((name,)).observe(1)
@@ -54,7 +54,7 @@ def test_series_that_are_not_kept_end() -> None:
 
 @given(st.lists(st.floats(0, 100, allow_nan=False), max_size=50))
 def test_a_histogram_counts_what_is_at_most_each_bound(values: Sequence[float]) -> None:
-    found = Duration()
+    found = Histogram()
     for value in values:
         found.observe(value)
     buckets, total = found.cumulative()

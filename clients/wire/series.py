@@ -1,4 +1,4 @@
-"""Counters and histograms for the hot path, which belong to the event loop: no locks, a look-up and an addition each.
+"""Counters and histograms for a service's hot path, which belong to its event loop: no locks, a look-up and an addition each.
 
 prometheus_client's own take a lock and walk their buckets one by one, ten times the cost; it still writes what is exposed.
 """
@@ -53,46 +53,56 @@ class Counts:
         return found
 
 
-class Duration:
-    """One histogram of seconds. Buckets here are not cumulative."""
+class Histogram:
+    """One histogram. *bounds* ascend; buckets here are not cumulative."""
 
-    __slots__ = ("_buckets", "_sum")
+    __slots__ = ("_bounds", "_buckets", "_sum")
 
-    def __init__(self) -> None:
-        self._buckets = [0] * (len(SECONDS_BOUNDS) + 1)
+    def __init__(self, bounds: Sequence[float] = SECONDS_BOUNDS) -> None:
+        self._bounds = bounds
+        self._buckets = [0] * (len(bounds) + 1)
         self._sum = 0.0
 
-    def observe(self, seconds: float) -> None:
+    def observe(self, value: float) -> None:
         """One more."""
-        self._buckets[bisect_left(SECONDS_BOUNDS, seconds)] += 1
-        self._sum += seconds
+        self._buckets[bisect_left(self._bounds, value)] += 1
+        self._sum += value
 
     def cumulative(self) -> tuple[list[tuple[str, float]], float]:
         """As Prometheus wants it: (upper bound, how many are at most that), and the sum."""
         total, found = 0, []
-        for bound, count in zip((*map(str, SECONDS_BOUNDS), "+Inf"), self._buckets, strict=True):
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._buckets, strict=True):
             total += count
             found.append((bound, float(total)))
         return found, self._sum
 
 
-class Durations:
-    """A family of histograms, one for each tuple of label values."""
+class Histograms:
+    """A family of histograms, one for each tuple of label values. *bounds* are seconds unless others are given."""
 
-    def __init__(self, name: str, help_text: str, labels: Sequence[str], *, max_series: int = MAX_SERIES) -> None:
+    def __init__(
+        self,
+        name: str,
+        help_text: str,
+        labels: Sequence[str],
+        *,
+        bounds: Sequence[float] = SECONDS_BOUNDS,
+        max_series: int = MAX_SERIES,
+    ) -> None:
         self._name = name
         self._help = help_text
         self._labels = tuple(labels)
         self._max_series = max_series
-        self._found: dict[Labels, Duration] = {}
+        self._bounds = tuple(map(float, bounds))
+        self._found: dict[Labels, Histogram] = {}
 
-    def of(self, values: Labels) -> Duration:
+    def of(self, values: Labels) -> Histogram:
         """That of *values*; a caller on the hot path may keep it."""
         found = self._found.get(values)
         if found is None:
             if len(self._found) >= self._max_series:
                 values = (OTHER,) * len(self._labels)
-            found = self._found.setdefault(values, Duration())
+            found = self._found.setdefault(values, Histogram(self._bounds))
         return found
 
     def keep(self, wanted: Callable[[Labels], bool]) -> None:
@@ -130,7 +140,7 @@ class Gauges:
 class Series(Collector):
     """What Prometheus' registry collects: all families of *families*, in their order."""
 
-    def __init__(self, registry: CollectorRegistry, families: Sequence[Counts | Durations | Gauges]) -> None:
+    def __init__(self, registry: CollectorRegistry, families: Sequence[Counts | Histograms | Gauges]) -> None:
         self._families = families
         registry.register(self)
 
