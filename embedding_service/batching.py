@@ -229,9 +229,9 @@ class Batcher:
             self._cut(free_slots=free)
         if self._may_cut_ahead():
             limits = self._queue.limits
-            self._cut(at_least=round(limits.ahead_share * limits.max_batch_tokens))
+            self._cut(at_least=limits.ahead_share * limits.max_batch_tokens)
 
-    def _cut(self, *, free_slots: int = 1, at_least: int = 0) -> None:
+    def _cut(self, *, free_slots: int = 1, at_least: float = 0.0) -> None:
         has_long_room = long_room(list(self._running.values()), self._concurrency, self._queue.limits.long_tokens)
         taken = self._queue.take(time.monotonic(), free_slots=free_slots, has_long_room=has_long_room, at_least=at_least)
         self._let_go(taken)

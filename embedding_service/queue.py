@@ -198,7 +198,7 @@ class EntryQueue(Protocol):
         """Queue all *entries*."""
         ...
 
-    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: int = 0) -> Taken:
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: float = 0.0) -> Taken:
         """Cut the next batch, or none of fewer than *at_least* tokens."""
         ...
 
@@ -260,7 +260,7 @@ class Queue:
         """Seconds the longest-waiting entry has waited; 0 when nothing waits."""
         return max((now - lane[0].arrived for lane in self._lanes.values()), default=0.0)
 
-    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: int = 0) -> Taken:
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: float = 0.0) -> Taken:
         """Cut the next batch, fairly sized when *free_slots* batches can start now.
 
         Empty when nothing runnable waits, or when it would carry fewer than *at_least* tokens. *has_long_room* as `long_room`
@@ -294,7 +294,7 @@ class Queue:
         waited = now - self._lanes[lane][0].arrived
         return length + self.limits.bulk_penalty * is_bulk - self.limits.ageing * waited
 
-    def _fill(self, taken: Taken, seed: tuple[bool, int], now: float, free_slots: int, at_least: int) -> None:
+    def _fill(self, taken: Taken, seed: tuple[bool, int], now: float, free_slots: int, at_least: float) -> None:
         budget = self.limits.max_batch_tokens
         if free_slots > 1:
             budget = min(budget, max(self.num_tokens // free_slots, seed[1]))

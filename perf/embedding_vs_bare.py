@@ -1,6 +1,7 @@
 """`python -m perf.embedding_vs_bare`: the embedding service by each of its ways in, beside the bare engine, in turns.
 
-"in process" is the service without any protocol: what a caller in its own process would get. No way in can be better.
+"in process" is the service without any protocol: what a caller in its own process would get. No way in can be better. It is
+measured a second time without batches cut before a thread is free for them.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
+from math import inf
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -21,6 +23,7 @@ from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
 from embedding_service.infer import EmbedCall, HostedTrunk, Infer
 from embedding_service.models.prepare import prepare
+from embedding_service.priority import share_the_interpreter
 from embedding_service.queue import QueueLimits
 from embedding_service.telemetry import PrometheusTelemetry
 from embedding_service.tokenization import InputLimits
@@ -81,10 +84,10 @@ async def ways_of(service: Running, workload: Workload) -> AsyncIterator[dict[st
 
 
 @contextlib.asynccontextmanager
-async def in_process(backend: Backend, workload: Workload) -> AsyncIterator[Way]:
+async def in_process(backend: Backend, workload: Workload, limits: QueueLimits) -> AsyncIterator[Way]:
     """The service's heart around *backend*, asked for single texts by this process."""
     telemetry = PrometheusTelemetry(CollectorRegistry())
-    trunk = HostedTrunk(backend, QueueLimits(), telemetry.of_trunk(backend.trunk.name))
+    trunk = HostedTrunk(backend, limits, telemetry.of_trunk(backend.trunk.name))
     infer = Infer([trunk], InputLimits(), telemetry)
 
     async def ask(number: int) -> None:
@@ -103,8 +106,16 @@ async def compare(service: Running, backend: Backend, workload: Workload, given:
     console.print(f"{workload}, median {median:.0f} tokens; {backend.engine.label}; {os.cpu_count()} cores")
     ratios: dict[str, list[float]] = {}
     rounds = Rounds([service.pid], console.print, given.waits)
-    async with ways_of(service, workload) as outside, in_process(backend, workload) as inside:
-        ways = {f"in process, one text, {IN_FLIGHT} in flight": inside, **outside}
+    async with (
+        ways_of(service, workload) as outside,
+        in_process(backend, workload, QueueLimits()) as inside,
+        in_process(backend, workload, QueueLimits(ahead_share=inf)) as none_ahead,
+    ):
+        ways = {
+            f"in process, one text, {IN_FLIGHT} in flight": inside,
+            f"in process, one text, {IN_FLIGHT} in flight, none cut ahead": none_ahead,
+            **outside,
+        }
         for way in ways.values():
             await way(2.0)
         size = (await asyncio.to_thread(best_of, backend, token_ids, 1.0)).batch_size
@@ -121,6 +132,7 @@ async def compare(service: Running, backend: Backend, workload: Workload, given:
 
 async def run(given: argparse.Namespace, workloads: list[Workload], console: Console) -> None:
     """Prepare, measure, stop."""
+    share_the_interpreter()
     trunk = long_trunk(paths.cache_dir())
     backend = load_backend(prepare(str(trunk), cache_dir=paths.cache_dir(), engine=given.engine))
     with contextlib.closing(backend):

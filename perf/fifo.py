@@ -53,7 +53,7 @@ class FifoQueue:
         self.num_entries += len(entries)
         self.num_tokens += sum(entry.num_tokens for entry in entries)
 
-    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: int = 0) -> Taken:
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: float = 0.0) -> Taken:
         """Cut the next batch: from the front until the next would not fit; at least one. Empty when nothing runnable waits.
 
         So many tokens as *at_least* have to wait.
