@@ -18,10 +18,13 @@ import pytest
 from clients import InvalidRequest, Tls
 from clients._channel import open_async_channel
 from clients.wire.rpc import frames as h2
-from clients.wire.rpc.channel import AsyncChannel, Patience, parse_address, rpc_error
+from clients.wire.rpc.channel import AsyncChannel
+from clients.wire.rpc.client_call import rpc_error
+from clients.wire.rpc.client_connection import Patience
 from clients.wire.rpc.connection import Bounds
 from clients.wire.rpc.headers import block
 from clients.wire.rpc.messages import prefixed
+from clients.wire.rpc.sockets import parse_address
 from clients.wire.rpc.tls import client_context
 from tests.certificates import Authority, Pair
 from tests.clients.wire.rpc.peers import HEADERS, OK, Peer, free_port, grpc_server, scripted
