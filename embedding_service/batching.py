@@ -1,7 +1,7 @@
 """The batcher: single owner of the queue and of settling. It decides in one synchronous step and waits for nobody.
 
 No timer: a batch is cut when a backend slot is free and enough waits for it to be worth a pass (`queue.may_start`), so the
-next one gathers while the current one runs.
+next one gathers while the current one runs. A full one is cut before, and begins when a pass has ended, without us.
 """
 
 import asyncio
@@ -224,19 +224,14 @@ class Batcher:
         self._dispatch()
 
     def _dispatch(self) -> None:
-        """Start as many batches as there are free slots and work for them."""
+        """Start as many batches as there are free slots and work for them, and hand over one more where that is of use."""
         while (free := self._num_free_slots()) > 0 and self._may_start():
-            self._cut(free_slots=free)
+            self._start(self._queue.take(time.monotonic(), free_slots=free, has_long_room=self._has_long_room()))
         if self._may_cut_ahead():
-            limits = self._queue.limits
-            self._cut(at_least=limits.ahead_share * limits.max_batch_tokens)
+            self._start(self._queue.take_ahead(time.monotonic(), has_long_room=self._has_long_room()))
 
-    def _cut(self, *, free_slots: int = 1, at_least: float = 0.0) -> None:
-        has_long_room = long_room(list(self._running.values()), self._concurrency, self._queue.limits.long_tokens)
-        taken = self._queue.take(time.monotonic(), free_slots=free_slots, has_long_room=has_long_room, at_least=at_least)
-        self._let_go(taken)
-        if taken.batch:
-            self._start(taken)
+    def _has_long_room(self) -> bool | None:
+        return long_room(list(self._running.values()), self._concurrency, self._queue.limits.long_tokens)
 
     def _num_free_slots(self) -> int:
         return min(self._slots.num_free, self._concurrency - len(self._running))
@@ -244,12 +239,13 @@ class Batcher:
     def _may_cut_ahead(self) -> bool:
         """Whether to cut a batch for the thread whose pass ends first: it then begins the next one without us.
 
-        One at a time, and only where a full one waits without bulk rows, so that little is lost by not waiting for what comes
-        meanwhile. Others who share the slots would never get one.
+        One at a time, and only where there is enough for a full one (`Queue.take_ahead`). Others who share the slots would never
+        get one.
         """
-        if len(self._running) != self._concurrency or self._slots.are_shared:
+        queue, limits = self._queue, self._queue.limits
+        if limits.ahead_share is None or len(self._running) != self._concurrency or self._slots.are_shared:
             return False
-        return self._queue.interactive_tokens >= self._queue.limits.max_batch_tokens
+        return queue.interactive_tokens >= limits.max_batch_tokens or queue.rows.num_interactive >= limits.max_batch_requests
 
     def _may_start(self) -> bool:
         return may_start(self._queue.rows, list(self._running.values()), self._queue.limits.side_pass_share)
@@ -263,6 +259,9 @@ class Batcher:
             self._telemetry.entries_dropped("departed", taken.num_departed)
 
     def _start(self, taken: Taken) -> None:
+        self._let_go(taken)
+        if not taken.batch:
+            return
         is_alone = self._slots.are_all_free and not self._queue.num_entries
         future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch, is_alone)
         self._slots.take()
@@ -273,7 +272,10 @@ class Batcher:
         del self._running[done]
         try:
             ended = done.result()
-        except (Exception, asyncio.CancelledError) as fault:  # drained before its turn came, or the thread itself failed
+        except asyncio.CancelledError:  # drained before its turn came
+            for entry in taken.batch:
+                _fail(entry, Unavailable("the embedding service is stopping"))
+        except Exception as fault:  # the thread itself failed
             self._settle_failed(taken.batch, fault)
         else:
             self._settle(ended)
@@ -365,6 +367,8 @@ async def run_rows(
     finally:
         timer.cancel()
         future.cancel()
+        # The error it ends with knows this frame.
+        del future, pending
 
 
 def _batch_of(entries: Sequence[Entry], *, is_alone: bool) -> Batch:

@@ -1,7 +1,7 @@
 """Who goes first where all cores are busy: the event loop, not the forward passes; and who has the interpreter, for how long.
 
 Whoever is refused should learn it at once, and a pass that waits a millisecond for that is not noticed. On Linux a priority is a
-thread's own; elsewhere nothing changes.
+thread's own; elsewhere threads keep the one they have.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ _THREADS: Final = Path("/proc/self/task")
 
 
 def share_the_interpreter() -> None:
-    """Let no thread of this process wait for the interpreter for longer than `SWITCH_SECONDS`, if another has it."""
+    """Have a thread that works in Python let another that waits have its turn after `SWITCH_SECONDS`, in place of 5 ms."""
     sys.setswitchinterval(SWITCH_SECONDS)
 
 

@@ -56,7 +56,8 @@ class QueueLimits:
     another shape. *padding_cost* is the engine's (`backend.EngineSpec`). *ageing* is in tokens a second: how fast waiting
     makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is. *side_pass_share*:
     how many rows must wait for another pass to start beside a running one, as a share of that one's rows. *ahead_share*: how
-    much of *max_batch_tokens* a batch must carry to be cut before a thread is free for it. *bulk_queue_share*
+    much of *max_batch_tokens* a batch must carry, or else all the rows it may, to be cut before a thread is free for it; None:
+    none is. It counts as running from then on. *bulk_queue_share*
     is how much of *max_queued_tokens* may be taken when a bulk list is to be added, so that interactive ones find room.
     *max_wait_seconds*: nothing interactive is added behind more work than runs in that time. *max_queue_seconds*: nothing is
     added to a class whose oldest entry has waited longer than that. Rows of *long_tokens* and more keep a thread for long: see
@@ -74,7 +75,7 @@ class QueueLimits:
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
     side_pass_share: float = 0.5
-    ahead_share: float = 0.5
+    ahead_share: float | None = 0.5
     long_tokens: int = 128
 
 
@@ -198,8 +199,12 @@ class EntryQueue(Protocol):
         """Queue all *entries*."""
         ...
 
-    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: float = 0.0) -> Taken:
-        """Cut the next batch, or none of fewer than *at_least* tokens."""
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
+        """Cut the next batch."""
+        ...
+
+    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
+        """Cut the next batch for a thread that is not free yet, if it would not get better by waiting."""
         ...
 
     def take_all(self) -> list[Entry]:
@@ -260,16 +265,34 @@ class Queue:
         """Seconds the longest-waiting entry has waited; 0 when nothing waits."""
         return max((now - lane[0].arrived for lane in self._lanes.values()), default=0.0)
 
-    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: float = 0.0) -> Taken:
-        """Cut the next batch, fairly sized when *free_slots* batches can start now.
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
+        """Cut the next batch, fairly sized when *free_slots* batches can start now. Empty when nothing runnable waits.
 
-        Empty when nothing runnable waits, or when it would carry fewer than *at_least* tokens. *has_long_room* as `long_room`
-        has it.
+        *has_long_room* as `long_room` has it.
         """
         taken = Taken()
         self._drop_dead_heads(now, taken)
         if self._lanes:
-            self._fill(taken, self._seed(now, has_long_room), now, free_slots, at_least)
+            budget, seed = self.limits.max_batch_tokens, self._seed(now, has_long_room)
+            if free_slots > 1:
+                budget = min(budget, max(self.num_tokens // free_slots, seed[1]))
+            self._move(self._around(seed, budget), taken, now)
+        return taken
+
+    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
+        """Cut the next batch for a thread that is not free yet, where nothing that may come would make a better one.
+
+        That is a full one without bulk rows, which may be overtaken to the last moment, and around a long row only where it is
+        the turn of long ones (*has_long_room*). The dead that were not met yet count as well.
+        """
+        taken = Taken()
+        self._drop_dead_heads(now, taken)
+        if self._lanes:
+            is_bulk, length = seed = self._seed(now, has_long_room)
+            if not is_bulk and (length < self.limits.long_tokens or has_long_room):
+                lanes = self._around(seed, self.limits.max_batch_tokens, with_bulk=False)
+                if self._is_full(lanes):
+                    self._move(lanes, taken, now)
         return taken
 
     def _seed(self, now: float, has_long_room: bool | None) -> tuple[bool, int]:
@@ -294,17 +317,23 @@ class Queue:
         waited = now - self._lanes[lane][0].arrived
         return length + self.limits.bulk_penalty * is_bulk - self.limits.ageing * waited
 
-    def _fill(self, taken: Taken, seed: tuple[bool, int], now: float, free_slots: int, at_least: float) -> None:
-        budget = self.limits.max_batch_tokens
-        if free_slots > 1:
-            budget = min(budget, max(self.num_tokens // free_slots, seed[1]))
-        nearest = sorted(self._lanes, key=lambda key: (abs(key[1] - seed[1]), key[0]))
+    def _around(self, seed: tuple[bool, int], budget: int, *, with_bulk: bool = True) -> list[tuple[bool, int]]:
+        """For each row of a batch around *seed*, of *budget* tokens at most, the lane it is in."""
+        wanted = self._lanes if with_bulk else [lane for lane in self._lanes if not lane[0]]
+        nearest = sorted(wanted, key=lambda key: (abs(key[1] - seed[1]), key[0]))
         lanes = list(islice((lane for lane in nearest for _ in self._lanes[lane]), self.limits.max_batch_requests))
         lengths = [length for _, length in lanes]
-        count = cut(lengths, budget=budget, overhead=self.limits.pass_overhead, padding_cost=self.limits.padding_cost)
-        if sum(lengths[:count]) < at_least:
-            return
-        for lane in lanes[:count]:
+        return lanes[: cut(lengths, budget=budget, overhead=self.limits.pass_overhead, padding_cost=self.limits.padding_cost)]
+
+    def _is_full(self, lanes: Sequence[tuple[bool, int]]) -> bool:
+        limits = self.limits
+        if limits.ahead_share is None:
+            return False
+        tokens = sum(length for _, length in lanes)
+        return len(lanes) >= limits.max_batch_requests or tokens >= limits.ahead_share * limits.max_batch_tokens
+
+    def _move(self, lanes: Sequence[tuple[bool, int]], taken: Taken, now: float) -> None:
+        for lane in lanes:
             # The dead behind a lane's head are seen only now, so a lane may end before its turn.
             if lane in self._lanes:
                 taken.batch.append(self._pop(lane))

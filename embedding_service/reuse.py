@@ -213,8 +213,9 @@ class _Flight:
         return all(member.ticket.is_settled for member in self._members)
 
     def takes(self, entry: Entry) -> bool:
-        """Whether *entry* may join: not where all have left, since that is not executed, nor in a class below its own."""
-        return not self.is_settled and (entry.is_bulk or not self.entry.is_bulk)
+        """Whether *entry* may join: not where nobody is left or in time, since that is not executed, nor in a lower class."""
+        is_executed = not self.is_settled and self.entry.deadline > entry.arrived
+        return is_executed and (entry.is_bulk or not self.entry.is_bulk)
 
     def join(self, entry: Entry) -> None:
         """*entry* waits for the same vectors; the most patient decides how long they may take."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry
 
@@ -114,20 +114,19 @@ class PrometheusTelemetry:
         self._queues: dict[str, WatchedQueue] = {}
         # Series that are there from the start show a rate of zero, not nothing.
         self._texts.add((), 0)
-        Series(
-            registry,
-            [
-                self._requests,
-                self._texts,
-                self._stages,
-                self._shared,
-                self._shared_writes,
-                *self._trunks.families,
-                self._gauge("entries", "Entries waiting.", lambda queue: queue.num_entries),
-                self._gauge("tokens", "Tokens waiting.", lambda queue: queue.num_tokens),
-                self._gauge("age_seconds", "How long the oldest entry waits.", lambda q: q.oldest_age(time.monotonic())),
-            ],
-        )
+        self.families: Final[list[Counts | Histograms | Gauges]] = [
+            self._requests,
+            self._texts,
+            self._stages,
+            self._shared,
+            self._shared_writes,
+            *self._trunks.families,
+            self._gauge("entries", "Entries waiting.", lambda queue: queue.num_entries),
+            self._gauge("tokens", "Tokens waiting.", lambda queue: queue.num_tokens),
+            self._gauge("age_seconds", "How long the oldest entry waits.", lambda queue: queue.oldest_age(time.monotonic())),
+        ]
+        """In the order they are shown."""
+        Series(registry, self.families)
 
     def of_trunk(self, name: str) -> TrunkTelemetry:
         """Where trunk *name* tells what happens in it."""

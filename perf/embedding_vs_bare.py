@@ -12,7 +12,6 @@ import statistics
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
-from math import inf
 
 import uvloop
 from prometheus_client import CollectorRegistry
@@ -109,7 +108,7 @@ async def compare(service: Running, backend: Backend, workload: Workload, given:
     async with (
         ways_of(service, workload) as outside,
         in_process(backend, workload, QueueLimits()) as inside,
-        in_process(backend, workload, QueueLimits(ahead_share=inf)) as none_ahead,
+        in_process(backend, workload, QueueLimits(ahead_share=None)) as none_ahead,
     ):
         ways = {
             f"in process, one text, {IN_FLIGHT} in flight": inside,

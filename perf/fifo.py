@@ -53,15 +53,15 @@ class FifoQueue:
         self.num_entries += len(entries)
         self.num_tokens += sum(entry.num_tokens for entry in entries)
 
-    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None, at_least: float = 0.0) -> Taken:
-        """Cut the next batch: from the front until the next would not fit; at least one. Empty when nothing runnable waits.
+    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
+        """Cut the next batch if all that a batch may carry waits: in strict order nothing that comes could make it better."""
+        is_full = self.num_tokens >= self.limits.max_batch_tokens or self.num_entries >= self.limits.max_batch_requests
+        return self.take(now, has_long_room=has_long_room) if is_full else Taken()
 
-        So many tokens as *at_least* have to wait.
-        """
+    def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
+        """Cut the next batch: from the front until the next would not fit; at least one. Empty when nothing runnable waits."""
         del has_long_room
         taken = Taken()
-        if self.num_tokens < at_least:
-            return taken
         share = self.num_tokens // free_slots if free_slots > 1 else self.limits.max_batch_tokens
         budget = min(self.limits.max_batch_tokens, share)
         wanted = longest = 0

@@ -52,14 +52,10 @@ def exposed() -> dict[str, set[str]]:
 def labels_of(family: str) -> set[str]:
     """As the families declare them."""
     found = Telemetry()
-    for one in (*found._counted(), *found._asked(), *BackendMetrics(CollectorRegistry()).families):
+    others = [*BackendMetrics(CollectorRegistry()).families, *PrometheusTelemetry(CollectorRegistry()).families]
+    for one in (*found._counted(), *found._asked(), *others):
         if one._name == family:
             return set(one._labels)
-    registry = CollectorRegistry()
-    PrometheusTelemetry(registry)
-    for collector in registry._collector_to_names:
-        if family.removesuffix("_total") == getattr(collector, "_name", ""):
-            return set(collector._labelnames)  # type: ignore[attr-defined]
     return {"head", "version", "label"}
 
 

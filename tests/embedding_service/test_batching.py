@@ -168,6 +168,7 @@ async def _beside_a_running_pass(rows: list[Row], *, is_bulk: bool = False, slot
         pytest.param([row(1)] * 8, False, 0, "[2 running, 0 queued]", id="a full batch is cut ahead"),
         pytest.param([row(1)] * 7, False, 0, "[1 running, 7 queued]", id="one that may still grow is not"),
         pytest.param([row(1), row(*range(40))], False, 0, "[1 running, 2 queued]", id="nor a small one with much behind it"),
+        pytest.param([row(*range(200))], False, 0, "[1 running, 1 queued]", id="nor a long row, which short ones may pass"),
         pytest.param([row(1)] * 8, True, 0, "[1 running, 8 queued]", id="nor bulk rows, which may be overtaken"),
         pytest.param([row(1)] * 8, False, 1, "[1 running, 8 queued]", id="nor where another trunk waits for the thread too"),
     ],
@@ -190,7 +191,7 @@ async def test_who_leaves_or_comes_too_late_in_a_batch_cut_ahead_is_never_execut
         first = await started(batcher, row(1))
         stayer, leaver, late = (
             asyncio.create_task(batcher.run([row(number)], deadline=soon(seconds)))
-            for number, seconds in ((2, 10.0), (3, 10.0), (4, 0.05))
+            for number, seconds in ((2, 10.0), (3, 10.0), (4, 0.3))
         )
         await until(lambda: "[2 running, 0 queued]" in repr(batcher))
         leaver.cancel()
@@ -211,7 +212,7 @@ async def test_a_batch_cut_ahead_is_told_when_the_service_stops_before_its_turn(
     calls = [await started(batcher, row(1)), asyncio.create_task(batcher.run([row(2, 3)], deadline=soon()))]
     await until(lambda: "[2 running, 0 queued]" in repr(batcher))
     await batcher.drain(0.02)
-    with pytest.raises(Unavailable):
+    with pytest.raises(Unavailable, match="stopping"):
         await calls[1]
     gate.open()
     await calls[0]

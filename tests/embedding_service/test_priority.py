@@ -6,13 +6,14 @@ import pytest
 
 from embedding_service.priority import STEPS, SWITCH_SECONDS, give_way, new_threads_give_way, share_the_interpreter
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
+only_on_linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no priority of its own")
 
 
 def niceness_of(thread: int) -> int:
     return os.getpriority(os.PRIO_PROCESS, thread)
 
 
+@only_on_linux
 def test_a_thread_that_gives_way_is_nicer_than_the_others() -> None:
     found = []
 
@@ -27,6 +28,7 @@ def test_a_thread_that_gives_way_is_nicer_than_the_others() -> None:
     assert [min(niceness_of(0) + STEPS, 19)] == found
 
 
+@only_on_linux
 def test_only_threads_made_inside_give_way() -> None:
     stop = threading.Event()
     before, inside = threading.Thread(target=stop.wait), threading.Thread(target=stop.wait)
@@ -44,7 +46,7 @@ def test_only_threads_made_inside_give_way() -> None:
         inside.join()
 
 
-def test_no_thread_keeps_the_interpreter_from_another_for_longer_than_a_moment() -> None:
+def test_the_interpreter_changes_hands_sooner() -> None:
     before = sys.getswitchinterval()
     try:
         share_the_interpreter()

@@ -1,5 +1,7 @@
 import asyncio
+import contextlib
 import gc
+import time
 import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,8 +14,8 @@ from hypothesis import strategies as st
 from embedding_service.backend import FloatArray, View
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.batching import Batcher, Row
-from embedding_service.errors import EmbedError, Overloaded, Unavailable
-from embedding_service.queue import QueueLimits
+from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
+from embedding_service.queue import Entry, QueueLimits
 from embedding_service.reuse import Reuse, VectorCache
 from tests.embedding_service.test_batching import VIEW, CountingTelemetry, Gate, row, soon, until
 
@@ -272,6 +274,58 @@ def test_every_caller_gets_its_own_vectors_or_an_error_whatever_is_shared(
         assert 0 == len(reuse._flights)
 
     asyncio.run(scenario())
+
+
+class PatientWaiter:
+    """Waits for as long as it takes, and is told once."""
+
+    is_settled = False
+
+    def __init__(self) -> None:
+        self.error: EmbedError | None = None
+
+    def put(self, index: int, vectors: list[FloatArray], queue_seconds: float, inference_seconds: float) -> None:
+        raise AssertionError("its deadline has passed")
+
+    def fail(self, error: EmbedError) -> None:
+        self.error, self.is_settled = error, True
+
+
+async def test_who_has_time_does_not_join_one_whose_time_is_over() -> None:
+    backend, gate, late = FakeBackend(), Gate(), PatientWaiter()
+    backend.fault = gate
+    async with reusing(backend) as reuse:
+        blocking = asyncio.create_task(reuse.run([row(8)], deadline=soon()))
+        await until(lambda: bool(backend.batches))
+        reuse.admit([Entry(IDS, (VIEW,), late, 0, time.monotonic(), soon(0.02))])
+        await asyncio.sleep(0.05)
+        outcome = asyncio.create_task(reuse.run([row(*IDS)], deadline=soon()))
+        await asyncio.sleep(0.01)
+        gate.open()
+        await blocking
+        np.testing.assert_array_equal(checksum_vector(IDS), (await outcome).vectors[0][0])
+
+    assert isinstance(late.error, DeadlineExceeded)
+
+
+async def test_an_error_is_freed_with_who_was_told_it_and_needs_no_collector() -> None:
+    backend, gate = FakeBackend(), Gate()
+    backend.fault = gate
+    async with reusing(backend, cache_bytes=0) as reuse:
+        gc.collect()
+        gc.disable()
+        try:
+            with contextlib.suppress(DeadlineExceeded):
+                try:
+                    await reuse.run([row(1, 2)], deadline=soon(0.02))
+                except DeadlineExceeded as error:
+                    seen = weakref.ref(error)
+                    raise
+            gate.open()
+            await until(lambda: seen() is None)
+        finally:
+            gate.open()
+            gc.enable()
 
 
 async def test_vectors_are_freed_with_their_answer_and_need_no_collector() -> None:

@@ -61,6 +61,13 @@ def test_what_waits_is_shared_among_batches_that_can_start_now() -> None:
     assert [2, 2] == lengths(queue.take(0.0, free_slots=2).batch)
 
 
+@pytest.mark.parametrize(("waiting", "expected"), [([15], []), ([9, 7], [9, 7]), ([1] * 32, [1] * 16), ([20], [20])])
+def test_what_is_full_is_cut_ahead(waiting: list[int], expected: list[int]) -> None:
+    queue = fifo_of(*map(entry, waiting))
+
+    assert expected == lengths(queue.take_ahead(0.0, has_long_room=False).batch)
+
+
 def test_bulk_entries_wait_for_nobody_and_nobody_for_them() -> None:
     queue = fifo_of(entry(1, bulk=True), entry(2))
 
