@@ -82,7 +82,10 @@ class PendingRequest:
 
 
 class PassSlots:
-    """How many passes may run at once on one processor, whatever trunks they are of. Those who share it take turns."""
+    """How many passes may run at once on one processor, whatever trunks they are of. Those who share it take turns.
+
+    `num_free` is -1 while a batch is cut ahead of the passes that run.
+    """
 
     def __init__(self, total: int) -> None:
         self.num_free = total
@@ -360,7 +363,7 @@ async def run_rows(
     pending = PendingRequest(len(rows), future)
     now = time.monotonic()
     admit([Entry(row.token_ids, row.views, pending, i, now, deadline, is_bulk, row.pair_at) for i, row in enumerate(rows)])
-    # Not asyncio.timeout: that is a tenth of what the loop does for a text.
+    # Not asyncio.timeout: it cancels the task and makes its error of that, where a timer is all it takes.
     timer = loop.call_later(deadline - now, pending.fail, DeadlineExceeded("the deadline passed before the vectors were ready"))
     try:
         return await future

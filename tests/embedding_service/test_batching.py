@@ -205,6 +205,24 @@ async def test_who_leaves_or_comes_too_late_in_a_batch_cut_ahead_is_never_execut
     assert 2 == sum(telemetry.dropped.values())
 
 
+async def test_a_fault_fails_the_pass_that_runs_and_the_batch_cut_ahead_of_it_goes_well() -> None:
+    gate, faults = Gate(), iter([RuntimeError("out of memory"), None])
+
+    def fail_once(batch: Batch) -> None:
+        gate(batch)
+        if (fault := next(faults)) is not None:
+            raise fault
+
+    async with batching(FakeBackend(fault=fail_once), max_batch_tokens=2) as batcher:
+        failed, ahead = await started(batcher, row(1)), asyncio.create_task(batcher.run([row(2, 3)], deadline=soon()))
+        await until(lambda: "[2 running, 0 queued]" in repr(batcher))
+        gate.open()
+        with pytest.raises(Unavailable, match="forward pass failed"):
+            await failed
+        np.testing.assert_array_equal(checksum_vector((2, 3)), (await ahead).vectors[0][0])
+        assert batcher.is_healthy
+
+
 async def test_a_batch_cut_ahead_is_told_when_the_service_stops_before_its_turn() -> None:
     gate = Gate()
     backend = FakeBackend(fault=gate)
@@ -370,9 +388,11 @@ async def test_what_does_not_finish_within_the_grace_is_told_so() -> None:
     failing=st.sets(st.integers(0, 8)),
     wrong_count=st.sets(st.integers(0, 8)),
     drain_early=st.booleans(),
+    # Of the small budget most batches are cut ahead.
+    max_batch_tokens=st.sampled_from([16, 512]),
 )
 def test_every_caller_is_answered_exactly_once_whatever_happens(
-    calls: list[tuple[list[int], str]], failing: set[int], wrong_count: set[int], drain_early: bool
+    calls: list[tuple[list[int], str]], failing: set[int], wrong_count: set[int], drain_early: bool, max_batch_tokens: int
 ) -> None:
     class Chaotic(FakeBackend):
         def embed(self, batch: Batch) -> BatchResult:
@@ -394,7 +414,8 @@ def test_every_caller_is_answered_exactly_once_whatever_happens(
         return "ok"
 
     async def scenario() -> None:
-        batcher = Batcher(Chaotic(concurrency=2), QueueLimits(max_queued_tokens=200), CountingTelemetry())
+        limits = QueueLimits(max_queued_tokens=200, max_batch_tokens=max_batch_tokens)
+        batcher = Batcher(Chaotic(concurrency=2), limits, CountingTelemetry())
         tasks = [asyncio.create_task(one(batcher, n, *call)) for n, call in enumerate(calls)]
         await asyncio.sleep(0)
         for task, (_, manner) in zip(tasks, calls, strict=True):
