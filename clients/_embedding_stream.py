@@ -57,6 +57,9 @@ class _Request:
         if not self.future.done():
             self.future.set_exception(type(error)(error.message, retry_after=error.retry_after))
 
+    def expire(self) -> None:
+        self.fail(DeadlineExceeded("the deadline passed while waiting for the embedding service"))
+
 
 class _Unsent(NamedTuple):
     """An input that waits for the next message."""
@@ -110,12 +113,12 @@ class AsyncEmbeddingStream:
         if self._open and len(self._open) + len(inputs) > self._max_open:
             raise Overloaded("too many inputs wait for the embedding service", retry_after=0.5)
         request = self._start(inputs, deadline)
+        # Not asyncio.timeout: it cancels the task and makes its error of that, where a timer is all it takes.
+        timer = asyncio.get_running_loop().call_later(deadline.remaining(), request.expire)
         try:
-            async with asyncio.timeout(deadline.remaining()):
-                return await request.future
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed while waiting for the embedding service") from None
+            return await request.future
         finally:
+            timer.cancel()
             self._leave(request)
 
     async def finish(self, deadline: Deadline) -> None:

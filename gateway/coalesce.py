@@ -70,18 +70,22 @@ class Coalescer(Generic[Row, Answer]):
             raise Overloaded("too many texts wait for a backend", retry_after=0.5)
         size = self._limits.max_rows
         waiters = [self._queue(rows[start : start + size], deadline) for start in range(0, len(rows), size)]
+        loop = asyncio.get_running_loop()
         if not self._will_dispatch:
             self._will_dispatch = True
-            asyncio.get_running_loop().call_soon(self._dispatch)
+            loop.call_soon(self._dispatch)
+        # Not asyncio.timeout: it cancels the task and makes its error of that, where a timer is all it takes.
+        timer = loop.call_later(deadline.remaining(), _expire, waiters)
+        parts: list[Sequence[Answer]] = []
         try:
-            async with asyncio.timeout(deadline.remaining()):
-                parts = [await waiter.future for waiter in waiters]
-        except TimeoutError:
-            raise DeadlineExceeded("the deadline passed while waiting for a backend") from None
-        finally:
             for waiter in waiters:
-                _leave(waiter.future)
-            self._cancel_deserted()
+                parts.append(await waiter.future)  # noqa: PERF401 (who comes after a failed one is left, below)
+        finally:
+            timer.cancel()
+            if len(parts) < len(waiters):
+                for waiter in waiters:
+                    _leave(waiter.future)
+                self._cancel_deserted()
         return parts[0] if len(parts) == 1 else [answer for part in parts for answer in part]
 
     def fail(self, error: TrunklineError) -> None:
@@ -172,6 +176,10 @@ def _settle(members: list[_Waiter[Row, Answer]], answers: Sequence[Answer]) -> N
         if not member.future.done():
             member.future.set_result(answers[start:end])
         start = end
+
+
+def _expire(members: list[_Waiter[Row, Answer]]) -> None:
+    _fail(members, DeadlineExceeded("the deadline passed while waiting for a backend"))
 
 
 def _fail(members: list[_Waiter[Row, Answer]], error: TrunklineError) -> None:

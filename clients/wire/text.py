@@ -29,9 +29,11 @@ _DROPPED: Final = frozenset({"Cc", "Cf", "Cs", "Co", "Cn"})
 def normalize_text(text: str) -> str:
     """*text* by the rules of `NORMALIZER`; idempotent. A text that is nothing but dropped characters becomes ""."""
     if text.isascii() and text.isprintable():
-        return _WHITE_SPACE.sub(" ", text).strip()
+        return " ".join(text.split())
     composed = normal_form("NFC", text)
     spaced = _WHITE_SPACE.sub(" ", composed)
+    if spaced.isprintable():
+        return spaced.strip()
     kept = "".join(c for c in spaced if c in _JOINERS or unicodedata.category(c) not in _DROPPED)
     # Dropping a character can bring two spaces, or a letter and its accent, together.
     return _WHITE_SPACE.sub(" ", normal_form("NFC", kept)).strip()

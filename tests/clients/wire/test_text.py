@@ -13,6 +13,14 @@ def test_a_normalised_text_is_normalised_already(text):
     assert normalize_text(once) == once
 
 
+@given(
+    st.text(st.characters() | st.characters(categories=["Cf", "Mn", "Zs"]) | st.sampled_from("ae  \u0301\u00a0\t\u1100\u1161"))
+)
+def test_a_text_with_nothing_to_drop_is_normalised_as_one_with_something(text):
+    # Where nothing is to be dropped a shorter way is taken.
+    assert normalize_text(text) == normalize_text(text + "\x00")
+
+
 @given(st.text(st.characters() | st.characters(categories=["Cc", "Cf", "Cs", "Mn", "Zs"]) | st.sampled_from("a \t")))
 def test_there_is_a_note_exactly_where_normalising_changes_something(text):
     assert bool(normalization_notes(text)) == (normalize_text(text) != text)

@@ -146,6 +146,35 @@ def test_a_block_seen_before_is_not_decoded_again() -> None:
     assert reader.read(content) is reader.read(content)
 
 
+few_heads = st.sampled_from((b"", block([(":path", "/a.b/C")]), block([(":path", "/a.b/C"), ("te", "trailers")]), b"\0\x01x\x20"))
+timeouts = st.sampled_from(
+    (b"", block([("grpc-timeout", "10S")]), block([("grpc-timeout", "9999n")]), literal("grpc-timeout", ""))
+)
+rests = short_fields.map(block) | octets | timeouts
+calls = st.lists(st.builds(lambda *parts: b"".join(parts), few_heads, timeouts, rests), min_size=1, max_size=8)
+
+
+@settings(max_examples=300, deadline=None)
+@given(calls)
+@example([literal("x", "\0\x0cgrpc-timeout")] * 2)
+@example([block([("te", "trailers"), ("grpc-timeout", "1S")]), b"\0\x02te\x08trailers\0\x0cgrpc-timeout\x03"])
+def test_what_calls_have_in_common_before_their_timeouts_changes_nothing_of_how_they_are_read(calls: list[bytes]) -> None:
+    reader = HeaderReader(LOTS)
+    for content in calls:
+        fields = plain_fields(content)
+        assert fields == reader._plain_fields(content)
+        if fields:
+            assert fields == reader.read(content) == by_hpack(content)
+
+
+def test_what_is_remembered_of_calls_is_bounded() -> None:
+    reader = HeaderReader()
+    for number in range(1_000):
+        reader.read(literal("x", f"{number}") + literal("y", "v" * 100) * (number % 30) + literal("grpc-timeout", "1S"))
+        assert 64 >= len(reader._plain)
+        assert 65_536 >= sum(map(len, reader._plain))
+
+
 def test_what_is_remembered_is_bounded() -> None:
     reader = HeaderReader()
     for number in range(1_000):
