@@ -1,9 +1,9 @@
 """`python -m perf.micro.hops`: what the layout alone costs one who waits for a single text, with nothing in the services.
 
 The same forward pass of one short text in three layouts, in turns: in the web process that answers (plan one); in a service of
-its own, with an echo called after it, by the caller (plan three); and behind a web process that calls both (plan four). Nothing is
-read, checked, tokenised, queued, cached or computed beside the pass; uvicorn and our gRPC carry constant bytes. What then is
-between the layouts, no gateway can be rid of.
+its own, with an echo called after it, by the caller (plan three); and behind a web process that calls both (plan four). Nothing
+is read, checked, tokenised, queued, cached or computed beside the pass; uvicorn and our gRPC carry constant bytes. What then is
+between the layouts, no gateway can be rid of. With `--no-pass` there is not even the pass, and all code stays in the caches.
 """
 
 import argparse
@@ -75,7 +75,7 @@ async def no_pass() -> None:
     """What a service that is not the trunk does."""
 
 
-def of_default_trunk() -> OnePass:
+def of_default_trunk() -> Pass:
     """The engine that `auto` takes on this machine; prepared at the first call."""
     return OnePass(load_backend(prepare(None, cache_dir=paths.cache_dir(), engine="auto", progress=lambda _: None)))
 
@@ -139,16 +139,15 @@ class Hops:
             await channel.close()
 
 
-async def serve(role: str, ports: list[int], trunk: Callable[[], OnePass] = of_default_trunk) -> None:
+async def serve(role: str, ports: list[int], *, has_pass: bool) -> None:
     """Be one of the processes."""
     if role == "front":
         await serve_web(Hops(*ports))
-    elif role == "whole":
-        await serve_web(trunk())
-    elif role == "trunk":
-        await serve_rpc(trunk(), VECTOR)
-    else:
+    elif role == "head":
         await serve_rpc(no_pass, SCORES)
+    else:
+        run = of_default_trunk() if has_pass else no_pass
+        await (serve_web(run) if role == "whole" else serve_rpc(run, VECTOR))
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +159,14 @@ class Layout:
 
 
 @contextlib.asynccontextmanager
-async def layouts(in_flight: int) -> AsyncIterator[dict[str, Layout]]:
+async def layouts(in_flight: int, *, has_pass: bool) -> AsyncIterator[dict[str, Layout]]:
     """All three, running; the trunk's service and the head's are those of both that have them."""
+    options = [] if has_pass else ["--no-pass"]
     async with contextlib.AsyncExitStack() as stack:
         log_dir = Path(stack.enter_context(tempfile.TemporaryDirectory()))
 
         async def started(role: str, *ports: int) -> tuple[int, int]:
-            command = [sys.executable, "-m", "perf.micro.hops", "--serve", role, *map(str, ports)]
+            command = [sys.executable, "-m", "perf.micro.hops", *options, "--serve", role, *map(str, ports)]
             child = Child(role, command, ready=READY, log=log_dir / f"{role}.log", env=dict(os.environ))
             match = await child.start(START_SECONDS)
             stack.push_async_callback(child.stop, 5.0)
@@ -198,10 +198,10 @@ async def _repeated(call: Callable[[int], Awaitable[None]], in_flight: int, pids
     return await repeated(call, texts=1, in_flight=in_flight, seconds=seconds, pids=pids)
 
 
-async def measure(rounds: int, seconds: float, in_flight: int = 1) -> dict[str, list[LoadResult]]:
+async def measure(rounds: int, seconds: float, *, in_flight: int = 1, has_pass: bool = True) -> dict[str, list[LoadResult]]:
     """Each layout's rounds."""
     found: dict[str, list[LoadResult]] = {WHOLE: [], DIRECT: [], FRONT: []}
-    async with layouts(in_flight) as running:
+    async with layouts(in_flight, has_pass=has_pass) as running:
         for layout in running.values():
             await layout.way(min(1.0, seconds))
         for _ in range(rounds):
@@ -232,16 +232,20 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m perf.micro.hops", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--in-flight", type=int, default=1)
+    parser.add_argument("--no-pass", action="store_true", help="the hops alone")
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.serve:
         role, *ports = given.serve
         with contextlib.suppress(KeyboardInterrupt):
-            uvloop.run(serve(role, list(map(int, ports))))
+            uvloop.run(serve(role, list(map(int, ports)), has_pass=not given.no_pass))
         return
     console = wide_console()
-    console.print(f"a pass of {NUM_TOKENS} tokens, nothing else in flight, {os.cpu_count()} cores")
-    for line in lines_of(uvloop.run(measure(given.rounds, given.seconds))):
+    what = "no pass" if given.no_pass else f"a pass of {NUM_TOKENS} tokens"
+    console.print(f"{what}, {given.in_flight} in flight, {os.cpu_count()} cores")
+    found = uvloop.run(measure(given.rounds, given.seconds, in_flight=given.in_flight, has_pass=not given.no_pass))
+    for line in lines_of(found):
         console.print(line)
 
 
