@@ -10,8 +10,8 @@ service's own log and traces see the stream.
 
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -80,6 +80,11 @@ class RequestFacts:
     ended_ns: int
 
 
+def new_request_id() -> str:
+    """32 hex digits that nobody had before."""
+    return secrets.token_hex(16)
+
+
 Observer = Callable[[RequestFacts], None]
 """Must be quick. One that raises is not heard by the caller."""
 
@@ -105,7 +110,7 @@ class Exchange:
     def request_id(self) -> str:
         """The caller's own, when it is one, or a new one, made when it is first asked for."""
         if not self.given_id:
-            self.given_id = uuid.uuid4().hex
+            self.given_id = new_request_id()
         return self.given_id
 
 
@@ -127,7 +132,7 @@ def carry(ids: Sequence[Ids]) -> None:
 def current_request_id() -> str:
     """Of the request that this works for; a new one where there is none."""
     found = _current.get()
-    return uuid.uuid4().hex if found is None else found.request_id
+    return new_request_id() if found is None else found.request_id
 
 
 def answered(answer: Answer) -> None:

@@ -154,8 +154,8 @@ def secured(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]
     """*headers* with ours; a policy that an answer brings along stays."""
     found, ours = list(headers), _FOR_DATA
     for name, value in found:
+        if name == _POLICY:
+            return [*found, *_ALWAYS]
         if name == b"content-type" and value.startswith(b"text/html"):
             ours = _FOR_PAGES
-    if any(name == _POLICY for name, _ in found):
-        ours = _ALWAYS
     return [*found, *ours]

@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from clients import Deadline, InvalidRequest, TrunklineError
-from clients.wire.asgi import CallerLeftError, while_connected
+from clients.wire.asgi import CallerLeftError, header_of, while_connected
 from clients.wire.catalogue import CatalogueHead
 from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, SERVER_TIMING, STICKY_KEY
 from clients.wire.text import normalization_notes
@@ -38,6 +38,9 @@ from gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _encoder: Final = msgspec.json.Encoder()
+_REQUEST_ID, _SERVER_TIMING, _STICKY_KEY, _TIMEOUT_MS = (
+    name.encode() for name in (REQUEST_ID, SERVER_TIMING, STICKY_KEY, REQUEST_TIMEOUT_MS)
+)
 
 router = APIRouter()
 
@@ -109,9 +112,7 @@ async def classify(request: Request) -> Response:
 
 async def _classify(request: Request, state: State) -> Response:
     body = await read_body(request, state.settings.max_body_bytes)
-    asked = parse_classify(
-        body, state.settings.max_texts, sticky_key=request.headers.get(STICKY_KEY, ""), may_reuse=may_reuse(request)
-    )
+    asked = parse_classify(body, state.settings.max_texts, sticky_key=sticky_key_of(request), may_reuse=may_reuse(request))
     return await _answer(request, state, asked)
 
 
@@ -135,7 +136,7 @@ async def _classify_by_head(request: Request, state: State) -> Response:
         body,
         request.path_params["name"],
         state.settings.max_texts,
-        sticky_key=request.headers.get(STICKY_KEY, ""),
+        sticky_key=sticky_key_of(request),
         may_reuse=may_reuse(request),
     )
     return await _answer(request, state, asked)
@@ -144,8 +145,17 @@ async def _classify_by_head(request: Request, state: State) -> Response:
 async def _answer(request: Request, state: State, asked: Asked) -> Response:
     answer = await classified(request, state, asked)
     body = classify_answer(answer, await notes_of(asked.work.texts))
-    headers = {SERVER_TIMING: server_timing(answer.timings)}
-    return Response(_encoder.encode(body), headers=headers, media_type="application/json")
+    return Encoded(_encoder.encode(body), (_SERVER_TIMING, server_timing(body.timings).encode()))
+
+
+class Encoded(Response):
+    """*body*, which is JSON, and *headers* as they travel: Starlette's own way to them costs as much as writing the body."""
+
+    def __init__(self, body: bytes, *headers: tuple[bytes, bytes]) -> None:
+        self.status_code = 200
+        self.background = None
+        self.body = body
+        self.raw_headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
 
 
 async def classified(request: Request, state: State, asked: Asked) -> Answer:
@@ -189,7 +199,7 @@ async def respond(
     tell: Callable[[TrunklineError, str], Response] = response_of,
 ) -> Response:
     """What *handle* answers, with the request's id; where it raises, the error as *tell* shapes it, which has the id in it."""
-    state: State = request.state.gateway
+    state: State = request.scope["state"]["gateway"]
     request_id = request_id_of(request)
     try:
         response = await handle(request, state)
@@ -204,19 +214,24 @@ async def respond(
         state.telemetry.refused(499, "departed")
         return Response(status_code=499)
     # Cheaper than by Starlette's headers, on the hot path.
-    response.raw_headers.append((REQUEST_ID.encode(), request_id.encode()))
+    response.raw_headers.append((_REQUEST_ID, request_id.encode()))
     return response
+
+
+def sticky_key_of(request: Request) -> str:
+    """What the caller named as such; "" where nothing."""
+    return header_of(request.scope["headers"], _STICKY_KEY) or ""
 
 
 def may_reuse(request: Request) -> bool:
     """Whether the caller takes outputs of texts seen before: it does, but for `Cache-Control: no-store` or `no-cache`."""
-    asked = request.headers.get("cache-control")
+    asked = header_of(request.scope["headers"], b"cache-control")
     return asked is None or not {"no-store", "no-cache"} & {word.strip() for word in asked.lower().split(",")}
 
 
 def patience(request: Request, timeout: float | None, settings: Settings) -> float:
     """Seconds that *request* may take: *timeout* where its body names one, else what its header says, else the default."""
-    named = request.headers.get(REQUEST_TIMEOUT_MS)
+    named = header_of(request.scope["headers"], _TIMEOUT_MS)
     if timeout is None and named is not None:
         if not (named.isascii() and named.isdigit() and len(named) < 10):
             raise InvalidRequest(f"{REQUEST_TIMEOUT_MS} is not a whole number of milliseconds")
@@ -251,7 +266,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
 def refuse_compression(request: Request) -> None:
     """WrongMediaType where the body is compressed."""
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if header_of(request.scope["headers"], b"content-encoding") not in {None, "identity"}:
         raise WrongMediaType("compressed bodies are not accepted")
 
 

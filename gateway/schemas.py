@@ -176,13 +176,13 @@ def parse_classify(body: bytes, max_texts: int, *, sticky_key: str = "", may_reu
     """
     parsed = decode(_classify, body)
     check_words(parsed.heads, parsed.tags)
-    return _asked(parsed, max_texts, parsed.heads, parsed.tags, sticky_key, may_reuse)._replace(is_strict=parsed.strict)
+    return _asked(parsed, max_texts, parsed.heads, parsed.tags, sticky_key, may_reuse, is_strict=parsed.strict)
 
 
 def parse_head_classify(body: bytes, head: str, max_texts: int, *, sticky_key: str = "", may_reuse: bool = True) -> Asked:
     """The request in *body* to *head* alone, whose failure is the request's; see `parse_classify`."""
     parsed = decode(_head_classify, body)
-    return _asked(parsed, max_texts, [head], None, sticky_key, may_reuse)._replace(is_strict=True)
+    return _asked(parsed, max_texts, [head], None, sticky_key, may_reuse, is_strict=True)
 
 
 def parse_line(line: bytes) -> StreamLine:
@@ -211,8 +211,9 @@ def check_words(heads: Sequence[str] | None, tags: Sequence[str] | None) -> None
     """InvalidRequest where there are too many, or one twice."""
     if len(heads or ()) + len(tags or ()) > MAX_WORDS:
         raise InvalidRequest(f"more than {MAX_WORDS} heads and tags; send several requests, or give the heads a tag")
-    if any(words and len(set(words)) != len(words) for words in (heads, tags)):
-        raise InvalidRequest("a head or tag is there twice; name each once")
+    for words in (heads, tags):
+        if words and len(set(words)) != len(words):
+            raise InvalidRequest("a head or tag is there twice; name each once")
 
 
 def _asked(
@@ -222,6 +223,8 @@ def _asked(
     tags: Sequence[str] | None,
     sticky_key: str,
     may_reuse: bool,
+    *,
+    is_strict: bool,
 ) -> Asked:
     if (parsed.text is None) == (parsed.texts is None):
         raise InvalidRequest("give either text or texts")
@@ -242,7 +245,7 @@ def _asked(
         sticky_key if parsed.sticky_key is None else parsed.sticky_key,
         may_reuse,
     )
-    return Asked(work, None if parsed.timeout_ms is None else parsed.timeout_ms / 1000)
+    return Asked(work, None if parsed.timeout_ms is None else parsed.timeout_ms / 1000, is_strict)
 
 
 def _safe(message: str) -> str:
@@ -298,11 +301,11 @@ def _timings(timings: StageTimings) -> TimingsBody:
     return TimingsBody(_ms(timings.preprocess), _ms(timings.embed), _ms(timings.heads), _ms(timings.total))
 
 
-def server_timing(timings: StageTimings) -> str:
+def server_timing(timings: TimingsBody) -> str:
     """The stages as a `Server-Timing` header tells them (W3C Server Timing): name and duration in milliseconds."""
     return (
-        f"preprocess;dur={_ms(timings.preprocess)}, embed;dur={_ms(timings.embed)}, "
-        f"heads;dur={_ms(timings.heads)}, total;dur={_ms(timings.total)}"
+        f"preprocess;dur={timings.preprocess_ms}, embed;dur={timings.embed_ms}, "
+        f"heads;dur={timings.heads_ms}, total;dur={timings.total_ms}"
     )
 
 

@@ -1,9 +1,8 @@
-"""What every HTTP front of ours needs of ASGI: to stop working for a caller that has hung up."""
+"""What every HTTP front of ours needs of ASGI: headers, and to stop working for a caller that has hung up."""
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final
 
 LOOK_AFTER: Final = 0.1
@@ -14,42 +13,52 @@ class CallerLeftError(Exception):
     """The caller hung up; nobody reads the answer."""
 
 
-@asynccontextmanager
-async def while_connected(
-    receive: Callable[[], Awaitable[MutableMapping[str, Any]]], *, look_after: float = LOOK_AFTER
-) -> AsyncIterator[None]:
-    """Cancel what is inside when the caller hangs up. The body must have been read: *receive* is listened to.
+class while_connected:  # noqa: N801 (reads as the statement it is)
+    """An async context that cancels what is inside when the caller hangs up, and then raises CallerLeftError in its place.
 
-    Raises:
-        CallerLeftError: in place of the cancellation.
+    The body must have been read: *receive* is listened to, from *look_after* seconds on.
     """
-    task = asyncio.current_task()
-    assert task is not None
-    watcher: asyncio.Task[None] | None = None
-    gone = False
 
-    async def watch() -> None:
-        nonlocal gone
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        gone = True
-        task.cancel()
+    __slots__ = ("_has_left", "_look_after", "_receive", "_task", "_waiting", "_watcher")
 
-    def look() -> None:
-        nonlocal watcher
-        watcher = asyncio.create_task(watch())
+    def __init__(self, receive: Callable[[], Awaitable[MutableMapping[str, Any]]], *, look_after: float = LOOK_AFTER) -> None:
+        self._receive = receive
+        self._look_after = look_after
+        self._watcher: asyncio.Task[None] | None = None
+        self._has_left = False
 
-    waiting = asyncio.get_running_loop().call_later(look_after, look)
-    try:
-        yield
-    except asyncio.CancelledError:
-        if not gone:
-            raise
-        task.uncancel()
-        raise CallerLeftError from None
-    finally:
-        waiting.cancel()
-        if watcher is not None:
-            watcher.cancel()
+    async def __aenter__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._waiting = asyncio.get_running_loop().call_later(self._look_after, self._look)
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        self._waiting.cancel()
+        if self._watcher is not None:
+            self._watcher.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await watcher
+                await self._watcher
+        if self._has_left and kind is asyncio.CancelledError:
+            self._task.uncancel()
+            raise CallerLeftError from None
+
+    def _look(self) -> None:
+        self._watcher = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._has_left = True
+        self._task.cancel()
+
+
+def header_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
+    """The value of the first of a scope's *headers* that is called *name*, in lower case; None without any.
+
+    A caller of the hot path asks for several: Starlette's own mapping reads them anew, and slower, for each.
+    """
+    for one, value in headers:
+        if one == name:
+            return value.decode("latin-1")
+    return None

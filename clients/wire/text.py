@@ -64,6 +64,8 @@ def normalization_notes(text: str) -> tuple[str, ...]:
     if text.isascii() and text.isprintable():
         return ("white_space_collapsed",) if "  " in text or text != text.strip(" ") else ()
     composed = normal_form("NFC", text)
+    if composed == text and text.isprintable() and "  " not in text and text == text.strip(" "):
+        return ()
     spaced = _WHITE_SPACE.sub(" ", composed).strip()
     notes = {
         "recomposed": composed != text,

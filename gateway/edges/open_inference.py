@@ -19,12 +19,23 @@ from starlette.responses import Response
 from clients import Deadline, InvalidRequest, NotFound, TrunklineError, Unavailable
 from clients.wire.catalogue import CatalogueHead, Manifest
 from clients.wire.http_errors import clipped
-from clients.wire.metadata import STICKY_KEY
 from gateway.classification import Classification, HeadAnswer
 from gateway.errors import headers_of, status_of
 from gateway.plan import refusal
 from gateway.ports import FloatArray
-from gateway.routes import HEAD_NAME, REQUEST_HEADERS, State, classified, header, may_reuse, patience, read_body, ref, respond
+from gateway.routes import (
+    HEAD_NAME,
+    REQUEST_HEADERS,
+    State,
+    classified,
+    header,
+    may_reuse,
+    patience,
+    read_body,
+    ref,
+    respond,
+    sticky_key_of,
+)
 from gateway.schemas import Asked, components_of, decode
 
 JSON_LENGTH: Final = "inference-header-content-length"
@@ -281,7 +292,7 @@ async def _infer(request: Request, state: State) -> Response:
         texts,
         [word],
         with_scores=any(output.name == "scores" for output in wanted),
-        sticky_key=request.headers.get(STICKY_KEY, ""),
+        sticky_key=sticky_key_of(request),
         may_reuse=may_reuse(request),
     )
     answer = await classified(request, state, Asked(work, is_strict=True))

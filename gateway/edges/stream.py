@@ -17,7 +17,6 @@ from starlette.types import Receive, Scope, Send
 
 from clients import Deadline, InvalidRequest, NotFound, Overloaded, ServerFault, TrunklineError, Unavailable
 from clients.wire.asgi import CallerLeftError
-from clients.wire.metadata import STICKY_KEY
 from gateway.classification import Answer
 from gateway.edges.lines import Line, LineSplitter, batches_of, classification_of, read_lines
 from gateway.quota import charge
@@ -32,6 +31,7 @@ from gateway.routes import (
     refuse_compression,
     request_id_of,
     respond,
+    sticky_key_of,
 )
 from gateway.schemas import ErrorInfo, StreamEnd, StreamLine, StreamResult, result_bodies
 
@@ -111,7 +111,7 @@ class StreamAnswer(Response):
         self._next = first
         self._first = first
         self._timeout = timeout
-        self._sticky_key = request.headers.get(STICKY_KEY, "")
+        self._sticky_key = sticky_key_of(request)
         self._may_reuse = may_reuse(request)
         self._request_id = request_id_of(request)
         self._room = _Room()

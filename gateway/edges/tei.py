@@ -14,10 +14,9 @@ from starlette.responses import PlainTextResponse, Response
 
 from clients import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
 from clients.wire.http_errors import clipped
-from clients.wire.metadata import STICKY_KEY
 from gateway.classification import Answer, Classification, HeadAnswer
 from gateway.errors import TooLarge, WrongMediaType, headers_of
-from gateway.routes import HEAD_NAME, REQUEST_HEADERS, State, classified, may_reuse, read_body, ref, respond
+from gateway.routes import HEAD_NAME, REQUEST_HEADERS, State, classified, may_reuse, read_body, ref, respond, sticky_key_of
 from gateway.schemas import Asked, TopK, components_of
 
 router = APIRouter()
@@ -163,7 +162,7 @@ async def _answer(request: Request, state: State, head: str) -> Response:
         with_scores=True,
         top_k=parameters.top_k,
         truncation=_truncation(body),
-        sticky_key=request.headers.get(STICKY_KEY, ""),
+        sticky_key=sticky_key_of(request),
         may_reuse=may_reuse(request),
     )
     answer = await classified(request, state, Asked(work, is_strict=True))

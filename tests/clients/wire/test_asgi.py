@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from clients.wire.asgi import CallerLeftError, while_connected
+from clients.wire.asgi import CallerLeftError, header_of, while_connected
 
 
 class Caller:
@@ -71,3 +71,9 @@ async def test_a_fault_inside_passes_through() -> None:
 
     with pytest.raises(ValueError, match="inside"):
         await work()
+
+
+def test_a_header_is_the_first_of_its_name_or_none() -> None:
+    headers = [(b"x-a", b"one"), (b"x-b", b"\xe9"), (b"x-a", b"two")]
+
+    assert ["one", "\xe9", None] == [header_of(headers, name) for name in (b"x-a", b"x-b", b"x-c")]
