@@ -120,6 +120,8 @@ class AsyncEmbeddingStream:
         finally:
             timer.cancel()
             self._leave(request)
+            # The error it ends with knows this frame.
+            del request
 
     async def finish(self, deadline: Deadline) -> None:
         """Take no more calls, and end the stream once those under way are answered, or at *deadline*."""

@@ -8,7 +8,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from clients.wire.asgi import CallerLeftError, while_connected
+from clients.wire.asgi import CallerLeftError, header_of, while_connected
 from clients.wire.guarded_http import charge
 from clients.wire.logs import clean_id
 from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
@@ -28,7 +28,7 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     Raises:
         HTTPException: 413 too long, 415 compressed, 499 the caller left, which nobody will read.
     """
-    if request.headers.get("content-encoding", "identity") != "identity":
+    if header_of(request.scope["headers"], b"content-encoding") not in {None, "identity"}:
         raise HTTPException(415, "compressed bodies are not accepted")
     body = bytearray()
     try:

@@ -10,6 +10,7 @@ import uvicorn
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from clients.wire.asgi import header_of
 from clients.wire.guard import is_loopback
 from clients.wire.http_server import http_config
 
@@ -55,7 +56,7 @@ def _is_for_us(scope: Scope) -> bool:
     """Whether it is a request for what is here, by a name of this machine: a site whose name is made to mean it is refused."""
     if scope["type"] != "http" or scope["method"] not in {"GET", "HEAD"}:
         return False
-    host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+    host = header_of(scope["headers"], b"host") or ""
     name = host.partition("]")[0].removeprefix("[") if host.startswith("[") else host.partition(":")[0]
     path: str = scope["path"]
     return is_loopback(name) and (path in ADMIN_PATHS or path.startswith(ADMIN_PREFIX))

@@ -86,6 +86,9 @@ class Coalescer(Generic[Row, Answer]):
                 for waiter in waiters:
                     _leave(waiter.future)
                 self._cancel_deserted()
+                # The error it ends with knows this frame.
+                waiters.clear()
+                del waiter
         return parts[0] if len(parts) == 1 else [answer for part in parts for answer in part]
 
     def fail(self, error: TrunklineError) -> None:

@@ -38,9 +38,10 @@ from gateway.telemetry import Telemetry
 
 _log = logging.getLogger(__name__)
 _encoder: Final = msgspec.json.Encoder()
-_REQUEST_ID, _SERVER_TIMING, _STICKY_KEY, _TIMEOUT_MS = (
-    name.encode() for name in (REQUEST_ID, SERVER_TIMING, STICKY_KEY, REQUEST_TIMEOUT_MS)
-)
+_REQUEST_ID_KEY: Final = REQUEST_ID.encode()
+_SERVER_TIMING_KEY: Final = SERVER_TIMING.encode()
+_STICKY_KEY: Final = STICKY_KEY.encode()
+_TIMEOUT_KEY: Final = REQUEST_TIMEOUT_MS.encode()
 
 router = APIRouter()
 
@@ -145,11 +146,11 @@ async def _classify_by_head(request: Request, state: State) -> Response:
 async def _answer(request: Request, state: State, asked: Asked) -> Response:
     answer = await classified(request, state, asked)
     body = classify_answer(answer, await notes_of(asked.work.texts))
-    return Encoded(_encoder.encode(body), (_SERVER_TIMING, server_timing(body.timings).encode()))
+    return JsonAnswer(_encoder.encode(body), (_SERVER_TIMING_KEY, server_timing(body.timings).encode()))
 
 
-class Encoded(Response):
-    """*body*, which is JSON, and *headers* as they travel: Starlette's own way to them costs as much as writing the body."""
+class JsonAnswer(Response):
+    """A 200 with *body*, which is JSON, and *headers* as they travel: Starlette's own way to them costs as much as the body."""
 
     def __init__(self, body: bytes, *headers: tuple[bytes, bytes]) -> None:
         self.status_code = 200
@@ -199,6 +200,7 @@ async def respond(
     tell: Callable[[TrunklineError, str], Response] = response_of,
 ) -> Response:
     """What *handle* answers, with the request's id; where it raises, the error as *tell* shapes it, which has the id in it."""
+    # Here and below, cheaper than by Starlette's own: this is the hot path.
     state: State = request.scope["state"]["gateway"]
     request_id = request_id_of(request)
     try:
@@ -213,8 +215,7 @@ async def respond(
     except (ClientDisconnect, CallerLeftError):
         state.telemetry.refused(499, "departed")
         return Response(status_code=499)
-    # Cheaper than by Starlette's headers, on the hot path.
-    response.raw_headers.append((_REQUEST_ID, request_id.encode()))
+    response.raw_headers.append((_REQUEST_ID_KEY, request_id.encode()))
     return response
 
 
@@ -231,7 +232,7 @@ def may_reuse(request: Request) -> bool:
 
 def patience(request: Request, timeout: float | None, settings: Settings) -> float:
     """Seconds that *request* may take: *timeout* where its body names one, else what its header says, else the default."""
-    named = header_of(request.scope["headers"], _TIMEOUT_MS)
+    named = header_of(request.scope["headers"], _TIMEOUT_KEY)
     if timeout is None and named is not None:
         if not (named.isascii() and named.isdigit() and len(named) < 10):
             raise InvalidRequest(f"{REQUEST_TIMEOUT_MS} is not a whole number of milliseconds")

@@ -54,9 +54,9 @@ class while_connected:  # noqa: N801 (reads as the statement it is)
 
 
 def header_of(headers: Iterable[tuple[bytes, bytes]], name: bytes) -> str | None:
-    """The value of the first of a scope's *headers* that is called *name*, in lower case; None without any.
+    """The value of the first of a scope's *headers* called *name*, which is in lower case as they are (ASGI); None without any.
 
-    A caller of the hot path asks for several: Starlette's own mapping reads them anew, and slower, for each.
+    For the hot path: Starlette's mapping has to be made first, and takes several times as long to find one.
     """
     for one, value in headers:
         if one == name:

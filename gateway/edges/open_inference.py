@@ -17,6 +17,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from clients import Deadline, InvalidRequest, NotFound, TrunklineError, Unavailable
+from clients.wire.asgi import header_of
 from clients.wire.catalogue import CatalogueHead, Manifest
 from clients.wire.http_errors import clipped
 from gateway.classification import Classification, HeadAnswer
@@ -282,7 +283,7 @@ async def _model_ready(request: Request, state: State) -> Response:
 async def _infer(request: Request, state: State) -> Response:
     head, asked = found(request, state)
     content = await read_body(request, state.settings.max_body_bytes)
-    body, behind = split_body(content, request.headers.get(JSON_LENGTH))
+    body, behind = split_body(content, header_of(request.scope["headers"], JSON_LENGTH.encode()))
     texts = texts_of(body.inputs[0], behind)
     if len(texts) > state.settings.max_texts:
         raise InvalidRequest(f"{len(texts)} texts are more than the {state.settings.max_texts} of one request; send several")

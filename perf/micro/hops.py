@@ -1,9 +1,10 @@
 """`python -m perf.micro.hops`: what the layout alone costs one who waits for a single text, with nothing in the services.
 
 The same forward pass of one short text in three layouts, in turns: in the web process that answers (plan one); in a service of
-its own, with an echo called after it, by the caller (plan three); and behind a web process that calls both (plan four). Nothing
-is read, checked, tokenised, queued, cached or computed beside the pass; uvicorn and our gRPC carry constant bytes. What then is
-between the layouts, no gateway can be rid of. With `--no-pass` there is not even the pass, and all code stays in the caches.
+its own, with a second one called after it, by the caller (plan three); and behind a web process that calls both (plan four).
+Nothing is read, checked, tokenised, queued, cached or computed beside the pass; uvicorn and our gRPC carry constant bytes. What
+then is between the layouts, no gateway can be rid of. With `--no-pass` there is not even the pass, and all code stays in the
+caches.
 """
 
 import argparse
@@ -211,9 +212,15 @@ async def measure(rounds: int, seconds: float, *, in_flight: int = 1, has_pass: 
 
 
 def lines_of(found: dict[str, list[LoadResult]]) -> list[str]:
-    """As they are printed: what each took, and what one takes over another, round by round."""
+    """As they are printed: what each took, and what one takes over another, round by round.
+
+    Raises:
+        RuntimeError: calls failed.
+    """
     lines = []
     for name, results in found.items():
+        if num_errors := sum(result.num_errors for result in results):
+            raise RuntimeError(f"{name}: {num_errors} calls failed, so the rest says nothing")
         cpu = [sum(result.cpu_ms_per_text.values()) for result in results]
         lines.append(
             f"{name}: p50 {spread([result.percentile_ms(50) for result in results], '{:.2f} ms')}; "

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -173,6 +175,37 @@ async def test_a_deadline_is_kept_while_the_backend_hangs(start: Start, tokenize
             await stream.embed([(2, 77, 3)], soon(0.05))
         gate.open()
         await stream.embed([(2, 5, 3)], soon())
+
+
+async def test_a_deadline_that_had_passed_on_arrival_is_told_and_leaves_nothing(start: Start, tokenizer_json: bytes) -> None:
+    backend = FakeBackend(tokenizer_json)
+    addresses = await start(backend)
+    async with streaming(addresses.grpc) as stream:
+        await stream.embed([(2, 9, 3)], soon())
+        with pytest.raises(DeadlineExceeded):
+            await stream.embed([(2, 8, 3)], soon(0.0))
+        assert 0 == stream.num_open
+        await stream.embed([(2, 7, 3)], soon())
+
+    assert (2, 8, 3) not in [ids for batch in backend.batches for ids in batch.token_ids]
+
+
+async def test_a_deadline_error_is_freed_with_who_was_told_it_and_needs_no_collector(start: Start, tokenizer_json: bytes) -> None:
+    backend, gate = FakeBackend(tokenizer_json), Gate(9)
+    backend.fault = gate
+    addresses = await start(backend)
+    async with streaming(addresses.grpc) as stream:
+        gc.collect()
+        gc.disable()
+        try:
+            try:
+                await stream.embed([(2, 9, 3)], soon(0.05))
+            except DeadlineExceeded as error:
+                seen = weakref.ref(error)
+            await until(lambda: seen() is None)
+        finally:
+            gate.open()
+            gc.enable()
 
 
 async def test_a_service_that_stops_answers_what_it_took_and_a_new_one_is_found(tokenizer_json: bytes) -> None:

@@ -1,5 +1,8 @@
 import asyncio
+import gc
+import weakref
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -100,6 +103,67 @@ async def test_a_passed_deadline_is_an_answer_and_its_rows_are_never_sent() -> N
     assert [-1] == await first
     assert [-3] == await coalescer.run([3], Deadline.after(5))
     assert [[1], [3]] == backend.calls
+
+
+async def test_a_deadline_that_had_passed_on_arrival_sends_nothing() -> None:
+    backend = Backend()
+    coalescer = Coalescer(backend, CallLimits())
+
+    with pytest.raises(DeadlineExceeded):
+        await coalescer.run([1], Deadline.after(0.0))
+    await asyncio.sleep(0)
+
+    assert [] == backend.calls
+    assert "<Coalescer [0 calls out, 0 rows pending]>" == repr(coalescer)
+
+
+async def test_a_call_is_cancelled_when_the_last_of_its_members_ran_out_of_time() -> None:
+    backend = Backend(is_open=False)
+    coalescer = Coalescer(backend, CallLimits(max_calls=1))
+    patient = asyncio.create_task(coalescer.run([1], Deadline.after(0.2)))
+    hasty = asyncio.create_task(coalescer.run([2], Deadline.after(0.02)))
+
+    with pytest.raises(DeadlineExceeded):
+        await hasty
+    await asyncio.sleep(0.01)
+    assert 0 == backend.cancelled
+    with pytest.raises(DeadlineExceeded):
+        await patient
+    await asyncio.sleep(0.01)
+
+    assert [[1, 2]] == backend.calls
+    assert 1 == backend.cancelled
+
+
+@pytest.mark.parametrize("max_calls", [2, 3])
+async def test_of_a_request_in_several_calls_one_failure_leaves_the_others_without_noise(max_calls: int) -> None:
+    noise: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: noise.append(context))
+    backend = Backend()
+    coalescer = Coalescer(backend, CallLimits(max_calls=max_calls, max_rows=1))
+
+    with pytest.raises(Unavailable):
+        await coalescer.run([13, 13, 2], Deadline.after(5))
+    await asyncio.sleep(0.01)
+    gc.collect()
+
+    assert [] == noise
+    assert "<Coalescer [0 calls out, 0 rows pending]>" == repr(coalescer)
+
+
+async def test_a_deadline_error_is_freed_with_who_was_told_it_and_needs_no_collector() -> None:
+    coalescer = Coalescer(Backend(is_open=False), CallLimits())
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            await coalescer.run([1], Deadline.after(0.02))
+        except DeadlineExceeded as error:
+            seen = weakref.ref(error)
+        await asyncio.sleep(0.01)
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 async def test_a_call_is_cancelled_when_all_its_members_have_left_and_not_before() -> None:

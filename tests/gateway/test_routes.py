@@ -49,6 +49,15 @@ async def test_an_answer_tells_label_confidence_tokens_and_its_stages(trunks: Fa
     assert (4, False, False, []) == (result.num_tokens, result.truncated, result.cached, result.notes)
 
 
+async def test_the_headers_of_an_answer_are_there_once_and_true(trunks: FakeTrunks) -> None:
+    answer = await post(gateway(trunks), {"text": "a b"})
+
+    assert [str(len(answer.content))] == answer.headers.get_list("content-length")
+    assert ["application/json"] == answer.headers.get_list("content-type")
+    assert len({"server-timing", "x-request-id"} & set(answer.headers)) == 2
+    assert len(answer.headers.raw) == len(set(answer.headers))
+
+
 async def test_notes_tell_what_normalising_changed(trunks: FakeTrunks) -> None:
     answer = await post(gateway(trunks), {"texts": ["a", "a  b", "e\u0301\u200b a", " b\n"]})
 

@@ -114,7 +114,10 @@ def _string(content: bytes) -> bytes:
 
 
 class HeaderReader:
-    """Decodes one connection's blocks in their order. A block seen since its table last changed is not read again.
+    """Decodes one connection's blocks in their order.
+
+    A block seen since its table last changed is not read again, nor is what the calls of a method have in common. The fields may
+    be those that are remembered: they are for reading only.
 
     A value is octets to HTTP/2, each of which is a character here (ISO 8859-1), as `literal` writes them.
     """
@@ -142,16 +145,17 @@ class HeaderReader:
 
     def _plain_fields(self, content: bytes) -> list[Field] | None:
         """`plain_fields`, which is asked only once for what calls have in common: all that stands before their timeouts."""
+        # In a plain block a zero begins a field, or is a value's length, and then another follows: this is no field's middle.
         place = content.find(_TIMEOUT_BEGINS)
         head = content[:place] if place > 0 else content
         fields = self._plain.get(head)
         if fields is None:
             fields = plain_fields(head)
-            if not fields:
-                return plain_fields(content)
-            if len(self._plain) >= _MOST_KEPT:
-                self._plain.clear()
+            if fields is None:
+                return None
             if len(head) <= _MOST_KEPT_BYTES:
+                if len(self._plain) >= _MOST_KEPT:
+                    self._plain.clear()
                 self._plain[head] = fields
         if place <= 0:
             return fields

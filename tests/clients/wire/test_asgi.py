@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 from collections.abc import MutableMapping
 from typing import Any
 
@@ -71,6 +72,42 @@ async def test_a_fault_inside_passes_through() -> None:
 
     with pytest.raises(ValueError, match="inside"):
         await work()
+
+
+async def test_who_is_told_that_the_caller_left_is_no_longer_being_cancelled() -> None:
+    caller = Caller()
+
+    async def work() -> int:
+        with contextlib.suppress(CallerLeftError):
+            async with while_connected(caller.receive, look_after=0.0):
+                await asyncio.sleep(10)
+        task = asyncio.current_task()
+        assert task is not None
+        return task.cancelling()
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    caller.left.set()
+
+    assert 0 == await task
+
+
+async def test_a_fault_of_work_whose_caller_left_meanwhile_is_the_fault() -> None:
+    caller = Caller()
+
+    async def work() -> None:
+        async with while_connected(caller.receive, look_after=0.0):
+            try:
+                await asyncio.sleep(10)
+            finally:
+                raise ValueError("inside")
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0.01)
+    caller.left.set()
+
+    with pytest.raises(ValueError, match="inside"):
+        await task
 
 
 def test_a_header_is_the_first_of_its_name_or_none() -> None:

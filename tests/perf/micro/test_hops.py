@@ -1,3 +1,7 @@
+from collections import Counter
+
+import pytest
+
 from perf.load import LoadResult
 from perf.micro.hops import DIRECT, FRONT, WHOLE, lines_of, measure
 
@@ -11,6 +15,13 @@ async def test_each_layout_answers_and_its_processes_are_counted() -> None:
         assert not result.num_errors
     assert {"whole", "load"} == set(found[WHOLE][0].cpu_ms_per_text)
     assert {"front", "trunk", "head", "load"} == set(found[FRONT][0].cpu_ms_per_text)
+
+
+def test_calls_that_failed_are_never_left_out_in_silence() -> None:
+    failed = LoadResult(latencies=[0.002], outcomes=Counter({"200": 1, "AioRpcError": 2}))
+
+    with pytest.raises(RuntimeError, match=f"{DIRECT}: 2 calls failed"):
+        lines_of({WHOLE: [], DIRECT: [failed], FRONT: []})
 
 
 def test_layouts_are_compared_round_by_round() -> None:
