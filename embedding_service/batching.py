@@ -231,7 +231,7 @@ class Batcher:
         while (free := self._num_free_slots()) > 0 and self._may_start():
             self._start(self._queue.take(time.monotonic(), free_slots=free, has_long_room=self._has_long_room()))
         if self._may_cut_ahead():
-            self._start(self._queue.take_ahead(time.monotonic(), has_long_room=self._has_long_room()))
+            self._start(self._queue.take_ahead(time.monotonic()))
 
     def _has_long_room(self) -> bool | None:
         return long_room(list(self._running.values()), self._concurrency, self._queue.limits.long_tokens)

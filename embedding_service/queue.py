@@ -203,7 +203,7 @@ class EntryQueue(Protocol):
         """Cut the next batch."""
         ...
 
-    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
+    def take_ahead(self, now: float) -> Taken:
         """Cut the next batch for a thread that is not free yet, if it would not get better by waiting."""
         ...
 
@@ -279,20 +279,22 @@ class Queue:
             self._move(self._around(seed, budget), taken, now)
         return taken
 
-    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
+    def take_ahead(self, now: float) -> Taken:
         """Cut the next batch for a thread that is not free yet, where nothing that may come would make a better one.
 
-        That is a full one without bulk rows, which may be overtaken to the last moment, and around a long row only where it is
-        the turn of long ones (*has_long_room*). The dead that were not met yet count as well.
+        That is a full one without bulk rows, which may be overtaken to the last moment, and none while a long row waits: whether
+        the turn is a long one's or the short ones' is known only when it is seen which pass has ended (`long_room`). The dead
+        that were not met yet count as well.
         """
         taken = Taken()
         self._drop_dead_heads(now, taken)
-        if self._lanes:
-            is_bulk, length = seed = self._seed(now, has_long_room)
-            if not is_bulk and (length < self.limits.long_tokens or has_long_room):
-                lanes = self._around(seed, self.limits.max_batch_tokens, with_bulk=False)
-                if self._is_full(lanes):
-                    self._move(lanes, taken, now)
+        waiting = [lane for lane in self._lanes if not lane[0]]
+        if waiting and max(length for _, length in waiting) < self.limits.long_tokens:
+            lanes = self._around(
+                min(waiting, key=lambda lane: self._rank(lane, now)), self.limits.max_batch_tokens, with_bulk=False
+            )
+            if self._is_full(lanes):
+                self._move(lanes, taken, now)
         return taken
 
     def _seed(self, now: float, has_long_room: bool | None) -> tuple[bool, int]:

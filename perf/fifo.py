@@ -53,10 +53,10 @@ class FifoQueue:
         self.num_entries += len(entries)
         self.num_tokens += sum(entry.num_tokens for entry in entries)
 
-    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
+    def take_ahead(self, now: float) -> Taken:
         """Cut the next batch if all that a batch may carry waits: in strict order nothing that comes could make it better."""
         is_full = self.num_tokens >= self.limits.max_batch_tokens or self.num_entries >= self.limits.max_batch_requests
-        return self.take(now, has_long_room=has_long_room) if is_full else Taken()
+        return self.take(now) if is_full else Taken()
 
     def take(self, now: float, *, free_slots: int = 1, has_long_room: bool | None = None) -> Taken:
         """Cut the next batch: from the front until the next would not fit; at least one. Empty when nothing runnable waits."""

@@ -169,6 +169,7 @@ async def _beside_a_running_pass(rows: list[Row], *, is_bulk: bool = False, slot
         pytest.param([row(1)] * 7, False, 0, "[1 running, 7 queued]", id="one that may still grow is not"),
         pytest.param([row(1), row(*range(40))], False, 0, "[1 running, 2 queued]", id="nor a small one with much behind it"),
         pytest.param([row(*range(200))], False, 0, "[1 running, 1 queued]", id="nor a long row, which short ones may pass"),
+        pytest.param([*[row(1)] * 8, row(*range(200))], False, 0, "[1 running, 9 queued]", id="nor short ones in its turn"),
         pytest.param([row(1)] * 8, True, 0, "[1 running, 8 queued]", id="nor bulk rows, which may be overtaken"),
         pytest.param([row(1)] * 8, False, 1, "[1 running, 8 queued]", id="nor where another trunk waits for the thread too"),
     ],

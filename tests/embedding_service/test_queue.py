@@ -49,26 +49,26 @@ def test_a_batch_is_cut_by_length(queued: list[int], limits: dict[str, float], e
 
 
 @pytest.mark.parametrize(
-    ("entries", "limits", "has_long_room", "expected"),
+    ("entries", "limits", "expected"),
     [
-        pytest.param([entry(10)] * 2 + [entry(90)], {"max_batch_tokens": 40}, None, [10, 10], id="half of the tokens are enough"),
-        pytest.param([entry(10)] * 2 + [entry(90)], {"max_batch_tokens": 41}, None, [], id="less is not"),
-        pytest.param([entry(2)] * 9, {"max_batch_requests": 8}, None, [2] * 8, id="nor needed where it has all rows"),
-        pytest.param([entry(2)] * 9, {"max_batch_requests": 8, "ahead_share": None}, None, [], id="none where none should be"),
-        pytest.param([entry(8)] * 3 + [entry(8, bulk=True)], {"max_batch_tokens": 48}, None, [8] * 3, id="bulk rows stay"),
-        pytest.param([entry(8, bulk=True)] * 9, {"max_batch_tokens": 16}, None, [], id="even where there is nothing else"),
-        pytest.param([entry(300)], {}, None, [], id="a long row may be passed by short ones"),
-        pytest.param([entry(300)], {}, False, [], id="the more so where it is their turn"),
-        pytest.param([entry(300)], {}, True, [300], id="but not where it is its own"),
-        pytest.param([], {}, True, [], id="nothing is nothing"),
+        pytest.param([entry(10)] * 2 + [entry(90)], {"max_batch_tokens": 40}, [10, 10], id="half of the tokens are enough"),
+        pytest.param([entry(10)] * 2 + [entry(90)], {"max_batch_tokens": 41}, [], id="less is not"),
+        pytest.param([entry(2)] * 9, {"max_batch_requests": 8}, [2] * 8, id="nor needed where it has all rows"),
+        pytest.param([entry(2)] * 9, {"max_batch_requests": 8, "ahead_share": None}, [], id="none where none should be"),
+        pytest.param([entry(8)] * 3 + [entry(8, bulk=True)], {"max_batch_tokens": 48}, [8] * 3, id="bulk rows stay"),
+        pytest.param([entry(8, bulk=True)] * 9, {"max_batch_tokens": 16}, [], id="even where there is nothing else"),
+        pytest.param([entry(300)], {}, [], id="a long row may be passed by short ones"),
+        pytest.param([entry(8)] * 40 + [entry(300)], {}, [], id="and short ones take no turn of a long row's"),
+        pytest.param([entry(8)] * 40 + [entry(300, bulk=True)], {}, [8] * 32, id="but one of bulk may wait"),
+        pytest.param([], {}, [], id="nothing is nothing"),
     ],
 )
 def test_what_is_cut_for_a_thread_that_is_not_free_yet(
-    entries: list[Entry], limits: dict[str, float], has_long_room: bool | None, expected: list[int]
+    entries: list[Entry], limits: dict[str, float], expected: list[int]
 ) -> None:
     queue = queue_of(*entries, **limits)
 
-    assert expected == lengths(queue.take_ahead(0.0, has_long_room=has_long_room).batch)
+    assert expected == lengths(queue.take_ahead(0.0).batch)
     assert len(entries) - len(expected) == queue.num_entries
 
 

@@ -65,7 +65,7 @@ def test_what_waits_is_shared_among_batches_that_can_start_now() -> None:
 def test_what_is_full_is_cut_ahead(waiting: list[int], expected: list[int]) -> None:
     queue = fifo_of(*map(entry, waiting))
 
-    assert expected == lengths(queue.take_ahead(0.0, has_long_room=False).batch)
+    assert expected == lengths(queue.take_ahead(0.0).batch)
 
 
 def test_bulk_entries_wait_for_nobody_and_nobody_for_them() -> None:
