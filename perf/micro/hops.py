@@ -12,7 +12,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -22,7 +21,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-import grpc
 import uvicorn
 import uvloop
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -35,6 +33,7 @@ from embedding_service.backend import Backend, Batch
 from embedding_service.backend.load import load_backend
 from embedding_service.models.prepare import prepare
 from perf.load import TIMEOUT_SECONDS, LoadResult, closed_loop, repeated, target_of
+from perf.micro.rpc import READY, answer_calls
 from perf.report import spread
 from perf.settings import wide_console
 from trunkline import paths
@@ -48,7 +47,6 @@ SCORES: Final = bytes(64)
 LABELS: Final = json.dumps({"results": [{"heads": {"head": {"label": "one of three", "score": 0.5}}}]}).encode()
 BODY: Final = json.dumps({"text": "a text of some twenty words, which is what people write who have little time " * 2}).encode()
 SERVICE: Final = "perf.Hop"
-READY: Final = re.compile(r"listening on (\d+)")
 START_SECONDS: Final = 60.0
 
 WHOLE, DIRECT, FRONT = "one process", "two services, called by the caller", "two services behind a front"
@@ -89,14 +87,7 @@ async def serve_rpc(run: Pass, answer: bytes) -> None:
         await run()
         return answer
 
-    server = AsyncServer()
-    server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE, {"Hop": grpc.unary_unary_rpc_method_handler(hop)}),)
-    )
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    print(f"listening on {port}", flush=True)
-    await server.wait_for_termination()
+    await answer_calls(AsyncServer(), SERVICE, "Hop", hop)
 
 
 def web_app(run: Pass) -> ASGIApp:

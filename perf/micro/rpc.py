@@ -72,9 +72,13 @@ async def _echo(request: bytes, _: Any) -> bytes:
 
 async def serve(end: str) -> None:
     """Answer with what is sent until the process ends; says its port."""
-    server: Any = grpc.aio.server() if end == ENDS[0] else AsyncServer()
+    await answer_calls(grpc.aio.server() if end == ENDS[0] else AsyncServer(), SERVICE, "Echo", _echo)
+
+
+async def answer_calls(server: Any, service: str, method: str, handle: Callable[[bytes, Any], Awaitable[bytes]]) -> None:
+    """Have *server* answer calls of one *method* by *handle* until the process ends; says the port it listens on."""
     server.add_generic_rpc_handlers(
-        (grpc.method_handlers_generic_handler(SERVICE, {"Echo": grpc.unary_unary_rpc_method_handler(_echo)}),)
+        (grpc.method_handlers_generic_handler(service, {method: grpc.unary_unary_rpc_method_handler(handle)}),)
     )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
