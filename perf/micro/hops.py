@@ -3,7 +3,7 @@
 The same forward pass of one short text in three layouts, in turns: in the web process that answers (plan one); in a service of
 its own, with a second one called after it, by the caller (plan three); and behind a web process that calls both (plan four).
 Nothing is read, checked, tokenised, queued, cached or computed beside the pass; uvicorn and our gRPC carry constant bytes. What
-then is between the layouts, no gateway can be rid of. With `--no-pass` there is not even the pass, and all code stays in the
+then is between the layouts, no gateway made of these can be rid of. With `--no-pass` there is not even the pass, and all code stays in the
 caches.
 """
 
@@ -17,7 +17,6 @@ import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -52,6 +51,8 @@ START_SECONDS: Final = 60.0
 WHOLE, DIRECT, FRONT = "one process", "two services, called by the caller", "two services behind a front"
 
 Pass = Callable[[], Awaitable[None]]
+"""What a service does before it answers."""
+
 Way = Callable[[float], Awaitable[LoadResult]]
 """Loads a layout for so many seconds."""
 
@@ -181,13 +182,11 @@ async def layouts(in_flight: int, *, has_pass: bool) -> AsyncIterator[dict[str, 
 
         yield {
             WHOLE: over_http(whole_port, {"whole": whole_pid}),
-            DIRECT: Layout(partial(_repeated, directly, in_flight, services), services),
+            DIRECT: Layout(
+                lambda seconds: repeated(directly, texts=1, in_flight=in_flight, seconds=seconds, pids=services), services
+            ),
             FRONT: over_http(front_port, {"front": front_pid, **services}),
         }
-
-
-async def _repeated(call: Callable[[int], Awaitable[None]], in_flight: int, pids: dict[str, int], seconds: float) -> LoadResult:
-    return await repeated(call, texts=1, in_flight=in_flight, seconds=seconds, pids=pids)
 
 
 async def measure(rounds: int, seconds: float, *, in_flight: int = 1, has_pass: bool = True) -> dict[str, list[LoadResult]]:
