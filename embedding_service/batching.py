@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol, cast
 
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
@@ -136,7 +136,7 @@ class Batcher:
     ) -> None:
         self._backend = backend
         if queue is None:
-            queue = Queue(replace(limits, padding_cost=backend.engine.padding_cost))
+            queue = Queue(limits, backend.engine.pass_cost)
         self._queue = queue
         self._telemetry = telemetry
         self._concurrency = backend.engine.concurrency
@@ -297,7 +297,7 @@ class Batcher:
         self._note_health(is_healthy=ended.fault is None)
         num_tokens = sum(entry.num_tokens for entry in entries)
         self._learn_speed(num_tokens, ended)
-        computed = ended.taken.computed_tokens(self._queue.limits.padding_cost)
+        computed = ended.taken.computed_tokens(self._backend.engine.pass_cost)
         self._telemetry.batch_ended(BatchFacts(len(entries), num_tokens, computed, ended.seconds, ended.fault is not None))
 
     def _note_health(self, *, is_healthy: bool) -> None:

@@ -9,11 +9,11 @@ waited long enough outranks any other, so nothing starves. With several threads,
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol
 
-from embedding_service.backend import View
+from embedding_service.backend import PassCost, View
 
 
 class Ticket(Protocol):
@@ -52,22 +52,19 @@ class QueueLimits:
     """The few numbers everything else follows from.
 
     *max_batch_tokens* bounds the cost of one batch, padding included (a single longer entry still runs, alone).
-    *pass_overhead* is what a forward pass costs beside its tokens, told in tokens: weights read once, kernels set up for
-    another shape. *padding_cost* is the engine's (`backend.EngineSpec`). *ageing* is in tokens a second: how fast waiting
-    makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is. *side_pass_share*:
-    how many rows must wait for another pass to start beside a running one, as a share of that one's rows. *ahead_share*: how
-    much of *max_batch_tokens* a batch must carry, or else all the rows it may, to be cut before a thread is free for it; None:
-    none is. It counts as running from then on. *bulk_queue_share*
-    is how much of *max_queued_tokens* may be taken when a bulk list is to be added, so that interactive ones find room.
-    *max_wait_seconds*: nothing interactive is added behind more work than runs in that time. *max_queue_seconds*: nothing is
-    added to a class whose oldest entry has waited longer than that. Rows of *long_tokens* and more keep a thread for long: see
-    `long_room`.
+    *pass_overhead* takes the place of the engine's own (`backend.PassCost`); None: it stays. *ageing* is in tokens a second:
+    how fast waiting makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
+    *side_pass_share*: how many rows must wait for another pass to start beside a running one, as a share of that one's rows.
+    *ahead_share*: how much of *max_batch_tokens* a batch must carry, or else all the rows it may, to be cut before a thread is
+    free for it; None: none is. It counts as running from then on. *bulk_queue_share* is how much of *max_queued_tokens* may be
+    taken when a bulk list is to be added, so that interactive ones find room. *max_wait_seconds*: nothing interactive is added
+    behind more work than runs in that time. *max_queue_seconds*: nothing is added to a class whose oldest entry has waited
+    longer than that. Rows of *long_tokens* and more keep a thread for long: see `long_room`.
     """
 
     max_batch_tokens: int = 512
     max_batch_requests: int = 32
-    pass_overhead: float = 40.0
-    padding_cost: float = 1.0
+    pass_overhead: float | None = None
     max_queued_tokens: int = 65_536
     bulk_queue_share: float = 0.75
     max_wait_seconds: float = 2.5
@@ -112,26 +109,57 @@ class Taken:
         longest = max((entry.num_tokens for entry in self.batch), default=0)
         return Rows(len(self.batch), sum(not entry.is_bulk for entry in self.batch), longest)
 
-    def computed_tokens(self, padding_cost: float) -> int:
-        """Tokens computed for *batch*, each of its padding counted as *padding_cost* of a wanted one."""
-        wanted = sum(entry.num_tokens for entry in self.batch)
-        padded = max((entry.num_tokens for entry in self.batch), default=0) * len(self.batch)
-        return round(wanted + padding_cost * (padded - wanted))
+    def computed_tokens(self, cost: PassCost) -> int:
+        """Tokens computed for *batch*, its padding counted by what it costs."""
+        shape = BatchShape(cost)
+        for entry in self.batch:
+            shape.add(entry.num_tokens)
+        return round(shape.computed)
 
 
-def cut(lengths: Sequence[int], *, budget: float, overhead: float, padding_cost: float = 1.0) -> int:
+class BatchShape:
+    """The rows of a batch as it grows, and what they cost in tokens."""
+
+    __slots__ = ("_cost", "_longest", "_num_rows", "_squares", "wanted")
+
+    def __init__(self, cost: PassCost) -> None:
+        self._cost = cost
+        self._num_rows = self._longest = self._squares = 0
+        self.wanted = 0
+        """Tokens of the rows themselves."""
+
+    def add(self, length: int) -> None:
+        """One row more."""
+        self._num_rows += 1
+        self._longest = max(self._longest, length)
+        self._squares += length * length
+        self.wanted += length
+
+    @property
+    def padding(self) -> float:
+        """What the rows cost together beyond what they would by themselves, the pass's overhead aside."""
+        area = self._num_rows * self._longest
+        return self._cost.padding * (area - self.wanted) + self._cost.cell * (area * self._longest - self._squares)
+
+    @property
+    def computed(self) -> float:
+        """`wanted` and `padding`."""
+        return self.wanted + self.padding
+
+
+def cut(lengths: Sequence[int], *, budget: float, cost: PassCost) -> int:
     """How many of *lengths*, taken in order, make a batch; at least one, if there is one.
 
     It grows until its padding would cost more than the pass that cutting it in two would add: for lengths spread evenly,
-    n rows cost overhead / n + c * n each, least where both terms are equal. A token of padding costs *padding_cost* of a
-    wanted one. Beyond a single row a batch costs no more than *budget* tokens.
+    n rows cost overhead / n + c * n each, least where both terms are equal. Beyond a single row a batch costs no more than
+    *budget* tokens.
     """
-    longest = wanted = 0
-    for rows, length in enumerate(lengths, 1):
-        longest, wanted = max(longest, length), wanted + length
-        padding = padding_cost * (rows * longest - wanted)
-        if rows > 1 and (wanted + padding > budget or padding > overhead):
-            return rows - 1
+    shape = BatchShape(cost)
+    for num_before, length in enumerate(lengths):
+        shape.add(length)
+        padding = shape.padding
+        if num_before and (shape.wanted + padding > budget or padding > cost.overhead):
+            return num_before
     return len(lengths)
 
 
@@ -213,10 +241,15 @@ class EntryQueue(Protocol):
 
 
 class Queue:
-    """Entries by (priority, length), first come first served within. Owned by one batcher, used from one thread."""
+    """Entries by (priority, length), first come first served within. Owned by one batcher, used from one thread.
 
-    def __init__(self, limits: QueueLimits) -> None:
+    *cost* is the engine's, by which batches are cut.
+    """
+
+    def __init__(self, limits: QueueLimits, cost: PassCost | None = None) -> None:
         self.limits = limits
+        cost = cost or PassCost()
+        self._cost = cost if limits.pass_overhead is None else replace(cost, overhead=limits.pass_overhead)
         self.num_tokens = 0
         self.num_entries = 0
         self._num_bulk = self._bulk_tokens = 0
@@ -324,8 +357,7 @@ class Queue:
         wanted = self._lanes if with_bulk else [lane for lane in self._lanes if not lane[0]]
         nearest = sorted(wanted, key=lambda key: (abs(key[1] - seed[1]), key[0]))
         lanes = list(islice((lane for lane in nearest for _ in self._lanes[lane]), self.limits.max_batch_requests))
-        lengths = [length for _, length in lanes]
-        return lanes[: cut(lengths, budget=budget, overhead=self.limits.pass_overhead, padding_cost=self.limits.padding_cost)]
+        return lanes[: cut([length for _, length in lanes], budget=budget, cost=self._cost)]
 
     def _is_full(self, lanes: Sequence[tuple[bool, int]]) -> bool:
         limits = self.limits

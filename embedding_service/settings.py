@@ -84,8 +84,10 @@ class Settings(BaseSettings):
         512, ge=1, description="Computed tokens of one forward pass; higher delays short texts behind full batches."
     )
     max_batch_requests: int = Field(32, ge=1, description="Rows of one forward pass.")
-    pass_overhead: float = Field(
-        40.0, ge=0, description="What a pass costs beside its tokens, in tokens. Higher pads more for larger batches."
+    pass_overhead: float | None = Field(
+        None,
+        ge=0,
+        description="What a pass costs beside its tokens, in tokens; unset: as measured. Higher pads more.",
     )
     max_queued_tokens: int = Field(
         65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."

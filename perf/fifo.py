@@ -2,21 +2,22 @@
 
 from collections import deque
 
-from embedding_service.queue import Entry, QueueLimits, Rows, Taken
+from embedding_service.backend import PassCost
+from embedding_service.queue import BatchShape, Entry, QueueLimits, Rows, Taken
 
 
 class FifoQueue:
     """Entries in the order they came; a batch is as many from the front as the token budget takes. Else like `Queue`.
 
-    *limits* gives the budget (`max_batch_tokens`), the bound on rows, the room, and the cost of a token of padding, by which
-    a row is counted as long as it is computed: 0 where only attention pads, 1 where every row is padded to the longest.
+    *limits* gives the budget (`max_batch_tokens`), the bound on rows, and the room, *cost* what padding counts in the budget.
     No entry overtakes another, bulk or not. As ours it shares what waits among batches that can start at once. With *is_cut* a
     batch also ends where its padding would cost more than another pass, as ours does: the best that strict order allows.
     """
 
-    def __init__(self, limits: QueueLimits, *, is_cut: bool = False) -> None:
+    def __init__(self, limits: QueueLimits, cost: PassCost, *, is_cut: bool = False) -> None:
         self.limits = limits
-        self._most_padding = limits.pass_overhead if is_cut else float("inf")
+        self._cost = cost
+        self._most_padding = cost.overhead if is_cut else float("inf")
         self.num_tokens = 0
         self.num_entries = 0
         self._entries: deque[Entry] = deque()
@@ -64,12 +65,10 @@ class FifoQueue:
         taken = Taken()
         share = self.num_tokens // free_slots if free_slots > 1 else self.limits.max_batch_tokens
         budget = min(self.limits.max_batch_tokens, share)
-        wanted = longest = 0
+        shape = BatchShape(self._cost)
         while self._drop_dead_head(now, taken) and len(taken.batch) < self.limits.max_batch_requests:
-            length = self._entries[0].num_tokens
-            wanted, longest = wanted + length, max(longest, length)
-            padding = self.limits.padding_cost * (longest * (len(taken.batch) + 1) - wanted)
-            if taken.batch and (wanted + padding > budget or padding > self._most_padding):
+            shape.add(self._entries[0].num_tokens)
+            if taken.batch and (shape.computed > budget or shape.padding > self._most_padding):
                 break
             taken.batch.append(self._pop())
         return taken

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry
 from rich.console import Console
 from rich.table import Table
 
-from embedding_service.backend import Backend, Batch, BatchResult, EngineSpec, TrunkSpec
+from embedding_service.backend import Backend, Batch, BatchResult, EngineSpec, PassCost, TrunkSpec
 from embedding_service.backend.load import load_backend
 from embedding_service.backend.pooling import flattened
 from embedding_service.batching import Batcher, Row
@@ -127,17 +127,16 @@ class Bench:
         self._limits = limits
         views = (backend.trunk.default_view,)
         self._rows = [Row(ids, views) for ids in token_ids_of(backend, workload.texts)]
-        self.is_flat = backend.engine.padding_cost < 1
+        self.is_flat = backend.engine.pass_cost.padding < 1
 
     def fifo(self, budget: int) -> FifoQueue:
         """A queue of strict order; where only attention pads, its budget is of tokens wanted."""
-        cost = 0.0 if self.is_flat else 1.0
-        return FifoQueue(replace(self._limits, max_batch_tokens=budget, max_batch_requests=UNBOUNDED_ROWS, padding_cost=cost))
+        cost = PassCost(padding=0.0 if self.is_flat else 1.0)
+        return FifoQueue(replace(self._limits, max_batch_tokens=budget, max_batch_requests=UNBOUNDED_ROWS), cost)
 
     def fifo_cut(self) -> FifoQueue:
         """A queue of strict order that cuts batches as ours does, by the same limits."""
-        cost = self._backend.engine.padding_cost
-        return FifoQueue(replace(self._limits, padding_cost=cost), is_cut=True)
+        return FifoQueue(self._limits, self._backend.engine.pass_cost, is_cut=True)
 
     async def capacity(self, seconds: float) -> float:
         """Texts a second under our queue, with always as many waiting as one could wish."""

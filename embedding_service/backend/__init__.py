@@ -71,17 +71,30 @@ class TrunkSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class PassCost:
+    """What a forward pass takes beside the tokens wanted, told in tokens; `python -m perf.micro.pass_cost` measures it.
+
+    *overhead* is the pass's own: weights read once, kernels set up for another shape. *padding* is of a token that fills a row up
+    to the longest: 1 where those are computed, 0 where rows lie one after another. *cell* is of a place in attention's grid,
+    which has rows * longest² of them, where a row by itself has length².
+    """
+
+    overhead: float = 40.0
+    padding: float = 1.0
+    cell: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSpec:
     """What runs it: *label* such as "openvino bf16"; *agreement* is the mean cosine to float32 measured at preparation.
 
-    *padding_cost* is what a token of padding costs beside a wanted one: 1 where rows are padded to the longest, less where
-    only attention sees the padding. *concurrency* is how many threads may be inside `Backend.embed` at once, *layers* the
-    negative layer numbers a view may ask for. Passes on one *device* share its slots, whatever trunks they are of.
+    *concurrency* is how many threads may be inside `Backend.embed` at once, *layers* the negative layer numbers a view may ask
+    for. Passes on one *device* share its slots, whatever trunks they are of.
     """
 
     label: str
     agreement: float
-    padding_cost: float
+    pass_cost: PassCost
     concurrency: int
     layers: tuple[int, ...]
     device: str = "cpu"

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from embedding_service.backend import Batch, BatchResult, EngineSpec, FloatArray, TrunkSpec, View
+from embedding_service.backend import Batch, BatchResult, EngineSpec, FloatArray, PassCost, TrunkSpec, View
 
 
 def checksum_vector(token_ids: tuple[int, ...], width: int = 8) -> FloatArray:
@@ -46,7 +46,7 @@ class FakeBackend:
             tokenizer_json=tokenizer_json,
             prompts=prompts or {},
         )
-        self.engine = EngineSpec("fake", 1.0, padding_cost=1.0, concurrency=concurrency, layers=(-1,))
+        self.engine = EngineSpec("fake", 1.0, PassCost(), concurrency=concurrency, layers=(-1,))
         self.fault = fault
         self.batches: list[Batch] = []
         self.is_closed = False

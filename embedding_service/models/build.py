@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx
 
-from embedding_service.backend import EngineSpec
+from embedding_service.backend import EngineSpec, PassCost
 from embedding_service.backend.load import EngineName, PreparedTrunk, load_backend, num_cores
 from embedding_service.models.bert import BertConfig, read_weights
 from embedding_service.models.errors import PreparationError
@@ -31,16 +31,18 @@ LABELS: Final[dict[EngineName, str]] = {
     "torch-bf16": "torch bf16",
     "torch-fp16": "torch fp16",
 }
-PADDING_COST: Final[dict[EngineName, float]] = {
-    "onnx-fp32": 1.0,
-    "onnx-int8": 1.0,
-    "openvino-bf16": 0.25,
-    "openvino-fp32": 0.25,
-    # Of a BERT, over flat tokens; the rows of its relatives are padded to the longest.
-    "torch-fp32": 0.0,
-    "torch-bf16": 0.0,
-    "torch-fp16": 0.0,
+
+PASS_COSTS: Final[dict[EngineName, PassCost]] = {
+    "onnx-fp32": PassCost(20.0, padding=1.0, cell=0.0012),
+    "onnx-int8": PassCost(15.0, padding=1.0, cell=0.0015),
+    "openvino-bf16": PassCost(56.0, padding=0.1, cell=0.001),
+    "openvino-fp32": PassCost(32.0, padding=0.1, cell=0.001),
+    # Not measured. Of a BERT, over flat tokens; the rows of its relatives are padded to the longest.
+    "torch-fp32": PassCost(padding=0.0),
+    "torch-bf16": PassCost(padding=0.0),
+    "torch-fp16": PassCost(padding=0.0),
 }
+"""Those of the graphs by `python -m perf.micro.pass_cost`, a trunk of width 384 on processors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +166,8 @@ def read_report(folder: Path) -> Report | None:
 
 def _prepared(source: TrunkSource, engine: EngineName, folder: Path, quality: Quality) -> PreparedTrunk:
     if is_torch(engine):
-        padding_cost = PADDING_COST[engine] if isinstance(source.config, BertConfig) else 1.0
-        spec = EngineSpec(LABELS[engine], quality.agreement, padding_cost, concurrency(), source.layers, device())
+        cost = PASS_COSTS[engine] if isinstance(source.config, BertConfig) else PassCost()
+        spec = EngineSpec(LABELS[engine], quality.agreement, cost, concurrency(), source.layers, device())
         return PreparedTrunk(source.spec, spec, engine, source.files.directory)
-    spec = EngineSpec(LABELS[engine], quality.agreement, PADDING_COST[engine], num_cores(), source.layers)
+    spec = EngineSpec(LABELS[engine], quality.agreement, PASS_COSTS[engine], num_cores(), source.layers)
     return PreparedTrunk(source.spec, spec, engine, folder / "graph.onnx")

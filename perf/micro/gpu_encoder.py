@@ -30,7 +30,7 @@ from rich.table import Table
 from safetensors.numpy import save_file
 from torch.nn import functional
 
-from embedding_service.backend import Batch, EngineSpec, FloatArray, TrunkSpec, View
+from embedding_service.backend import Batch, EngineSpec, FloatArray, PassCost, TrunkSpec, View
 from embedding_service.backend.torch import DTYPES, Precision, TorchBackend
 from embedding_service.models.bert import expected_shapes, read_config
 
@@ -138,7 +138,7 @@ def make_backend(directory: Path, precision: Precision, device: str, *, compiles
     config = read_config(directory)
     identity = "sha256:" + "0" * 64
     trunk = TrunkSpec("measured", identity, config.width, config.num_layers, config.vocab_size, 512, View(), "", b"")
-    engine = EngineSpec(f"torch {precision}", 1.0, 0.0, 2, (-1,))
+    engine = EngineSpec(f"torch {precision}", 1.0, PassCost(padding=0.0), 2, (-1,))
     return TorchBackend(trunk, engine, directory, precision=precision, device=device, compiles=compiles)
 
 

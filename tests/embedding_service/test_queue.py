@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedding_service.queue import Entry, Queue, QueueLimits, Rows, cut, long_room, may_start, still_wanted
+from embedding_service.backend import PassCost
+from embedding_service.queue import BatchShape, Entry, Queue, QueueLimits, Rows, cut, long_room, may_start, still_wanted
 
 
 @dataclass
@@ -90,7 +91,40 @@ def test_what_is_cut_for_a_thread_that_is_not_free_yet(
 def test_a_batch_grows_until_its_padding_costs_more_than_a_pass(
     lengths: list[int], budget: int, overhead: float, expected: int
 ) -> None:
-    assert expected == cut(lengths, budget=budget, overhead=overhead)
+    assert expected == cut(lengths, budget=budget, cost=PassCost(overhead))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "cost", "expected"),
+    [
+        pytest.param([60, 20], PassCost(10.0, padding=1.0), 1, id="a padded row costs as much as the longest"),
+        pytest.param([60, 20], PassCost(10.0, padding=0.0), 2, id="where none is computed anything shares a pass"),
+        pytest.param([60, 20], PassCost(10.0, padding=0.25), 2, id="exactly the price of a pass is worth it"),
+        pytest.param([60, 20], PassCost(10.0, padding=0.0, cell=0.003), 2, id="attention pads an area: 3,200 places for 9.6"),
+        pytest.param([60, 20], PassCost(9.0, padding=0.0, cell=0.003), 1, id="which is too much where a pass costs less"),
+        pytest.param([300, 20], PassCost(56.0, padding=0.1, cell=0.001), 1, id="so that no short row rides with a long one"),
+        pytest.param([60, 20], PassCost(56.0, padding=0.1, cell=0.001), 2, id="as it does with one of middle length"),
+    ],
+)
+def test_what_padding_costs_is_the_engines(lengths: list[int], cost: PassCost, expected: int) -> None:
+    assert expected == cut(lengths, budget=1_000, cost=cost)
+
+
+def test_rows_of_one_length_cost_their_tokens() -> None:
+    shape = BatchShape(PassCost(56.0, padding=1.0, cell=0.01))
+    for _ in range(5):
+        shape.add(24)
+
+    assert (120, 0, 120) == (shape.wanted, shape.padding, shape.computed)
+
+
+def test_a_setting_takes_the_place_of_the_engines_overhead() -> None:
+    entries = [entry(60), entry(9)]
+
+    for limits, expected in ((QueueLimits(), [9, 60]), (QueueLimits(pass_overhead=1.0), [9])):
+        queue = Queue(limits, PassCost(1e6))
+        queue.append(entries)
+        assert expected == lengths(queue.take(0.0).batch)
 
 
 def test_waiting_makes_a_long_entry_overtake_short_ones() -> None:
@@ -194,8 +228,8 @@ def test_every_entry_leaves_exactly_once_and_every_batch_keeps_its_bounds(
         departed += taken.num_departed
         left += [id(item) for item in taken.batch + taken.expired]
         assert len(taken.batch) <= 8
-        assert len(taken.batch) <= 1 or taken.computed_tokens(1.0) <= 100
-        assert len(taken.batch) <= 1 or taken.computed_tokens(1.0) - sum(lengths(taken.batch)) <= pass_overhead
+        assert len(taken.batch) <= 1 or taken.computed_tokens(PassCost()) <= 100
+        assert len(taken.batch) <= 1 or taken.computed_tokens(PassCost()) - sum(lengths(taken.batch)) <= pass_overhead
         assert all(not item.ticket.is_settled and item.deadline > 15.0 for item in taken.batch)
         assert taken.batch or taken.expired or taken.num_departed
 

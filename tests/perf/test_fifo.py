@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from embedding_service.backend import PassCost
 from embedding_service.backend.fake import FakeBackend
 from embedding_service.batching import Batcher
 from embedding_service.errors import Overloaded
@@ -12,27 +13,29 @@ from perf.fifo import FifoQueue
 from tests.embedding_service.test_batching import CountingTelemetry, row, soon
 from tests.embedding_service.test_queue import FakeTicket, entry, lengths
 
-LIMITS = QueueLimits(max_batch_tokens=16, max_queued_tokens=64, padding_cost=0.0)
+LIMITS = QueueLimits(max_batch_tokens=16, max_queued_tokens=64)
+FREE = PassCost(padding=0.0)
+PADDED = PassCost(padding=1.0)
 
 
-def fifo_of(*entries: Entry, limits: QueueLimits = LIMITS) -> FifoQueue:
-    queue = FifoQueue(limits)
+def fifo_of(*entries: Entry, limits: QueueLimits = LIMITS, cost: PassCost = FREE) -> FifoQueue:
+    queue = FifoQueue(limits, cost)
     queue.append(list(entries))
     return queue
 
 
 @pytest.mark.parametrize(
-    ("queued", "changes", "expected"),
+    ("queued", "cost", "rows", "expected"),
     [
-        pytest.param([8, 2, 5, 2], {}, [[8, 2, 5], [2]], id="as many from the front as the budget takes"),
-        pytest.param([9, 8, 1], {}, [[9], [8, 1]], id="a short one does not overtake the one that does not fit"),
-        pytest.param([40, 2], {}, [[40], [2]], id="one above the budget runs alone"),
-        pytest.param([4, 1, 1, 1, 1], {"padding_cost": 1.0}, [[4, 1, 1, 1], [1]], id="padding counts where it is computed"),
-        pytest.param([1] * 5, {"max_batch_requests": 2}, [[1, 1], [1, 1], [1]], id="the row bound holds too"),
+        pytest.param([8, 2, 5, 2], FREE, 9, [[8, 2, 5], [2]], id="as many from the front as the budget takes"),
+        pytest.param([9, 8, 1], FREE, 9, [[9], [8, 1]], id="a short one does not overtake the one that does not fit"),
+        pytest.param([40, 2], FREE, 9, [[40], [2]], id="one above the budget runs alone"),
+        pytest.param([4, 1, 1, 1, 1], PADDED, 9, [[4, 1, 1, 1], [1]], id="padding counts where it is computed"),
+        pytest.param([1] * 5, FREE, 2, [[1, 1], [1, 1], [1]], id="the row bound holds too"),
     ],
 )
-def test_batches_are_cut_from_the_front(queued: list[int], changes: dict[str, float], expected: list[list[int]]) -> None:
-    queue = fifo_of(*map(entry, queued), limits=replace(LIMITS, **changes))  # type: ignore[arg-type]
+def test_batches_are_cut_from_the_front(queued: list[int], cost: PassCost, rows: int, expected: list[list[int]]) -> None:
+    queue = fifo_of(*map(entry, queued), limits=replace(LIMITS, max_batch_requests=rows), cost=cost)
     batches = []
     while batch := queue.take(0.0).batch:
         batches.append(lengths(batch))
@@ -42,10 +45,10 @@ def test_batches_are_cut_from_the_front(queued: list[int], changes: dict[str, fl
 
 @given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 60), st.floats(0, 1), st.integers(1, 3))
 def test_all_leave_once_in_the_order_they_came_and_within_the_budget(
-    queued: list[int], budget: int, padding_cost: float, free_slots: int
+    queued: list[int], budget: int, padding: float, free_slots: int
 ) -> None:
     entries = [entry(tokens) for tokens in queued]
-    queue = fifo_of(*entries, limits=replace(LIMITS, max_batch_tokens=budget, padding_cost=padding_cost))
+    queue = fifo_of(*entries, limits=replace(LIMITS, max_batch_tokens=budget), cost=PassCost(padding=padding))
     left = []
     while batch := queue.take(0.0, free_slots=free_slots).batch:
         left += batch
@@ -101,7 +104,7 @@ def test_emptying_gives_all_back() -> None:
 
 async def test_a_batcher_runs_on_it_and_refuses_what_does_not_fit() -> None:
     backend = FakeBackend(concurrency=1)
-    batcher = Batcher(backend, QueueLimits(), CountingTelemetry(), queue=FifoQueue(replace(LIMITS, max_queued_tokens=8)))
+    batcher = Batcher(backend, QueueLimits(), CountingTelemetry(), queue=FifoQueue(replace(LIMITS, max_queued_tokens=8), FREE))
     try:
         outcome = await batcher.run([row(1, 1, 1), row(1, 1), row(1)], deadline=soon())
         batcher.admit([entry(8, deadline=soon())])
@@ -116,8 +119,7 @@ async def test_a_batcher_runs_on_it_and_refuses_what_does_not_fit() -> None:
 
 
 def test_with_cuts_a_batch_ends_where_padding_would_cost_more_than_another_pass() -> None:
-    limits = replace(LIMITS, padding_cost=1.0, pass_overhead=10.0, max_batch_tokens=1_000)
-    queue = FifoQueue(limits, is_cut=True)
+    queue = FifoQueue(replace(LIMITS, max_batch_tokens=1_000), replace(PADDED, overhead=10.0), is_cut=True)
     queue.append([entry(length) for length in (5, 9, 60, 58, 7)])
 
     assert [[5, 9], [60, 58], [7]] == [lengths(queue.take(0.0).batch) for _ in range(3)]

@@ -3,12 +3,13 @@ from pathlib import Path
 
 import pytest
 
-from embedding_service.backend import Batch, View
+from embedding_service.backend import Batch, PassCost, View
 from embedding_service.backend.fake import FakeBackend
 from embedding_service.queue import QueueLimits
 from perf.load import LoadResult
 from perf.scheduling import OURS, Bench, Recording, computed, said, table_of
 from perf.workloads import Workload
+from tests.embedding_service.test_queue import entry, lengths
 from tests.tiny_trunk import make_tiny_trunk
 
 
@@ -65,12 +66,13 @@ async def test_capacity_is_what_is_answered_in_a_second(backend: FakeBackend) ->
 
 def test_a_strict_budget_counts_wanted_tokens_where_only_attention_pads(backend: FakeBackend) -> None:
     padded = bench_of(backend).fifo(512)
-    backend.engine = replace(backend.engine, padding_cost=0.25)
+    backend.engine = replace(backend.engine, pass_cost=PassCost(padding=0.1))
     flat = bench_of(backend).fifo(512)
 
-    assert 1.0 == padded.limits.padding_cost
-    assert 0.0 == flat.limits.padding_cost
-    assert 512 == padded.limits.max_batch_tokens == flat.limits.max_batch_tokens
+    for queue in (padded, flat):
+        queue.append([entry(400), entry(100)])
+    assert [400] == lengths(padded.take(0.0).batch)
+    assert [400, 100] == lengths(flat.take(0.0).batch)
 
 
 def test_the_table_has_a_row_for_each_other_queue_and_none_for_ours() -> None:

@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from clients.wire.text import TextEncoder
-from embedding_service.backend import BackendError, Batch, BatchResult, EngineSpec, TrunkSpec, View
+from embedding_service.backend import BackendError, Batch, BatchResult, EngineSpec, PassCost, TrunkSpec, View
 from embedding_service.backend.load import load_backend
 from embedding_service.backend.torch import TorchBackend, attend_group, compiled_or_plain, finish_layer, rows_of
 from embedding_service.batching import Batcher, Row
@@ -71,7 +71,7 @@ def backend_of(directory: Path, precision: str = "fp32", layers: tuple[int, ...]
     spec = TrunkSpec(
         "tiny", "sha256:" + "0" * 64, shape.width, shape.num_layers, shape.vocab_size, shape.max_positions, View(), "", b""
     )
-    engine = EngineSpec("torch", 1.0, 0.0, 2, layers)
+    engine = EngineSpec("torch", 1.0, PassCost(padding=0.0), 2, layers)
     return TorchBackend(spec, engine, directory, precision=precision, device="cpu", **options)
 
 
@@ -322,7 +322,7 @@ def test_preparing_measures_the_agreement_once(trunk, cache, engine, label, leas
     assert [] == said
     assert engine.replace("-", " ") == first.engine.label
     assert least <= first.engine.agreement <= 1.0001
-    assert 0.0 == first.engine.padding_cost
+    assert 0.0 == first.engine.pass_cost.padding
     backend = load_backend(first)
     assert (32,) == backend.embed(Batch(ROWS, ((View(),),) * len(ROWS)))[0][0].shape
     backend.close()
@@ -338,7 +338,7 @@ def test_preparing_a_relative_compares_it_with_itself_in_float32(tmp_path, engin
 
     assert label == prepared.engine.label
     assert 0.999 <= prepared.engine.agreement <= 1.0001
-    assert 1.0 == prepared.engine.padding_cost
+    assert 1.0 == prepared.engine.pass_cost.padding
     assert 32 == prepared.spec.width
 
 
@@ -361,7 +361,7 @@ def test_a_relative_is_refused_by_the_engines_that_need_a_graph(tmp_path):
 
 async def test_the_batcher_runs_it_from_several_threads(trunk):
     backend = backend_of(trunk)
-    batcher = Batcher(backend, QueueLimits(max_batch_tokens=64, padding_cost=0.0), CountingTelemetry())
+    batcher = Batcher(backend, QueueLimits(max_batch_tokens=64), CountingTelemetry())
     calls = [[Row(ids, (View(),)) for ids in ROWS[start:] + ROWS[:start]] for start in range(len(ROWS))] * 4
 
     outcomes = await asyncio.gather(*(batcher.run(rows, deadline=time.monotonic() + 30) for rows in calls))
