@@ -313,7 +313,7 @@ class Batcher:
 
     def _learn_speed(self, num_tokens: int, ended: "Pass") -> None:
         """From passes that are worth one: a lone short text says little about how fast a full queue would run."""
-        if num_tokens < self._queue.limits.max_batch_tokens / 2:
+        if num_tokens < self._queue.limits.max_batch_tokens / 4:
             return
         num_beside = 1 if ended.is_alone else self._backend.engine.concurrency
         speed = num_beside * num_tokens / max(ended.seconds, 1e-6)

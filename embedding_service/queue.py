@@ -51,7 +51,7 @@ class Entry:
 class QueueLimits:
     """The few numbers everything else follows from.
 
-    *max_batch_tokens* bounds the cost of one batch, padding included (a single longer entry still runs, alone).
+    *max_batch_tokens* bounds one batch: its tokens and what its padding costs (a single longer entry still runs, alone).
     *pass_overhead* takes the place of the engine's own (`backend.PassCost`); None: it stays. *ageing* is in tokens a second:
     how fast waiting makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
     *side_pass_share*: how many rows must wait for another pass to start beside a running one, as a share of that one's rows.
@@ -72,8 +72,12 @@ class QueueLimits:
     ageing: float = 2_048.0
     bulk_penalty: float = 4_096.0
     side_pass_share: float = 0.5
-    ahead_share: float | None = 0.5
+    ahead_share: float | None = 0.25
     long_tokens: int = 128
+
+    def price_of(self, cost: PassCost) -> PassCost:
+        """*cost*, an engine's, by which batches are to be cut."""
+        return cost if self.pass_overhead is None else replace(cost, overhead=self.pass_overhead)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +250,9 @@ class Queue:
     *cost* is the engine's, by which batches are cut.
     """
 
-    def __init__(self, limits: QueueLimits, cost: PassCost | None = None) -> None:
+    def __init__(self, limits: QueueLimits, cost: PassCost) -> None:
         self.limits = limits
-        cost = cost or PassCost()
-        self._cost = cost if limits.pass_overhead is None else replace(cost, overhead=limits.pass_overhead)
+        self._cost = limits.price_of(cost)
         self.num_tokens = 0
         self.num_entries = 0
         self._num_bulk = self._bulk_tokens = 0

@@ -87,7 +87,7 @@ class Settings(BaseSettings):
     pass_overhead: float | None = Field(
         None,
         ge=0,
-        description="What a pass costs beside its tokens, in tokens; unset: as measured. Higher pads more.",
+        description="What a pass costs beside its tokens, in tokens; unset: the engine's own. Higher pads more.",
     )
     max_queued_tokens: int = Field(
         65_536, ge=1, description="Beyond it callers get 429 at once; higher lets them wait longer for the same throughput."

@@ -16,8 +16,8 @@ class FifoQueue:
 
     def __init__(self, limits: QueueLimits, cost: PassCost, *, is_cut: bool = False) -> None:
         self.limits = limits
-        self._cost = cost
-        self._most_padding = cost.overhead if is_cut else float("inf")
+        self._cost = limits.price_of(cost)
+        self._most_padding = self._cost.overhead if is_cut else float("inf")
         self.num_tokens = 0
         self.num_entries = 0
         self._entries: deque[Entry] = deque()

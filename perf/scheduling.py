@@ -127,7 +127,7 @@ class Bench:
         self._limits = limits
         views = (backend.trunk.default_view,)
         self._rows = [Row(ids, views) for ids in token_ids_of(backend, workload.texts)]
-        self.is_flat = backend.engine.pass_cost.padding < 1
+        self.is_flat = backend.engine.pass_cost.padding < 0.5
 
     def fifo(self, budget: int) -> FifoQueue:
         """A queue of strict order; where only attention pads, its budget is of tokens wanted."""

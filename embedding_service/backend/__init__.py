@@ -75,8 +75,8 @@ class PassCost:
     """What a forward pass takes beside the tokens wanted, told in tokens; `python -m perf.micro.pass_cost` measures it.
 
     *overhead* is the pass's own: weights read once, kernels set up for another shape. *padding* is of a token that fills a row up
-    to the longest: 1 where those are computed, 0 where rows lie one after another. *cell* is of a place in attention's grid,
-    which has rows * longest² of them, where a row by itself has length².
+    to the longest: 1 where those are computed, little where rows lie one after another. *cell* is of a place in attention's grid,
+    which has rows * longest² of them, where a row by itself has length². The defaults are for an engine that was not measured.
     """
 
     overhead: float = 40.0

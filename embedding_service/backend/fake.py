@@ -33,6 +33,7 @@ class FakeBackend:
         max_tokens: int = 64,
         prompts: Mapping[str, str] | None = None,
         fault: Callable[[Batch], None] | None = None,
+        pass_cost: PassCost | None = None,
     ) -> None:
         self.trunk = TrunkSpec(
             name=name,
@@ -46,7 +47,7 @@ class FakeBackend:
             tokenizer_json=tokenizer_json,
             prompts=prompts or {},
         )
-        self.engine = EngineSpec("fake", 1.0, PassCost(), concurrency=concurrency, layers=(-1,))
+        self.engine = EngineSpec("fake", 1.0, pass_cost or PassCost(), concurrency=concurrency, layers=(-1,))
         self.fault = fault
         self.batches: list[Batch] = []
         self.is_closed = False

@@ -33,16 +33,16 @@ LABELS: Final[dict[EngineName, str]] = {
 }
 
 PASS_COSTS: Final[dict[EngineName, PassCost]] = {
-    "onnx-fp32": PassCost(20.0, padding=1.0, cell=0.0012),
-    "onnx-int8": PassCost(15.0, padding=1.0, cell=0.0015),
-    "openvino-bf16": PassCost(56.0, padding=0.1, cell=0.001),
-    "openvino-fp32": PassCost(32.0, padding=0.1, cell=0.001),
+    "onnx-fp32": PassCost(19.0, padding=1.0, cell=0.0008),
+    "onnx-int8": PassCost(15.0, padding=1.0, cell=0.0012),
+    "openvino-bf16": PassCost(55.0, padding=0.06, cell=0.001),
+    "openvino-fp32": PassCost(30.0, padding=0.05, cell=0.0008),
     # Not measured. Of a BERT, over flat tokens; the rows of its relatives are padded to the longest.
     "torch-fp32": PassCost(padding=0.0),
     "torch-bf16": PassCost(padding=0.0),
     "torch-fp16": PassCost(padding=0.0),
 }
-"""Those of the graphs by `python -m perf.micro.pass_cost`, a trunk of width 384 on processors."""
+"""Those of the graphs by `python -m perf.micro.pass_cost`, rounded: of a trunk of width 384 on two cores, taken for all."""
 
 
 @dataclass(frozen=True, slots=True)

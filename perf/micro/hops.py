@@ -3,8 +3,8 @@
 The same forward pass of one short text in three layouts, in turns: in the web process that answers (plan one); in a service of
 its own, with a second one called after it, by the caller (plan three); and behind a web process that calls both (plan four).
 Nothing is read, checked, tokenised, queued, cached or computed beside the pass; uvicorn and our gRPC carry constant bytes. What
-then is between the layouts, no gateway made of these can be rid of. With `--no-pass` there is not even the pass, and all code
-stays in the caches.
+then is between the layouts, no gateway made of these can be rid of. With `--no-pass` there is not even the pass, and nobody
+pauses for long (`perf.micro.pauses`).
 """
 
 import argparse

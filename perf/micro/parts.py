@@ -18,7 +18,7 @@ from tokenizers.processors import TemplateProcessing
 from clients.wire.tensors import from_tensor, to_tensor
 from clients.wire.text import TextEncoder, normalize_text
 from clients.wire.tfs import tensor_pb2
-from embedding_service.backend import View
+from embedding_service.backend import PassCost, View
 from embedding_service.queue import Entry, Queue, QueueLimits
 from embedding_service.reuse import VectorCache
 from perf.micro.timing import Benchmark, of_function
@@ -110,7 +110,7 @@ def queue_lengths(number: int) -> list[int]:
 
 def batch_cut(number: int) -> Benchmark:
     """Cut a batch while *number* entries wait, and put its entries back as if they came now: the queue stays as it is."""
-    queue, ticket, view = Queue(QueueLimits()), _Waiting(), (View(),)
+    queue, ticket, view = Queue(QueueLimits(), PassCost()), _Waiting(), (View(),)
     ids = [tuple(range(length)) for length in queue_lengths(number)]
     queue.append([Entry(one, view, ticket, 0, place * 1e-4, float("inf")) for place, one in enumerate(ids)])
     moments = count(1.0, 0.005)

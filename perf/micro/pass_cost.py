@@ -1,15 +1,16 @@
 """`python -m perf.micro.pass_cost`: what a forward pass takes beside its tokens, by which the queue cuts batches.
 
-Batches of all sizes, of like and of unlike lengths, are run in random order, as many at once as the engine takes. Their times are
-fitted by one of a pass, one of a token, one of a token of padding and one of a place in attention's grid, none below 0.
+Batches of all sizes that a queue might make, of like and of unlike lengths, are run in random order, as many at once as the
+engine takes. Their times are fitted by one of a pass, one of a token, one of a token of padding and one of a place in
+attention's grid, none below 0. Other halves of the batches give other prices: how far these lie apart is told beside each.
 """
 
 import argparse
 import random
 import statistics
-import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Final
@@ -17,9 +18,11 @@ from typing import Final
 import numpy as np
 from sklearn.linear_model import LinearRegression
 
-from embedding_service.backend import Backend, Batch, PassCost
+from embedding_service.backend import Backend, Batch, EngineSpec, PassCost
 from embedding_service.backend.load import load_backend
 from embedding_service.models.prepare import prepare
+from embedding_service.queue import QueueLimits
+from perf.machine import wait_until_quiet
 from perf.settings import add_common, wide_console, workloads_asked_for
 from perf.systems import token_ids_of
 from perf.trunks import long_trunk
@@ -27,6 +30,10 @@ from trunkline import paths
 
 NUM_BATCHES: Final = 300
 ROWS: Final = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+MOST_PLACES: Final = 2 * QueueLimits().max_batch_tokens
+"""Of a batch, rows times the longest: the queue makes none that is larger by much."""
+
+NUM_RESAMPLES: Final = 20
 
 Ids = tuple[int, ...]
 
@@ -41,7 +48,7 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """Microseconds of a token, what else there is in tokens, and the standard deviation of the fit's errors, as a share."""
+    """Microseconds of a token, what else there is in tokens, and the root mean square of the fit's errors, as a share."""
 
     token_us: float
     cost: PassCost
@@ -56,8 +63,19 @@ def random_batches(token_ids: Sequence[Ids], seed: int = 0) -> list[tuple[Ids, .
     for number in range(NUM_BATCHES):
         rows = min(draw.choice(ROWS), len(ordered))
         first = draw.randrange(len(ordered) - rows + 1)
-        batches.append(tuple(ordered[first : first + rows] if number % 2 else draw.sample(ordered, rows)))
+        chosen = ordered[first : first + rows] if number % 2 else draw.sample(ordered, rows)
+        batches.append(tuple(_within(chosen)))
     return batches
+
+
+def _within(rows: Sequence[Ids]) -> Sequence[Ids]:
+    """As many of *rows*, and one at least, as are no larger than `MOST_PLACES` together."""
+    longest = 0
+    for number, row in enumerate(rows):
+        longest = max(longest, len(row))
+        if number and longest * (number + 1) > MOST_PLACES:
+            return rows[:number]
+    return rows
 
 
 def timed(backend: Backend, batches: Sequence[tuple[Ids, ...]], seconds: float) -> list[Timed]:
@@ -78,22 +96,31 @@ def timed(backend: Backend, batches: Sequence[tuple[Ids, ...]], seconds: float) 
             backend.embed(passes[number])
             taken[number].append(time.perf_counter() - began)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(backend.engine.concurrency)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(backend.engine.concurrency) as pool:
+        list(pool.map(work, range(backend.engine.concurrency)))
     return [Timed(tuple(map(len, rows)), statistics.median(times)) for rows, times in zip(batches, taken, strict=True) if times]
 
 
 def fitted(measured: Sequence[Timed]) -> Fitted:
-    """The costs under which *measured* is least surprising, a deviation counted as a share of the time."""
+    """The costs under which *measured* is least surprising, a deviation counted as a share of the time.
+
+    Raises:
+        ValueError: tokens seem to cost nothing.
+    """
     seconds = np.array([one.seconds for one in measured])
     features = np.array([_features(one.lengths) for one in measured]) / seconds[:, None]
     model = LinearRegression(fit_intercept=False, positive=True).fit(features, np.ones_like(seconds))
     a_pass, token, padding, cell = (float(value) for value in model.coef_)
-    deviation = float(np.std(features @ model.coef_))
+    if not token:
+        raise ValueError("the times do not grow with the tokens: take longer texts, or more of them")
+    deviation = float(np.sqrt(np.mean((features @ model.coef_ - 1) ** 2)))
     return Fitted(token * 1e6, PassCost(a_pass / token, padding / token, cell / token), deviation)
+
+
+def spreads(measured: Sequence[Timed], seed: int = 0) -> list[PassCost]:
+    """The costs by halves of *measured*, drawn at random."""
+    draw = random.Random(seed)  # noqa: S311 (a repeatable choice, no secret)
+    return [fitted(draw.sample(measured, len(measured) // 2)).cost for _ in range(NUM_RESAMPLES)]
 
 
 def _features(lengths: Sequence[int]) -> tuple[int, int, int, int]:
@@ -106,17 +133,28 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m perf.micro.pass_cost", description=__doc__)
     add_common(parser, seconds=40.0, workloads=("mix",))
     given, console = parser.parse_args(), wide_console()
-    trunk = long_trunk(paths.cache_dir())
-    for workload in workloads_asked_for(given):
-        prepared = prepare(str(trunk), cache_dir=paths.cache_dir(), engine=given.engine, progress=console.print)
-        with closing(load_backend(prepared)) as backend:
-            found = fitted(timed(backend, random_batches(token_ids_of(backend, workload.texts)), given.seconds))
-            cost, now = found.cost, backend.engine.pass_cost
-            console.print(
-                f"{workload.name}, {backend.engine.label}, {backend.trunk.width} wide: a token {found.token_us:.0f} us;"
-                f" in tokens: a pass {cost.overhead:.0f}, padding {cost.padding:.2f}, a place of attention {cost.cell:.5f}"
-                f" (fit: {found.deviation:.1%}); the queue counts {now.overhead:.0f}, {now.padding:.2f}, {now.cell:.5f}"
-            )
+    prepared = prepare(
+        str(long_trunk(paths.cache_dir())), cache_dir=paths.cache_dir(), engine=given.engine, progress=console.print
+    )
+    with closing(load_backend(prepared)) as backend:
+        for workload in workloads_asked_for(given):
+            wait_until_quiet([], console.print, given.waits)
+            measured = timed(backend, random_batches(token_ids_of(backend, workload.texts)), given.seconds)
+            console.print(f"{workload.name}, {backend.trunk.width} wide, {said(backend.engine, measured)}")
+
+
+def said(engine: EngineSpec, measured: Sequence[Timed]) -> str:
+    """What was found, for people, beside what the queue counts."""
+    found, halves, now = fitted(measured), spreads(measured), engine.pass_cost
+    prices = [
+        f"{name} {form.format(value)} ({form.format(min(others))} to {form.format(max(others))}; the queue counts {counted:g})"
+        for name, form, value, others, counted in (
+            ("a pass", "{:.0f}", found.cost.overhead, [half.overhead for half in halves], now.overhead),
+            ("padding", "{:.2f}", found.cost.padding, [half.padding for half in halves], now.padding),
+            ("a place of attention", "{:.5f}", found.cost.cell, [half.cell for half in halves], now.cell),
+        )
+    ]
+    return f"{engine.label}: a token {found.token_us:.0f} us; in tokens: {', '.join(prices)}; fit within {found.deviation:.1%}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_service.backend import Batch, BatchResult, View
+from embedding_service.backend import Batch, BatchResult, PassCost, View
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.batching import Batcher, Outcome, PassSlots, Row
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
@@ -128,6 +128,15 @@ async def test_rows_that_trickle_in_beside_a_large_batch_gather_before_they_star
         await calls[0]
 
     assert [4, 8, 8] == sorted(len(batch.token_ids) for batch in backend.batches)
+
+
+async def test_batches_are_cut_and_counted_by_the_engines_own_prices() -> None:
+    telemetry = CountingTelemetry()
+    for cost in (PassCost(1e6, padding=0.5), PassCost(0.0, padding=0.5)):
+        async with batching(FakeBackend(pass_cost=cost), telemetry) as batcher:
+            await batcher.run([row(*range(60)), row(*range(9))], deadline=soon())
+
+    assert [(2, 69 + 25), (1, 9), (1, 60)] == [(facts.num_rows, facts.computed_tokens) for facts in telemetry.batches]
 
 
 @pytest.mark.parametrize("concurrency", [1, 2])

@@ -1,12 +1,11 @@
 import itertools
 import random
-import threading
 
 import pytest
 
-from embedding_service.backend import Batch
+from embedding_service.backend import BackendError, Batch, PassCost
 from embedding_service.backend.fake import FakeBackend
-from perf.micro.pass_cost import NUM_BATCHES, Timed, fitted, random_batches, timed
+from perf.micro.pass_cost import NUM_BATCHES, Timed, fitted, random_batches, said, timed
 
 TEXTS = [(1,) * length for length in (3, 5, 8, 13, 21, 34, 55, 89, 144, 233) * 8]
 
@@ -51,19 +50,46 @@ def test_few_texts_make_small_batches() -> None:
     assert {1, 2} == {len(rows) for rows in random_batches(TEXTS[:2])}
 
 
-def test_passes_run_side_by_side_and_each_batch_is_timed() -> None:
-    together = threading.Barrier(2, timeout=30)
+def test_no_batch_is_larger_than_a_queue_would_make_it() -> None:
+    long = [(1,) * 500] * 40 + [(1,) * 3_000]
+
+    batches = random_batches(long)
+
+    assert {1, 2} == {len(rows) for rows in batches}
+    assert 3_000 in {len(rows[0]) for rows in batches}, "a single row may be of any length"
+
+
+def test_times_that_do_not_grow_with_the_tokens_are_refused() -> None:
+    with pytest.raises(ValueError, match="do not grow"):
+        fitted([Timed((length,), 1e-3) for length in range(1, 50)])
+
+
+def test_what_is_said_has_the_prices_found_and_those_counted_now() -> None:
+    measured = [
+        Timed(lengths, seconds_of(lengths, padding=0.5, cell=0.001))
+        for lengths in (tuple(map(len, rows)) for rows in random_batches(TEXTS))
+    ]
+
+    told = said(FakeBackend(pass_cost=PassCost(33.0)).engine, measured)
+
+    assert "fake: a token 100 us; in tokens: a pass 30 (30 to 30; the queue counts 33), padding 0.50" in told
+
+
+def test_each_batch_is_timed_by_what_it_takes() -> None:
     backend = FakeBackend(seconds_per_token=0.001, concurrency=2)
-    batches = [((1, 2, 3),), ((4, 5), (6,))]
-    calls = itertools.count()
 
-    def meet(_: Batch) -> None:
-        # The first of both threads, after each batch was run once.
-        if len(batches) <= next(calls) < len(batches) + 2:
-            together.wait()
-
-    backend.fault = meet
-    found = timed(backend, batches, 0.1)
+    found = timed(backend, [((1, 2, 3),), ((4, 5), (6,))], 1.0)
 
     assert [(3,), (2, 1)] == [one.lengths for one in found]
     assert all(one.seconds >= 0.003 for one in found)
+
+
+def test_a_pass_that_fails_is_not_left_out_in_silence() -> None:
+    calls = itertools.count()
+
+    def fail(_: Batch) -> None:
+        if next(calls) > 5:
+            raise BackendError("broken")
+
+    with pytest.raises(BackendError, match="broken"):
+        timed(FakeBackend(fault=fail), [((1, 2, 3),)], 30.0)

@@ -79,8 +79,8 @@ async def test_a_queue_that_is_cut_stays_as_long_as_it_was(monkeypatch: pytest.M
     made: list[parts.Queue] = []
 
     class Seen(parts.Queue):
-        def __init__(self, limits: parts.QueueLimits) -> None:
-            super().__init__(limits)
+        def __init__(self, limits: parts.QueueLimits, cost: parts.PassCost) -> None:
+            super().__init__(limits, cost)
             made.append(self)
 
     monkeypatch.setattr(parts, "Queue", Seen)
