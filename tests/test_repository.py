@@ -38,7 +38,7 @@ HEAVY = {
     "openvino": ("embedding_service/backend/", "embedding_service/models/", "perf/measuring/limit.py"),
     "onnx": ("embedding_service/models/", "perf/measuring/limit.py", "perf/trunks.py"),
     "pyarrow": ("embedding_service/models/",),
-    "sklearn": ("head_service/training/",),
+    "sklearn": ("head_service/training/", "perf/micro/pass_cost.py"),
     "matplotlib": ("head_service/training/report/", "perf/reporting/figures.py"),
     "tensorflow_serving": (),
     "pickle": (),
