@@ -8,7 +8,7 @@ waited long enough outranks any other, so nothing starves. With several threads,
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Protocol
@@ -115,22 +115,21 @@ class Taken:
 
     def computed_tokens(self, cost: PassCost) -> int:
         """Tokens computed for *batch*, its padding counted by what it costs."""
-        shape = BatchShape(cost)
-        for entry in self.batch:
-            shape.add(entry.num_tokens)
-        return round(shape.computed)
+        return round(BatchShape(cost, [entry.num_tokens for entry in self.batch]).computed)
 
 
 class BatchShape:
-    """The rows of a batch as it grows, and what they cost in tokens."""
+    """The rows of a batch as it grows, and what they cost in tokens. *lengths* are those it begins with."""
 
     __slots__ = ("_cost", "_longest", "_num_rows", "_squares", "wanted")
 
-    def __init__(self, cost: PassCost) -> None:
+    def __init__(self, cost: PassCost, lengths: Iterable[int] = ()) -> None:
         self._cost = cost
         self._num_rows = self._longest = self._squares = 0
         self.wanted = 0
         """Tokens of the rows themselves."""
+        for length in lengths:
+            self.add(length)
 
     def add(self, length: int) -> None:
         """One row more."""

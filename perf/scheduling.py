@@ -127,6 +127,7 @@ class Bench:
         self._limits = limits
         views = (backend.trunk.default_view,)
         self._rows = [Row(ids, views) for ids in token_ids_of(backend, workload.texts)]
+        # It is about 0 or about 1, as measured.
         self.is_flat = backend.engine.pass_cost.padding < 0.5
 
     def fifo(self, budget: int) -> FifoQueue:

@@ -2,7 +2,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 import numpy as np
 import pytest
@@ -541,6 +541,27 @@ async def test_nothing_interactive_is_added_behind_more_work_than_may_wait() -> 
         await batcher.run([row(5)], deadline=soon())
 
     assert refused.value.retry_after
+
+
+@pytest.mark.parametrize(("num_tokens", "is_learned"), [(4, True), (3, False)])
+async def test_speed_is_learned_from_passes_of_a_quarter_of_the_budget_and_not_from_less(
+    num_tokens: int, is_learned: bool
+) -> None:
+    gate = Gate()
+    gate.open()
+    backend = FakeBackend(fault=gate, seconds_per_token=0.01)
+    async with batching(backend, max_batch_tokens=16, max_wait_seconds=0.05) as batcher:
+        await batcher.run([row(*range(num_tokens))], deadline=soon())
+        gate.close()
+        asked = [asyncio.create_task(batcher.run([row(1)], deadline=soon()))]
+        await until(lambda: "1 running" in repr(batcher))
+        asked.append(asyncio.create_task(batcher.run([row(*range(10))], deadline=soon())))
+        await until(lambda: batcher.queue.num_entries == 1)
+        refused = pytest.raises(Overloaded, match="too much is waiting") if is_learned else nullcontext()
+        with refused:
+            batcher.check_room([], is_bulk=False)
+        gate.open()
+        await asyncio.gather(*asked)
 
 
 async def test_bulk_that_waits_is_not_in_the_way_of_interactive_entries() -> None:

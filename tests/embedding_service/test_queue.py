@@ -111,9 +111,7 @@ def test_what_padding_costs_is_the_engines(lengths: list[int], cost: PassCost, e
 
 
 def test_rows_of_one_length_cost_their_tokens() -> None:
-    shape = BatchShape(PassCost(56.0, padding=1.0, cell=0.01))
-    for _ in range(5):
-        shape.add(24)
+    shape = BatchShape(PassCost(56.0, padding=1.0, cell=0.01), [24] * 5)
 
     assert (120, 0, 120) == (shape.wanted, shape.padding, shape.computed)
 
@@ -233,9 +231,7 @@ def test_every_entry_leaves_exactly_once_and_every_batch_keeps_its_bounds(
         left += [id(item) for item in taken.batch + taken.expired]
         assert len(taken.batch) <= 8
         if len(taken.batch) > 1:
-            shape = BatchShape(cost)
-            for item in taken.batch:
-                shape.add(item.num_tokens)
+            shape = BatchShape(cost, lengths(taken.batch))
             assert shape.computed <= 100
             assert shape.padding <= cost.overhead
         assert all(not item.ticket.is_settled and item.deadline > 15.0 for item in taken.batch)
