@@ -8,6 +8,7 @@ So is one that had to stop sending because too many requests were under way: wha
 import argparse
 import asyncio
 import itertools
+import math
 import os
 import random
 import time
@@ -244,6 +245,19 @@ def bursts_of(rate: float, seed: int, size: int = BURST_SIZE) -> Iterator[float]
     for gap in gaps_of(rate / size, seed):
         yield from itertools.repeat(0.0, size - 1)
         yield gap
+
+
+def on_grid(gaps: Iterator[float], step: float) -> Iterator[float]:
+    """*gaps* whose sums are rounded up to multiples of *step*, both in seconds: what falls due within a step does so at its end.
+
+    A generator then wakes up once a step at most, whatever the rate, and leaves more of the machine to what it measures.
+    """
+    due = left = 0.0
+    for gap in gaps:
+        due += gap
+        stop = math.ceil(due / step) * step
+        yield stop - left
+        left = stop
 
 
 async def _paced(

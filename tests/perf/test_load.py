@@ -4,8 +4,10 @@ import os
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from perf.load import LoadResult, bursts_of, classify_bodies, closed_loop, joined, paced, repeated, target_of
+from perf.load import LoadResult, bursts_of, classify_bodies, closed_loop, joined, on_grid, paced, repeated, target_of
 from perf.machine import cpu_seconds
 from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, serving
 
@@ -141,6 +143,15 @@ def test_bursts_come_at_once_and_keep_the_mean_rate(size: int) -> None:
     assert sum(gaps) == pytest.approx(len(gaps) / 500, rel=0.05)
     assert all(gap == 0 for place, gap in enumerate(gaps) if place % size != size - 1)
     assert all(gap > 0 for gap in gaps[size - 1 :: size])
+
+
+@given(st.lists(st.floats(0, 0.05), min_size=1), st.floats(0.001, 0.02))
+def test_on_a_grid_each_request_falls_due_at_the_end_of_its_step(gaps: list[float], step: float) -> None:
+    due, gridded = itertools.accumulate(gaps), list(itertools.accumulate(on_grid(iter(gaps), step)))
+
+    for exact, rounded in zip(due, gridded, strict=True):
+        assert exact - 1e-9 <= rounded < exact + step + 1e-9
+        assert rounded / step == pytest.approx(round(rounded / step))
 
 
 async def test_calls_come_after_the_gaps_given() -> None:
