@@ -15,7 +15,19 @@ from typing import Protocol, cast
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
 from embedding_service.priority import give_way
-from embedding_service.queue import Entry, EntryQueue, Queue, QueueLimits, Rows, Taken, Ticket, long_room, may_start, still_wanted
+from embedding_service.queue import (
+    Entry,
+    EntryQueue,
+    Queue,
+    QueueLimits,
+    Rows,
+    Taken,
+    Ticket,
+    joins_next,
+    long_room,
+    may_start,
+    still_wanted,
+)
 from embedding_service.telemetry import BatchFacts, TrunkTelemetry
 
 
@@ -144,6 +156,8 @@ class Batcher:
         self._slots.join(self._dispatch)
         self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}", initializer=give_way)
         self._running: dict[asyncio.Future[Pass], Rows] = {}
+        self._lone: Rows | None = None
+        """The pass under way that has all cores."""
         self._tokens_per_second = 0.0
         self._draining = False
         self._will_dispatch = False
@@ -229,7 +243,8 @@ class Batcher:
     def _dispatch(self) -> None:
         """Start as many batches as there are free slots and work for them, and hand over one more where that is of use."""
         while (free := self._num_free_slots()) > 0 and self._may_start():
-            self._start(self._queue.take(time.monotonic(), free_slots=free, has_long_room=self._has_long_room()))
+            num_passes = 1 if self._is_for_one_pass() else free
+            self._start(self._queue.take(time.monotonic(), free_slots=num_passes, has_long_room=self._has_long_room()))
         if self._may_cut_ahead():
             self._start(self._queue.take_ahead(time.monotonic()))
 
@@ -250,7 +265,16 @@ class Batcher:
             return False
         return queue.interactive_tokens >= limits.max_batch_tokens or queue.rows.num_interactive >= limits.max_batch_requests
 
+    def _is_for_one_pass(self) -> bool:
+        return (
+            self._backend.engine.lone_takes_all
+            and self._slots.are_all_free
+            and self._queue.num_tokens <= self._queue.limits.lone_tokens
+        )
+
     def _may_start(self) -> bool:
+        if self._lone is not None and joins_next(self._queue.rows, self._lone, self._queue.limits.lone_tokens):
+            return False
         return may_start(self._queue.rows, list(self._running.values()), self._queue.limits.side_pass_share)
 
     def _let_go(self, taken: Taken) -> None:
@@ -268,11 +292,14 @@ class Batcher:
         is_alone = self._slots.are_all_free and not self._queue.num_entries
         future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch, is_alone)
         self._slots.take()
-        self._running[future] = taken.rows
+        self._running[future] = rows = taken.rows
+        if is_alone and self._backend.engine.lone_takes_all:
+            self._lone = rows
         future.add_done_callback(lambda done: self._finish(taken, done))
 
     def _finish(self, taken: Taken, done: asyncio.Future["Pass"]) -> None:
-        del self._running[done]
+        if self._running.pop(done) is self._lone:
+            self._lone = None
         try:
             ended = done.result()
         except asyncio.CancelledError:  # drained before its turn came

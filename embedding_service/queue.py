@@ -4,7 +4,7 @@ Entries are kept by length, because rows of one length need no padding. A batch 
 rank: `rank = tokens + penalty(priority) - ageing * waited`. Short texts therefore overtake long ones, but an entry that has
 waited long enough outranks any other, so nothing starves. With several threads, half of them go to long rows first
 (`long_room`). Around the seed the batch takes the nearest lengths for as long as padding costs less than another pass would
-(`cut`). Whether a pass starts beside a running one is `may_start`.
+(`cut`). Whether a pass starts beside a running one is `may_start`, or `joins_next` where that one has all cores.
 """
 
 from collections import deque
@@ -56,10 +56,11 @@ class QueueLimits:
     how fast waiting makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
     *side_pass_share*: how many rows must wait for another pass to start beside a running one, as a share of that one's rows.
     *ahead_share*: how much of *max_batch_tokens* a batch must carry, or else all the rows it may, to be cut before a thread is
-    free for it; None: none is. It counts as running from then on. *bulk_queue_share* is how much of *max_queued_tokens* may be
-    taken when a bulk list is to be added, so that interactive ones find room. *max_wait_seconds*: nothing interactive is added
-    behind more work than runs in that time. *max_queue_seconds*: nothing is added to a class whose oldest entry has waited
-    longer than that. Rows of *long_tokens* and more keep a thread for long: see `long_room`.
+    free for it; None: none is. It counts as running from then on. *lone_tokens*: up to so many make one pass on all cores, one
+    after another, not several side by side. *bulk_queue_share* is how much of *max_queued_tokens* may be taken when a bulk list
+    is to be added, so that interactive ones find room. *max_wait_seconds*: nothing interactive is added behind more work than
+    runs in that time. *max_queue_seconds*: nothing is added to a class whose oldest entry has waited longer than that.
+    Rows of *long_tokens* and more keep a thread for long: see `long_room`.
     """
 
     max_batch_tokens: int = 512
@@ -73,6 +74,7 @@ class QueueLimits:
     bulk_penalty: float = 4_096.0
     side_pass_share: float = 0.5
     ahead_share: float | None = 0.25
+    lone_tokens: int = 192
     long_tokens: int = 128
 
     def price_of(self, cost: PassCost) -> PassCost:
@@ -87,6 +89,7 @@ class Rows:
     num_all: int = 0
     num_interactive: int = 0
     longest: int = 0
+    num_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -110,8 +113,8 @@ class Taken:
     @property
     def rows(self) -> Rows:
         """Of *batch*."""
-        longest = max((entry.num_tokens for entry in self.batch), default=0)
-        return Rows(len(self.batch), sum(not entry.is_bulk for entry in self.batch), longest)
+        lengths = [entry.num_tokens for entry in self.batch]
+        return Rows(len(lengths), sum(not entry.is_bulk for entry in self.batch), max(lengths, default=0), sum(lengths))
 
     def computed_tokens(self, cost: PassCost) -> int:
         """Tokens computed for *batch*, its padding counted by what it costs."""
@@ -176,6 +179,16 @@ def may_start(waiting: Rows, running: Sequence[Rows], share: float) -> bool:
     enough = waiting.num_all >= share * max((rows.num_all for rows in running), default=0)
     urgent = waiting.num_interactive >= share * max((rows.num_interactive for rows in running), default=0)
     return waiting.num_all > 0 and (enough or (waiting.num_interactive > 0 and urgent))
+
+
+def joins_next(waiting: Rows, lone: Rows, lone_tokens: int) -> bool:
+    """Whether what waits is left for the end of *lone*, a pass on all cores, and is then the next such pass.
+
+    Beside it, it would share the cores with it, and end later than after it, as long as *lone* is small. Where more than
+    *lone_tokens* have come together passes side by side do more with the cores. No interactive row waits for bulk ones.
+    """
+    is_little = max(waiting.num_tokens, lone.num_tokens) <= lone_tokens
+    return is_little and (lone.num_interactive > 0 or not waiting.num_interactive)
 
 
 def still_wanted(entries: Sequence[Entry], now: float) -> Taken:
@@ -266,7 +279,7 @@ class Queue:
     @property
     def rows(self) -> Rows:
         """What waits, the dead included that were not met yet."""
-        return Rows(self.num_entries, self.num_entries - self._num_bulk)
+        return Rows(self.num_entries, self.num_entries - self._num_bulk, num_tokens=self.num_tokens)
 
     @property
     def interactive_tokens(self) -> int:

@@ -28,7 +28,7 @@ class FifoQueue:
     @property
     def rows(self) -> Rows:
         """What waits, the dead included that were not met yet. All count as interactive, since none goes before another."""
-        return Rows(self.num_entries, self.num_entries)
+        return Rows(self.num_entries, self.num_entries, num_tokens=self.num_tokens)
 
     def has_room(self, entries: list[Entry]) -> bool:
         """Whether *entries* may be appended, all of them. An empty queue takes any list."""

@@ -99,6 +99,11 @@ class EngineSpec:
     layers: tuple[int, ...]
     device: str = "cpu"
 
+    @property
+    def lone_takes_all(self) -> bool:
+        """Whether a pass that is alone has all the threads that passes side by side would have."""
+        return self.concurrency <= LONE_THREADS
+
 
 class BackendError(Exception):
     """A forward pass failed. The batch it happened in is lost; the backend may be asked again."""

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_service.backend import Batch, BatchResult, PassCost, View
+from embedding_service.backend import LONE_THREADS, BackendError, Batch, BatchResult, PassCost, View
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.batching import Batcher, Outcome, PassSlots, Row
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
@@ -248,12 +248,23 @@ async def test_a_batch_cut_ahead_is_told_when_the_service_stops_before_its_turn(
     assert 1 == len(backend.batches)
 
 
-async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch() -> None:
-    backend = FakeBackend(concurrency=2)
-    async with batching(backend) as batcher:
+@pytest.mark.parametrize(
+    ("concurrency", "lone_tokens", "expected"),
+    [
+        pytest.param(2, 8, [4], id="which has all threads where it is little"),
+        pytest.param(2, 7, [2, 2], id="or several do side by side"),
+        pytest.param(LONE_THREADS + 1, 8, [1, 1, 1, 1], id="also little of it, where a pass could not use all threads"),
+    ],
+)
+async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch(
+    concurrency: int, lone_tokens: int, expected: list[int]
+) -> None:
+    backend = FakeBackend(concurrency=concurrency)
+    async with batching(backend, lone_tokens=lone_tokens) as batcher:
         await asyncio.gather(*(batcher.run([row(n, n)], deadline=soon()) for n in range(4)))
 
-    assert [2, 2] == [len(batch.token_ids) for batch in backend.batches]
+    assert expected == [len(batch.token_ids) for batch in backend.batches]
+    assert [expected == [4]] * len(expected) == [batch.is_alone for batch in backend.batches]
 
 
 async def test_a_departed_caller_is_never_executed() -> None:
@@ -492,7 +503,7 @@ async def test_batchers_of_one_processor_share_its_slots_in_turns() -> None:
 async def test_a_pass_has_the_processor_to_itself_only_while_no_other_runs_or_waits() -> None:
     gate = Gate()
     backend = FakeBackend(concurrency=2, fault=gate)
-    async with batching(backend, max_batch_requests=1) as batcher:
+    async with batching(backend, max_batch_requests=1, lone_tokens=0) as batcher:
         first = await started(batcher, row(1))
         beside = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
         await until(lambda: len(backend.batches) == 2)
@@ -504,6 +515,76 @@ async def test_a_pass_has_the_processor_to_itself_only_while_no_other_runs_or_wa
     told = {batch.token_ids: batch.is_alone for batch in backend.batches}
     assert {((1,),): True, ((2,),): False, ((5,),): True} == {ids: told[ids] for ids in (((1,),), ((2,),), ((5,),))}
     assert [False, False] == [told[ids] for ids in (((3,),), ((4,),))]
+
+
+async def test_little_that_comes_during_a_small_lone_pass_is_the_next_one() -> None:
+    gate = Gate()
+    backend = FakeBackend(concurrency=2, fault=gate)
+    async with batching(backend, lone_tokens=4) as batcher:
+        calls = [await started(batcher, row(1, 1, 1, 1))]
+        calls += [asyncio.create_task(batcher.run([row(n, n)], deadline=soon())) for n in (2, 3)]
+        await until(lambda: batcher.queue.num_tokens == 4)
+        # Whatever was put off to the loop's next turn has had it.
+        await asyncio.sleep(0)
+        began = len(backend.batches)
+        gate.open()
+        await asyncio.gather(*calls)
+
+    assert 1 == began
+    assert [(1, True), (2, True)] == [(len(batch.token_ids), batch.is_alone) for batch in backend.batches]
+
+
+@pytest.mark.parametrize(
+    ("first", "later"),
+    [
+        pytest.param((1, 1), [(2, 2, 2), (3, 3)], id="more than little"),
+        pytest.param((1, 1, 1, 1, 1), [(2, 2)], id="beside a pass that takes long"),
+    ],
+)
+async def test_what_should_not_wait_for_a_lone_pass_starts_beside_it(
+    first: tuple[int, ...], later: list[tuple[int, ...]]
+) -> None:
+    gate = Gate()
+    backend = FakeBackend(concurrency=2, fault=gate)
+    async with batching(backend, lone_tokens=4) as batcher:
+        calls = [await started(batcher, row(*first))]
+        calls += [asyncio.create_task(batcher.run([row(*ids)], deadline=soon())) for ids in later]
+        await until(lambda: len(backend.batches) == 2)
+        gate.open()
+        await asyncio.gather(*calls)
+
+    assert [True, False] == [batch.is_alone for batch in backend.batches]
+
+
+async def test_an_interactive_row_starts_beside_a_lone_pass_of_bulk_ones() -> None:
+    gate = Gate()
+    backend = FakeBackend(concurrency=2, fault=gate)
+    async with batching(backend) as batcher:
+        bulk = asyncio.create_task(batcher.run([row(1)], deadline=soon(), is_bulk=True))
+        await until(lambda: len(backend.batches) == 1)
+        interactive = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
+        await until(lambda: len(backend.batches) == 2)
+        gate.open()
+        await asyncio.gather(bulk, interactive)
+
+
+async def test_what_waited_for_a_lone_pass_that_failed_is_run() -> None:
+    gate = Gate()
+
+    def fault(batch: Batch) -> None:
+        gate(batch)
+        if len(backend.batches) == 1:
+            raise BackendError("out of luck")
+
+    backend = FakeBackend(concurrency=2, fault=fault)
+    async with batching(backend) as batcher:
+        unlucky = await started(batcher, row(1))
+        waiting = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
+        await until(lambda: batcher.queue.num_entries == 1)
+        gate.open()
+        with pytest.raises(Unavailable):
+            await unlucky
+        await waiting
 
 
 async def test_a_pass_beside_one_of_another_trunk_is_not_alone() -> None:

@@ -5,7 +5,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from embedding_service.backend import PassCost
-from embedding_service.queue import BatchShape, Entry, Queue, QueueLimits, Rows, cut, long_room, may_start, still_wanted
+from embedding_service.queue import (
+    BatchShape,
+    Entry,
+    Queue,
+    QueueLimits,
+    Rows,
+    cut,
+    joins_next,
+    long_room,
+    may_start,
+    still_wanted,
+)
 
 
 @dataclass
@@ -165,12 +176,28 @@ def test_a_pass_starts_beside_others_when_enough_waits(waiting: Rows, running: l
     assert expected == may_start(waiting, running, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("waiting", "lone", "expected"),
+    [
+        pytest.param(Rows(2, 2, num_tokens=20), Rows(1, 1, num_tokens=20), True, id="little waits for a small pass"),
+        pytest.param(Rows(2, 2, num_tokens=21), Rows(1, 1, num_tokens=20), False, id="more does not"),
+        pytest.param(Rows(2, 2, num_tokens=2), Rows(1, 1, num_tokens=21), False, id="nor anything for a larger pass"),
+        pytest.param(Rows(2, 1, num_tokens=2), Rows(1, 0, num_tokens=2), False, id="nor interactive rows for bulk ones"),
+        pytest.param(Rows(2, 0, num_tokens=2), Rows(1, 0, num_tokens=2), True, id="bulk rows wait for bulk ones"),
+        pytest.param(Rows(2, 0, num_tokens=2), Rows(2, 1, num_tokens=2), True, id="and for interactive ones"),
+    ],
+)
+def test_what_waits_is_left_for_the_end_of_a_small_lone_pass(waiting: Rows, lone: Rows, expected: bool) -> None:
+    assert expected == joins_next(waiting, lone, 20)
+
+
 @given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=40), st.integers(1, 4))
 def test_the_queue_counts_its_rows_whatever_comes_and_goes(queued: list[tuple[int, bool]], free_slots: int) -> None:
     queue = queue_of(*(entry(tokens, bulk=bulk) for tokens, bulk in queued), max_batch_requests=3)
     while True:
         left = list(queue)
-        assert Rows(len(left), sum(not item.is_bulk for item in left)) == queue.rows
+        tokens = sum(item.num_tokens for item in left)
+        assert Rows(len(left), sum(not item.is_bulk for item in left), num_tokens=tokens) == queue.rows
         if not left:
             break
         taken = queue.take(0.0, free_slots=free_slots)
