@@ -1,7 +1,8 @@
 """The batcher: single owner of the queue and of settling. It decides in one synchronous step and waits for nobody.
 
 No timer: a batch is cut when a backend slot is free and enough waits for it to be worth a pass (`queue.may_start`), so the
-next one gathers while the current one runs. A full one is cut before, and begins when a pass has ended, without us.
+next one gathers while the current one runs, and little waits for a small one that has all cores. A full one is cut before, and
+begins when a pass has ended, without us.
 """
 
 import asyncio
@@ -23,6 +24,7 @@ from embedding_service.queue import (
     Rows,
     Taken,
     Ticket,
+    is_for_one_pass,
     joins_next,
     long_room,
     may_start,
@@ -114,6 +116,11 @@ class PassSlots:
         return self.num_free == self._total
 
     @property
+    def is_one_taken(self) -> bool:
+        """Whether just one pass is under way."""
+        return self.num_free == self._total - 1
+
+    @property
     def are_shared(self) -> bool:
         """Whether more than one takes turns."""
         return len(self._members) > 1
@@ -156,8 +163,9 @@ class Batcher:
         self._slots.join(self._dispatch)
         self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}", initializer=give_way)
         self._running: dict[asyncio.Future[Pass], Rows] = {}
+        self._lone_tokens = backend.engine.lone_tokens if queue.limits.lone_tokens is None else queue.limits.lone_tokens
         self._lone: Rows | None = None
-        """The pass under way that has all cores."""
+        """The pass that began alone, while it is under way."""
         self._tokens_per_second = 0.0
         self._draining = False
         self._will_dispatch = False
@@ -243,8 +251,10 @@ class Batcher:
     def _dispatch(self) -> None:
         """Start as many batches as there are free slots and work for them, and hand over one more where that is of use."""
         while (free := self._num_free_slots()) > 0 and self._may_start():
-            num_passes = 1 if self._is_for_one_pass() else free
-            self._start(self._queue.take(time.monotonic(), free_slots=num_passes, has_long_room=self._has_long_room()))
+            in_turns = self._slots.are_all_free and is_for_one_pass(self._queue.rows, self._lone_tokens)
+            now, has_long_room = time.monotonic(), self._has_long_room()
+            taken = self._queue.take(now, free_slots=1 if in_turns else free, has_long_room=has_long_room)
+            self._start(taken, in_turns=in_turns)
         if self._may_cut_ahead():
             self._start(self._queue.take_ahead(time.monotonic()))
 
@@ -265,15 +275,9 @@ class Batcher:
             return False
         return queue.interactive_tokens >= limits.max_batch_tokens or queue.rows.num_interactive >= limits.max_batch_requests
 
-    def _is_for_one_pass(self) -> bool:
-        return (
-            self._backend.engine.lone_takes_all
-            and self._slots.are_all_free
-            and self._queue.num_tokens <= self._queue.limits.lone_tokens
-        )
-
     def _may_start(self) -> bool:
-        if self._lone is not None and joins_next(self._queue.rows, self._lone, self._queue.limits.lone_tokens):
+        lone = self._lone if self._slots.is_one_taken else None
+        if lone is not None and joins_next(self._queue.rows, lone, self._lone_tokens):
             return False
         return may_start(self._queue.rows, list(self._running.values()), self._queue.limits.side_pass_share)
 
@@ -285,15 +289,16 @@ class Batcher:
         if taken.num_departed:
             self._telemetry.entries_dropped("departed", taken.num_departed)
 
-    def _start(self, taken: Taken) -> None:
+    def _start(self, taken: Taken, *, in_turns: bool = False) -> None:
+        """Run *taken*, if anything of it is to be run; *in_turns*: what was left behind waits for its end."""
         self._let_go(taken)
         if not taken.batch:
             return
-        is_alone = self._slots.are_all_free and not self._queue.num_entries
+        is_alone = self._slots.are_all_free and (in_turns or not self._queue.num_entries)
         future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch, is_alone)
         self._slots.take()
         self._running[future] = rows = taken.rows
-        if is_alone and self._backend.engine.lone_takes_all:
+        if is_alone:
             self._lone = rows
         future.add_done_callback(lambda done: self._finish(taken, done))
 

@@ -4,7 +4,7 @@ Entries are kept by length, because rows of one length need no padding. A batch 
 rank: `rank = tokens + penalty(priority) - ageing * waited`. Short texts therefore overtake long ones, but an entry that has
 waited long enough outranks any other, so nothing starves. With several threads, half of them go to long rows first
 (`long_room`). Around the seed the batch takes the nearest lengths for as long as padding costs less than another pass would
-(`cut`). Whether a pass starts beside a running one is `may_start`, or `joins_next` where that one has all cores.
+(`cut`). Whether a pass starts beside a running one is `may_start`, and `joins_next` where that one has all cores.
 """
 
 from collections import deque
@@ -56,10 +56,11 @@ class QueueLimits:
     how fast waiting makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
     *side_pass_share*: how many rows must wait for another pass to start beside a running one, as a share of that one's rows.
     *ahead_share*: how much of *max_batch_tokens* a batch must carry, or else all the rows it may, to be cut before a thread is
-    free for it; None: none is. It counts as running from then on. *lone_tokens*: up to so many make one pass on all cores, one
-    after another, not several side by side. *bulk_queue_share* is how much of *max_queued_tokens* may be taken when a bulk list
-    is to be added, so that interactive ones find room. *max_wait_seconds*: nothing interactive is added behind more work than
-    runs in that time. *max_queue_seconds*: nothing is added to a class whose oldest entry has waited longer than that.
+    free for it; None: none is. It counts as running from then on. *lone_tokens* takes the place of the engine's
+    own (`backend.EngineSpec`): up to so many make one pass; None: it stays. *bulk_queue_share* is how much of *max_queued_tokens*
+    may be taken when a bulk list is to be added, so that interactive ones find room. *max_wait_seconds*: nothing interactive is
+    added behind more work than runs in that time. *max_queue_seconds*: nothing is added to a class whose oldest entry has waited
+    longer than that.
     Rows of *long_tokens* and more keep a thread for long: see `long_room`.
     """
 
@@ -74,7 +75,7 @@ class QueueLimits:
     bulk_penalty: float = 4_096.0
     side_pass_share: float = 0.5
     ahead_share: float | None = 0.25
-    lone_tokens: int = 192
+    lone_tokens: int | None = None
     long_tokens: int = 128
 
     def price_of(self, cost: PassCost) -> PassCost:
@@ -84,7 +85,10 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """How many rows wait, or are in a batch; *num_interactive* are not bulk, the *longest* in a batch has so many tokens."""
+    """How many rows wait, or are in a batch; *num_interactive* are not bulk, the *longest* in a batch has so many tokens.
+
+    *num_tokens* are those of all rows.
+    """
 
     num_all: int = 0
     num_interactive: int = 0
@@ -170,7 +174,7 @@ def cut(lengths: Sequence[int], *, budget: float, cost: PassCost) -> int:
 
 
 def may_start(waiting: Rows, running: Sequence[Rows], share: float) -> bool:
-    """Whether a pass may start beside those *running*, or should gather more rows until one of them ends.
+    """Whether a pass may start beside those *running*, as far as their rows go, or should gather more until one of them ends.
 
     Passes that start one by one as rows trickle in carry few rows each, and each pays its overhead. How many rows the largest
     running pass got together tells how busy the service is, so *share* of that many must wait: one beside one starts at once.
@@ -181,14 +185,22 @@ def may_start(waiting: Rows, running: Sequence[Rows], share: float) -> bool:
     return waiting.num_all > 0 and (enough or (waiting.num_interactive > 0 and urgent))
 
 
+def is_for_one_pass(waiting: Rows, lone_tokens: int) -> bool:
+    """Whether what waits, while no pass is under way, is done sooner by one pass on all cores than by several side by side.
+
+    A second pass costs its overhead once more. Of interactive and bulk rows together, the ones would wait for the others.
+    """
+    return waiting.num_tokens <= lone_tokens and waiting.num_interactive in {0, waiting.num_all}
+
+
 def joins_next(waiting: Rows, lone: Rows, lone_tokens: int) -> bool:
-    """Whether what waits is left for the end of *lone*, a pass on all cores, and is then the next such pass.
+    """Whether what waits is left for the end of *lone*, a pass on all cores and the only one, and is then the next such pass.
 
     Beside it, it would share the cores with it, and end later than after it, as long as *lone* is small. Where more than
     *lone_tokens* have come together passes side by side do more with the cores. No interactive row waits for bulk ones.
     """
     is_little = max(waiting.num_tokens, lone.num_tokens) <= lone_tokens
-    return is_little and (lone.num_interactive > 0 or not waiting.num_interactive)
+    return is_little and (lone.num_interactive == lone.num_all or not waiting.num_interactive)
 
 
 def still_wanted(entries: Sequence[Entry], now: float) -> Taken:

@@ -31,7 +31,8 @@ class Batch:
     *token_ids* are rows of ids of any lengths, special tokens in place; the backend pads them as it likes.
     *views[i]* are the views row i is to be read by. *pair_at[i]* is where in row i the second text of a pair begins, 0 where
     there is only one text; empty when all rows are single texts. Tokens from there on are of segment 1, all others of 0.
-    *is_alone*: no other pass was under way on the device when this one began, and none waited, so it may take all of it.
+    *is_alone*: no other pass was under way on the device when this one began, and none was to start beside it, so it may take all
+    of it.
     """
 
     token_ids: tuple[tuple[int, ...], ...]
@@ -89,7 +90,8 @@ class EngineSpec:
     """What runs it: *label* such as "openvino bf16"; *agreement* is the mean cosine to float32 measured at preparation.
 
     *concurrency* is how many threads may be inside `Backend.embed` at once, *layers* the negative layer numbers a view may ask
-    for. Passes on one *device* share its slots, whatever trunks they are of.
+    for. Passes on one *device* share its slots, whatever trunks they are of. Up to *lone_tokens* are done sooner as one pass,
+    which has all threads when it is alone, than by passes side by side.
     """
 
     label: str
@@ -98,11 +100,7 @@ class EngineSpec:
     concurrency: int
     layers: tuple[int, ...]
     device: str = "cpu"
-
-    @property
-    def lone_takes_all(self) -> bool:
-        """Whether a pass that is alone has all the threads that passes side by side would have."""
-        return self.concurrency <= LONE_THREADS
+    lone_tokens: int = 0
 
 
 class BackendError(Exception):

@@ -10,7 +10,7 @@ from typing import Final
 
 import onnx
 
-from embedding_service.backend import EngineSpec, PassCost
+from embedding_service.backend import LONE_THREADS, EngineSpec, PassCost
 from embedding_service.backend.load import EngineName, PreparedTrunk, load_backend, num_cores
 from embedding_service.models.bert import BertConfig, read_weights
 from embedding_service.models.errors import PreparationError
@@ -43,6 +43,9 @@ PASS_COSTS: Final[dict[EngineName, PassCost]] = {
     "torch-fp16": PassCost(padding=0.0),
 }
 """Those of the graphs by `python -m perf.micro.pass_cost`, rounded: of a trunk of width 384 on two cores, taken for all."""
+
+LONE_TOKENS: Final[dict[EngineName, int]] = {"openvino-bf16": 192}
+"""`EngineSpec.lone_tokens` of the engines measured (`python -m perf.micro.lone_tokens`, two cores) that gain by it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,5 +172,12 @@ def _prepared(source: TrunkSource, engine: EngineName, folder: Path, quality: Qu
         cost = PASS_COSTS[engine] if isinstance(source.config, BertConfig) else PassCost()
         spec = EngineSpec(LABELS[engine], quality.agreement, cost, concurrency(), source.layers, device())
         return PreparedTrunk(source.spec, spec, engine, source.files.directory)
-    spec = EngineSpec(LABELS[engine], quality.agreement, PASS_COSTS[engine], num_cores(), source.layers)
+    cores = num_cores()
+    lone_tokens = lone_tokens_on(cores, engine)
+    spec = EngineSpec(LABELS[engine], quality.agreement, PASS_COSTS[engine], cores, source.layers, lone_tokens=lone_tokens)
     return PreparedTrunk(source.spec, spec, engine, folder / "graph.onnx")
+
+
+def lone_tokens_on(num_cores: int, engine: EngineName) -> int:
+    """`EngineSpec.lone_tokens`: none on more cores than a pass that is alone takes, since it would leave the others idle."""
+    return LONE_TOKENS.get(engine, 0) if num_cores <= LONE_THREADS else 0

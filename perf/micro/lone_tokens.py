@@ -1,13 +1,12 @@
 """`python -m perf.micro.lone_tokens`: little work on all cores, one pass after another, beside passes side by side.
 
-Our batcher in process, with `QueueLimits.lone_tokens` as it is and with others, in turns; the same texts arrive at random times,
+Our batcher in process, with one number of `EngineSpec.lone_tokens` and another, in turns; the same texts arrive at random times,
 at several shares of what the engine does. Texts are tokenised before. CPU is of the whole process, the generator included.
 """
 
 import argparse
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 
 import uvloop
@@ -15,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from embedding_service.backend.load import load_backend
+from embedding_service.models.build import LONE_TOKENS
 from embedding_service.models.prepare import prepare
 from embedding_service.priority import share_the_interpreter
 from embedding_service.queue import QueueLimits
@@ -76,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m perf.micro.lone_tokens", description=__doc__)
     add_common(parser, seconds=5.0, rounds=5, workloads=("short",))
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="of the capacity")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[0, QueueLimits().lone_tokens], help="the first is the base")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[0, *LONE_TOKENS.values()], help="the first is the base")
     given = parser.parse_args()
     console = wide_console()
     share_the_interpreter()
@@ -86,8 +86,7 @@ def main() -> None:
         warm_up(backend)
         for workload in workloads_asked_for(given):
             console.print(f"{workload}; {backend.engine.label}")
-            limits = QueueLimits()
-            benches = {tokens: Bench(backend, workload, replace(limits, lone_tokens=tokens)) for tokens in given.tokens}
+            benches = {tokens: Bench(backend, workload, QueueLimits(lone_tokens=tokens)) for tokens in given.tokens}
             uvloop.run(compare(benches, given, console))
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedding_service.backend import LONE_THREADS, BackendError, Batch, BatchResult, PassCost, View
+from embedding_service.backend import BackendError, Batch, BatchResult, PassCost, View
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.batching import Batcher, Outcome, PassSlots, Row
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
@@ -62,7 +62,9 @@ class Gate:
 
 
 @asynccontextmanager
-async def batching(backend: FakeBackend, telemetry: CountingTelemetry | None = None, **limits: float) -> AsyncIterator[Batcher]:
+async def batching(
+    backend: FakeBackend, telemetry: CountingTelemetry | None = None, **limits: float | None
+) -> AsyncIterator[Batcher]:
     batcher = Batcher(backend, QueueLimits(**limits), telemetry or CountingTelemetry())  # type: ignore[arg-type]
     try:
         yield batcher
@@ -249,17 +251,15 @@ async def test_a_batch_cut_ahead_is_told_when_the_service_stops_before_its_turn(
 
 
 @pytest.mark.parametrize(
-    ("concurrency", "lone_tokens", "expected"),
+    ("lone_tokens", "expected"),
     [
-        pytest.param(2, 8, [4], id="which has all threads where it is little"),
-        pytest.param(2, 7, [2, 2], id="or several do side by side"),
-        pytest.param(LONE_THREADS + 1, 8, [1, 1, 1, 1], id="also little of it, where a pass could not use all threads"),
+        pytest.param(None, [2, 2], id="several side by side"),
+        pytest.param(7, [2, 2], id="or, where it is not little"),
+        pytest.param(8, [4], id="one on all threads, where it is"),
     ],
 )
-async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch(
-    concurrency: int, lone_tokens: int, expected: list[int]
-) -> None:
-    backend = FakeBackend(concurrency=concurrency)
+async def test_what_arrives_in_one_turn_of_the_loop_shares_a_batch(lone_tokens: int | None, expected: list[int]) -> None:
+    backend = FakeBackend(concurrency=2)
     async with batching(backend, lone_tokens=lone_tokens) as batcher:
         await asyncio.gather(*(batcher.run([row(n, n)], deadline=soon()) for n in range(4)))
 
@@ -411,9 +411,16 @@ async def test_what_does_not_finish_within_the_grace_is_told_so() -> None:
     drain_early=st.booleans(),
     # Of the small budget most batches are cut ahead.
     max_batch_tokens=st.sampled_from([16, 512]),
+    # None of the work is little, some of it, all of it.
+    lone_tokens=st.sampled_from([0, 16, 1_000]),
 )
 def test_every_caller_is_answered_exactly_once_whatever_happens(
-    calls: list[tuple[list[int], str]], failing: set[int], wrong_count: set[int], drain_early: bool, max_batch_tokens: int
+    calls: list[tuple[list[int], str]],
+    failing: set[int],
+    wrong_count: set[int],
+    drain_early: bool,
+    max_batch_tokens: int,
+    lone_tokens: int,
 ) -> None:
     class Chaotic(FakeBackend):
         def embed(self, batch: Batch) -> BatchResult:
@@ -435,7 +442,7 @@ def test_every_caller_is_answered_exactly_once_whatever_happens(
         return "ok"
 
     async def scenario() -> None:
-        limits = QueueLimits(max_queued_tokens=200, max_batch_tokens=max_batch_tokens)
+        limits = QueueLimits(max_queued_tokens=200, max_batch_tokens=max_batch_tokens, lone_tokens=lone_tokens)
         batcher = Batcher(Chaotic(concurrency=2), limits, CountingTelemetry())
         tasks = [asyncio.create_task(one(batcher, n, *call)) for n, call in enumerate(calls)]
         await asyncio.sleep(0)
@@ -503,7 +510,7 @@ async def test_batchers_of_one_processor_share_its_slots_in_turns() -> None:
 async def test_a_pass_has_the_processor_to_itself_only_while_no_other_runs_or_waits() -> None:
     gate = Gate()
     backend = FakeBackend(concurrency=2, fault=gate)
-    async with batching(backend, max_batch_requests=1, lone_tokens=0) as batcher:
+    async with batching(backend, max_batch_requests=1) as batcher:
         first = await started(batcher, row(1))
         beside = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
         await until(lambda: len(backend.batches) == 2)
@@ -526,12 +533,20 @@ async def test_little_that_comes_during_a_small_lone_pass_is_the_next_one() -> N
         await until(lambda: batcher.queue.num_tokens == 4)
         # Whatever was put off to the loop's next turn has had it.
         await asyncio.sleep(0)
-        began = len(backend.batches)
+        meanwhile = repr(batcher)
         gate.open()
         await asyncio.gather(*calls)
 
-    assert 1 == began
+    assert "<Batcher [1 running, 2 queued]>" == meanwhile
     assert [(1, True), (2, True)] == [(len(batch.token_ids), batch.is_alone) for batch in backend.batches]
+
+
+async def test_little_that_makes_several_batches_runs_them_one_after_another() -> None:
+    backend = FakeBackend(concurrency=2)
+    async with batching(backend, lone_tokens=8, max_batch_requests=2) as batcher:
+        await asyncio.gather(*(batcher.run([row(n, n)], deadline=soon()) for n in range(3)))
+
+    assert [(2, True), (1, True)] == [(len(batch.token_ids), batch.is_alone) for batch in backend.batches]
 
 
 @pytest.mark.parametrize(
@@ -553,13 +568,26 @@ async def test_what_should_not_wait_for_a_lone_pass_starts_beside_it(
         gate.open()
         await asyncio.gather(*calls)
 
-    assert [True, False] == [batch.is_alone for batch in backend.batches]
+    assert sorted([True, False]) == sorted(batch.is_alone for batch in backend.batches)
+
+
+async def test_little_does_not_wait_for_a_lone_pass_that_has_another_beside_it() -> None:
+    gate = Gate()
+    backend = FakeBackend(concurrency=3, fault=gate)
+    async with batching(backend, lone_tokens=4) as batcher:
+        calls = [await started(batcher, row(1))]
+        calls.append(asyncio.create_task(batcher.run([row(2, 2, 2, 2, 2)], deadline=soon())))
+        await until(lambda: len(backend.batches) == 2)
+        calls.append(asyncio.create_task(batcher.run([row(3)], deadline=soon())))
+        await until(lambda: len(backend.batches) == 3)
+        gate.open()
+        await asyncio.gather(*calls)
 
 
 async def test_an_interactive_row_starts_beside_a_lone_pass_of_bulk_ones() -> None:
     gate = Gate()
     backend = FakeBackend(concurrency=2, fault=gate)
-    async with batching(backend) as batcher:
+    async with batching(backend, lone_tokens=64) as batcher:
         bulk = asyncio.create_task(batcher.run([row(1)], deadline=soon(), is_bulk=True))
         await until(lambda: len(backend.batches) == 1)
         interactive = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
@@ -577,7 +605,7 @@ async def test_what_waited_for_a_lone_pass_that_failed_is_run() -> None:
             raise BackendError("out of luck")
 
     backend = FakeBackend(concurrency=2, fault=fault)
-    async with batching(backend) as batcher:
+    async with batching(backend, lone_tokens=64) as batcher:
         unlucky = await started(batcher, row(1))
         waiting = asyncio.create_task(batcher.run([row(2)], deadline=soon()))
         await until(lambda: batcher.queue.num_entries == 1)

@@ -12,6 +12,7 @@ from embedding_service.queue import (
     QueueLimits,
     Rows,
     cut,
+    is_for_one_pass,
     joins_next,
     long_room,
     may_start,
@@ -183,12 +184,26 @@ def test_a_pass_starts_beside_others_when_enough_waits(waiting: Rows, running: l
         pytest.param(Rows(2, 2, num_tokens=21), Rows(1, 1, num_tokens=20), False, id="more does not"),
         pytest.param(Rows(2, 2, num_tokens=2), Rows(1, 1, num_tokens=21), False, id="nor anything for a larger pass"),
         pytest.param(Rows(2, 1, num_tokens=2), Rows(1, 0, num_tokens=2), False, id="nor interactive rows for bulk ones"),
+        pytest.param(Rows(1, 1, num_tokens=2), Rows(2, 1, num_tokens=2), False, id="nor for a pass of both"),
         pytest.param(Rows(2, 0, num_tokens=2), Rows(1, 0, num_tokens=2), True, id="bulk rows wait for bulk ones"),
         pytest.param(Rows(2, 0, num_tokens=2), Rows(2, 1, num_tokens=2), True, id="and for interactive ones"),
     ],
 )
 def test_what_waits_is_left_for_the_end_of_a_small_lone_pass(waiting: Rows, lone: Rows, expected: bool) -> None:
     assert expected == joins_next(waiting, lone, 20)
+
+
+@pytest.mark.parametrize(
+    ("waiting", "expected"),
+    [
+        pytest.param(Rows(2, 2, num_tokens=20), True, id="little"),
+        pytest.param(Rows(2, 2, num_tokens=21), False, id="more"),
+        pytest.param(Rows(2, 0, num_tokens=20), True, id="little that is bulk"),
+        pytest.param(Rows(2, 1, num_tokens=2), False, id="both would wait for each other"),
+    ],
+)
+def test_little_of_one_class_is_one_pass(waiting: Rows, expected: bool) -> None:
+    assert expected == is_for_one_pass(waiting, 20)
 
 
 @given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=40), st.integers(1, 4))

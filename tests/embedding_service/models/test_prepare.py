@@ -10,6 +10,7 @@ from embedding_service.backend import BackendError, Batch, View
 from embedding_service.backend.load import load_backend
 from embedding_service.backend.openvino import MOST_COPIES
 from embedding_service.models.bert import read_config, read_weights
+from embedding_service.models.build import lone_tokens_on
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.fetch import check_files, fetch
 from embedding_service.models.prepare import prepare
@@ -18,6 +19,13 @@ from tests.embedding_service.models.reference_bert import hidden_states
 from tests.tiny_trunk import make_tiny_trunk
 
 ROWS = ((2, 5, 3), (2, 9, 8, 7, 6, 11, 3), (2, 3))
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "engine", "expected"), [(2, "openvino-bf16", 192), (5, "openvino-bf16", 0), (2, "onnx-int8", 0)]
+)
+def test_little_is_one_pass_where_that_was_measured_and_takes_all_cores(num_cores, engine, expected):
+    assert expected == lone_tokens_on(num_cores, engine)
 
 
 @pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])
