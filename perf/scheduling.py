@@ -7,7 +7,7 @@ apart; so are the tokens that were wanted and those that were computed. Texts ar
 import argparse
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -20,7 +20,7 @@ from embedding_service.backend import Backend, Batch, BatchResult, EngineSpec, P
 from embedding_service.backend.load import load_backend
 from embedding_service.backend.pooling import flattened
 from embedding_service.batching import Batcher, Row
-from embedding_service.models.prepare import prepare
+from embedding_service.models.prepare import Engine, prepare
 from embedding_service.queue import EntryQueue, QueueLimits
 from embedding_service.service import warm_up
 from embedding_service.telemetry import PrometheusTelemetry
@@ -201,6 +201,15 @@ def table_of(taken: Mapping[str, Sequence[LoadResult]]) -> Table:
     return table
 
 
+@contextlib.contextmanager
+def warm_backend(engine: Engine, console: Console) -> Iterator[Backend]:
+    """The comparisons' trunk on *engine*, warmed up."""
+    prepared = prepare(str(long_trunk(paths.cache_dir())), cache_dir=paths.cache_dir(), engine=engine, progress=console.print)
+    with contextlib.closing(load_backend(prepared)) as backend:
+        warm_up(backend)
+        yield backend
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser("python -m perf.scheduling", description=__doc__)
@@ -209,10 +218,7 @@ def main() -> None:
     given = parser.parse_args()
     asked = Asked(given.seconds, given.rounds, given.share, given.waits)
     console = wide_console()
-    trunk = long_trunk(paths.cache_dir())
-    backend = load_backend(prepare(str(trunk), cache_dir=paths.cache_dir(), engine=given.engine, progress=console.print))
-    with contextlib.closing(backend):
-        warm_up(backend)
+    with warm_backend(given.engine, console) as backend:
         for workload in workloads_asked_for(given):
             console.print(f"{workload}; {backend.engine.label}")
             uvloop.run(compare(Bench(backend, workload, QueueLimits()), asked, console))

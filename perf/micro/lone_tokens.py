@@ -5,7 +5,6 @@ at several shares of what the engine does. Texts are tokenised before. CPU is of
 """
 
 import argparse
-import contextlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -13,19 +12,14 @@ import uvloop
 from rich.console import Console
 from rich.table import Table
 
-from embedding_service.backend.load import load_backend
 from embedding_service.models.build import LONE_TOKENS
-from embedding_service.models.prepare import prepare
 from embedding_service.priority import share_the_interpreter
 from embedding_service.queue import QueueLimits
-from embedding_service.service import warm_up
 from perf.load import LoadResult
 from perf.report import ratios, spread, tail_ratios
 from perf.rounds import Rounds
-from perf.scheduling import Bench
+from perf.scheduling import Bench, warm_backend
 from perf.settings import add_common, wide_console, workloads_asked_for
-from perf.trunks import long_trunk
-from trunkline import paths
 
 SHARES = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8)
 WARM_UP_SECONDS = 2.0
@@ -80,10 +74,7 @@ def main() -> None:
     given = parser.parse_args()
     console = wide_console()
     share_the_interpreter()
-    trunk = long_trunk(paths.cache_dir())
-    backend = load_backend(prepare(str(trunk), cache_dir=paths.cache_dir(), engine=given.engine, progress=console.print))
-    with contextlib.closing(backend):
-        warm_up(backend)
+    with warm_backend(given.engine, console) as backend:
         for workload in workloads_asked_for(given):
             console.print(f"{workload}; {backend.engine.label}")
             benches = {tokens: Bench(backend, workload, QueueLimits(lone_tokens=tokens)) for tokens in given.tokens}
