@@ -56,12 +56,11 @@ class QueueLimits:
     how fast waiting makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
     *side_pass_share*: how many rows must wait for another pass to start beside a running one, as a share of that one's rows.
     *ahead_share*: how much of *max_batch_tokens* a batch must carry, or else all the rows it may, to be cut before a thread is
-    free for it; None: none is. It counts as running from then on. *lone_tokens* takes the place of the engine's
-    own (`backend.EngineSpec`): up to so many make one pass; None: it stays. *bulk_queue_share* is how much of *max_queued_tokens*
-    may be taken when a bulk list is to be added, so that interactive ones find room. *max_wait_seconds*: nothing interactive is
-    added behind more work than runs in that time. *max_queue_seconds*: nothing is added to a class whose oldest entry has waited
-    longer than that.
-    Rows of *long_tokens* and more keep a thread for long: see `long_room`.
+    free for it; None: none is. It counts as running from then on. *lone_tokens* takes the place of the engine's own
+    (`backend.EngineSpec`): up to so many make one pass; None: it stays. *bulk_queue_share* is how much of *max_queued_tokens* may
+    be taken when a bulk list is to be added, so that interactive ones find room. *max_wait_seconds*: nothing interactive is added
+    behind more work than runs in that time. *max_queue_seconds*: nothing is added to a class whose oldest entry has waited
+    longer than that. Rows of *long_tokens* and more keep a thread for long: see `long_room`.
     """
 
     max_batch_tokens: int = 512

@@ -252,12 +252,12 @@ def on_grid(gaps: Iterator[float], step: float) -> Iterator[float]:
 
     A generator then wakes up once a step at most, whatever the rate, and leaves more of the machine to what it measures.
     """
-    due = left = 0.0
+    due = last = 0.0
     for gap in gaps:
         due += gap
-        stop = math.ceil(due / step) * step
-        yield stop - left
-        left = stop
+        rounded = math.ceil(due / step) * step
+        yield rounded - last
+        last = rounded
 
 
 async def _paced(

@@ -33,7 +33,7 @@ MAX_UNDER_WAY = 8_192
 """More than the service's queue holds, so that it is the service that refuses."""
 
 GRID_SECONDS = 0.004
-"""Where far more is sent than the service can take, a wake-up for each request takes a sixth of two cores from it."""
+"""Where far more is sent than the service can take, a wake-up for each request takes a seventh of two cores from it."""
 
 SAMPLE_SECONDS = 0.5
 CALM_SHARE = 0.5
