@@ -7,6 +7,7 @@ afterwards half of the peak is answered as quickly as before.
 
 import argparse
 import asyncio
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -93,8 +94,11 @@ async def overload(service: Running, target: Target, rate: float, seconds: float
 def seconds_to_calm(latencies: Sequence[float], rate: float, normal_p90: float) -> float | None:
     """When answers took no longer than usual again: the end of the last bin of `BIN_SECONDS` that did not; None: never.
 
-    *latencies*, in seconds, of requests that came at *rate* a second, in that order; *normal_p90* in seconds.
+    *latencies*, in seconds, of requests that came at *rate* a second, in that order; *normal_p90* in seconds. A service that
+    answers nothing, or did not answer before (NaN), is not calm.
     """
+    if not latencies or math.isnan(normal_p90):
+        return None
     size = max(1, round(rate * BIN_SECONDS))
     bins = [latencies[start : start + size] for start in range(0, len(latencies), size)]
     slow = [place for place, one in enumerate(bins) if milliseconds_at(90, one) > CALM_TIMES * normal_p90 * 1000]

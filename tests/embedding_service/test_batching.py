@@ -584,6 +584,23 @@ async def test_little_does_not_wait_for_a_lone_pass_that_has_another_beside_it()
         await asyncio.gather(*calls)
 
 
+async def test_nothing_waits_any_more_once_the_lone_pass_has_ended() -> None:
+    lone, beside = Gate(), Gate()
+    backend = FakeBackend(concurrency=2, fault=lambda batch: (lone if batch.num_tokens == 1 else beside)(batch))
+    async with batching(backend, lone_tokens=4) as batcher:
+        first = await started(batcher, row(1))
+        calls = [asyncio.create_task(batcher.run([row(2, 2, 2, 2, 2)], deadline=soon()))]
+        await until(lambda: len(backend.batches) == 2)
+        lone.open()
+        await first
+        calls.append(asyncio.create_task(batcher.run([row(3, 3)], deadline=soon())))
+        await until(lambda: len(backend.batches) == 3)
+        beside.open()
+        await asyncio.gather(*calls)
+
+    assert [True, False, False] == [batch.is_alone for batch in sorted(backend.batches, key=lambda batch: batch.token_ids)]
+
+
 async def test_an_interactive_row_starts_beside_a_lone_pass_of_bulk_ones() -> None:
     gate = Gate()
     backend = FakeBackend(concurrency=2, fault=gate)

@@ -28,6 +28,11 @@ def test_a_service_that_refused_nothing_has_no_time_of_refusals() -> None:
     assert "no other errors" in str(found)
 
 
+@pytest.mark.parametrize(("latencies", "normal_p90"), [([], 0.01), ([0.01] * 40, float("nan"))])
+def test_a_service_that_died_is_not_called_calm(latencies: list[float], normal_p90: float) -> None:
+    assert seconds_to_calm(latencies, 10.0, normal_p90) is None
+
+
 @pytest.mark.parametrize(
     ("latencies", "expected"),
     [
