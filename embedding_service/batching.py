@@ -221,11 +221,14 @@ class Batcher:
         Raises:
             Overloaded: the queue is full, or an interactive caller would have to wait for too long.
         """
-        limits = self._queue.limits
-        if not is_bulk and self._queue.interactive_tokens > limits.max_wait_seconds * self._tokens_per_second > 0:
-            raise Overloaded("too much is waiting to be embedded", retry_after=self._seconds_to_drain())
-        if not self._queue.has_room(entries):
-            raise Overloaded("the embedding queue is full", retry_after=self._seconds_to_drain())
+        reason = self._reason_to_refuse(entries, is_bulk=is_bulk)
+        if reason:
+            raise Overloaded(reason, retry_after=self._seconds_to_drain())
+
+    def refusal(self) -> Overloaded | None:
+        """What whoever is interactive would be refused with now, whatever it asks for; None where something may go in."""
+        reason = self._reason_to_refuse([], is_bulk=False)
+        return Overloaded(reason, retry_after=self._seconds_to_drain()) if reason else None
 
     async def drain(self, grace: float) -> None:
         """Take nothing more, finish what is queued within *grace* seconds, fail the rest, and stop the threads."""
@@ -237,6 +240,12 @@ class Batcher:
         for entry in self._queue.take_all():
             _fail(entry, Unavailable("the embedding service is stopping"))
         self._pool.shutdown(wait=not self._running, cancel_futures=True)
+
+    def _reason_to_refuse(self, entries: list[Entry], *, is_bulk: bool) -> str:
+        limits = self._queue.limits
+        if not is_bulk and self._queue.interactive_tokens > limits.max_wait_seconds * self._tokens_per_second > 0:
+            return "too much is waiting to be embedded"
+        return "" if self._queue.has_room(entries) else "the embedding queue is full"
 
     def _seconds_to_drain(self) -> float:
         """When half of what waits will have run, judged by the speed seen so far; at least 50 ms."""

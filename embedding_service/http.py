@@ -160,6 +160,11 @@ def _inputs_of(items: list[str | int | list[int]]) -> list[str | list[int]]:
     return inputs
 
 
+def tell(error: EmbedError) -> Response:
+    """*error* in OpenAI's shape."""
+    return _error(HTTP_STATUS[type(error)], error.code, str(error), retry_headers(error))
+
+
 def _error(status: int, code: str, message: str, headers: dict[str, str] | None = None) -> Response:
     kind = "invalid_request_error" if status < 500 else "server_error"
     return json_response({"error": {"message": message, "type": kind, "param": None, "code": code}}, status, headers)
@@ -172,7 +177,7 @@ def _answered(handler: Endpoint) -> Endpoint:
         try:
             return await handler(request)
         except EmbedError as error:
-            return _error(HTTP_STATUS[type(error)], error.code, str(error), retry_headers(error))
+            return tell(error)
         except HTTPException as error:
             return await _on_http_error(request, error)
         except Exception as error:  # whatever it was, the caller is told in words it can read

@@ -14,7 +14,7 @@ from clients.wire.text import TextEncoder
 from embedding_service.backend import Backend, EngineSpec, FloatArray, TrunkSpec, View
 from embedding_service.backend.tables import TableSpec
 from embedding_service.batching import Batcher, PassSlots, Row, Waiter
-from embedding_service.errors import EmbedError, InvalidInput, UnknownTrunk, WrongTrunk
+from embedding_service.errors import EmbedError, InvalidInput, Overloaded, UnknownTrunk, WrongTrunk
 from embedding_service.hosted_table import HostedTable
 from embedding_service.models.fingerprint import fingerprint_after
 from embedding_service.queue import Entry, QueueLimits
@@ -112,6 +112,10 @@ class HostedTrunk:
         if not self.reuse.remembers:
             self.batcher.check_room([], is_bulk=is_bulk)
 
+    def refusal(self) -> Overloaded | None:
+        """What any interactive caller would be refused with; None where one may go in, or a cache may know the answer."""
+        return None if self.reuse.remembers else self.batcher.refusal()
+
 
 class Infer:
     """All trunks and tables of this service, by name; the first is the default."""
@@ -161,6 +165,14 @@ class Infer:
             except EmbedError as error:
                 self._telemetry.request_ended(error.code, len(call.inputs), None)
                 raise
+
+    def refused_to_all(self) -> Overloaded | None:
+        """What any interactive call would be refused with now, whatever it asks for, counted; None where one may go in."""
+        refusals = [None if isinstance(one, HostedTable) else one.refusal() for one in self.hosted.values()]
+        if None in refusals:
+            return None
+        self._telemetry.request_ended(Overloaded.code, 0, None)
+        return refusals[0]
 
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
         """Answer *call*, all of it or with an `EmbedError`. Equal inputs go through the trunk once."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 
 from clients.wire.guard import Guard
 from clients.wire.guarded_rpc import GuardedRpc
-from clients.wire.http_server import http_config
+from clients.wire.http_server import Door, http_config, open_door, queues_at
 from clients.wire.rpc.server import AsyncServer
 from clients.wire.rpc.tls import server_context
 from embedding_service.bert_as_service import BertAsService, Embed
@@ -50,8 +50,8 @@ async def start_grpc(
 
 
 @contextlib.asynccontextmanager
-async def http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
-    """Serve *app* for as long as the context lasts; gives the port.
+async def http_server(app: ASGIApp, settings: Settings, door: Door = open_door) -> AsyncIterator[int]:
+    """Serve *app*, behind *door*, for as long as the context lasts; gives the port.
 
     Raises:
         ListenError: the port is taken.
@@ -68,9 +68,9 @@ async def http_server(app: ASGIApp, settings: Settings) -> AsyncIterator[int]:
         "ssl_ca_certs": None if settings.tls_client_ca_file is None else str(settings.tls_client_ca_file),
         "ssl_cert_reqs": ssl.CERT_NONE if settings.tls_client_ca_file is None else ssl.CERT_REQUIRED,
     }
-    server = uvicorn.Server(http_config(app, drain_seconds=settings.drain_seconds, lifespan="off", **tls))
+    server = uvicorn.Server(http_config(app, drain_seconds=settings.drain_seconds, door=door, lifespan="off", **tls))
     # Signals are this module's business, not uvicorn's.
-    task = asyncio.create_task(server._serve([listener]))  # noqa: SLF001
+    task = asyncio.create_task(server._serve(queues_at(listener)))  # noqa: SLF001
     try:
         yield listener.getsockname()[1]
     finally:

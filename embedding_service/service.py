@@ -24,6 +24,7 @@ from embedding_service.backend.tables import Table
 from embedding_service.batching import PassSlots
 from embedding_service.bert_as_service import BertAsService, Embed
 from embedding_service.bert_http import BertAsServiceEdge
+from embedding_service.door import door_of
 from embedding_service.edge import WithExchanges
 from embedding_service.exchange import Exchanges, Observer, heard
 from embedding_service.guarding import ROUTES, guard_of, refusal_body
@@ -134,7 +135,7 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         grpc_server, grpc_port = await start_grpc(servicer, health, settings, guard)
         stack.push_async_callback(grpc_server.stop, settings.drain_seconds)
         stack.callback(servicer.drain)
-        http_port = await stack.enter_async_context(http_server(app, settings))
+        http_port = await stack.enter_async_context(http_server(app, settings, door_of(infer, exchanges)))
         ports = await stack.enter_async_context(bert_ports(bert, embed, settings))
         stack.push_async_callback(_drain, trunks, settings.drain_seconds)
         if shared is not None:

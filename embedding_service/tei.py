@@ -227,13 +227,18 @@ def _answered(handler: Endpoint) -> Endpoint:
         except HTTPException as error:
             return PlainTextResponse(error.detail, error.status_code)
         except EmbedError as error:
-            status, kind = _ERRORS[type(error)]
-            return _error(status, kind, str(error), retry_headers(error))
+            return tell(error)
         except Exception as error:  # whatever it was, the caller is told in words it can read
             _log.error("a request failed unexpectedly: %s", type(error).__name__, extra={"fields": request_id(request)})
             return _error(424, "Backend", "the embedding service failed in a way it should not")
 
     return endpoint
+
+
+def tell(error: EmbedError) -> Response:
+    """*error* in this protocol's shape."""
+    status, kind = _ERRORS[type(error)]
+    return _error(status, kind, str(error), retry_headers(error))
 
 
 def _error(status: int, kind: str, message: str, headers: dict[str, str] | None = None) -> Response:

@@ -11,11 +11,11 @@ from pydantic_settings import CliApp
 
 from clients.wire.credentials import CredentialsError
 from clients.wire.guard import is_loopback
-from clients.wire.http_server import AnnouncingServer, HttpBounds, calm_collector, http_config
+from clients.wire.http_server import AnnouncingServer, HttpBounds, calm_collector, http_config, queues_at
 from clients.wire.keys import KeysError
 from gateway import logs
 from gateway.admin import ADMIN_HOST
-from gateway.app import OPEN_ENDED, MissingExtra, create_app
+from gateway.app import OPEN_ENDED, MissingExtra, create_app, door_of
 from gateway.drain import Drain
 from gateway.settings import Settings
 
@@ -47,11 +47,11 @@ def main() -> int:
         _log.warning("whoever reaches %s may ask: there are no keys", settings.host)
     url = f"http://{settings.host}:{listener.getsockname()[1]}"
     bounds = HttpBounds(receive_seconds=settings.receive_timeout_seconds, open_ended=OPEN_ENDED)
-    config = http_config(app, drain_seconds=settings.drain_seconds, bounds=bounds)
+    config = http_config(app, drain_seconds=settings.drain_seconds, bounds=bounds, door=door_of(settings))
     try:
         calm_collector()
         server = AnnouncingServer(config, f"gateway {url}", on_stop=drain.begin, delay_seconds=settings.drain_delay_seconds)
-        server.run([listener])
+        server.run(queues_at(listener))
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0

@@ -16,6 +16,7 @@ from starlette.routing import Mount
 from starlette.types import Scope
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
+from clients.wire import http_server
 from clients.wire.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
 from clients.wire.http_server import Shortcuts
 from gateway import logs, ui
@@ -28,7 +29,7 @@ from gateway.backends.replicas import Policy
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
-from gateway.door import Door
+from gateway.door import Door, outer_door
 from gateway.drain import Drain
 from gateway.drift import DriftMonitor
 from gateway.edges import open_inference, openai, stream, tei
@@ -53,6 +54,9 @@ if TYPE_CHECKING:
 
 OPEN_ENDED: Final = frozenset({"/v1/classify/stream"})
 """Paths whose bodies may go on for as long as the caller likes."""
+
+TELLS: Final = {"/v1/classify": response_of, "/v1/embeddings": openai.tell, "/predict": tei.tell}
+"""How a full gateway says so, by the path of what is POSTed."""
 
 
 class Lifespan(TypedDict):
@@ -90,7 +94,7 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None, 
     api = create_api(docs=settings.docs)
     guarded = layers(settings, request_id_of, _telemetry_of)
     heard = Middleware(WithExchanges, exchanges=Exchanges([logs.access] if settings.access_log else [], traces))
-    door = Middleware(Door, tells={"/v1/classify": response_of, "/v1/embeddings": openai.tell, "/predict": tei.tell})
+    door = Middleware(Door, tells=TELLS)
     return Starlette(
         routes=[Mount("/", api)],
         # Outermost: what is refused at the door has an id and a line, too. Innermost: the hot route.
@@ -98,6 +102,12 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None, 
         lifespan=lifespan,
         exception_handlers={HTTPException: _on_http_error},
     )
+
+
+def door_of(settings: Settings) -> http_server.Door:
+    """What stands before `create_app`'s application; open to all where one of its layers must see each request."""
+    is_told = settings.access_log or settings.otlp_endpoint is not None
+    return http_server.open_door if is_told or settings.cors_origins else outer_door(TELLS)
 
 
 def create_api(*, docs: bool = True) -> FastAPI:

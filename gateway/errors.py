@@ -51,12 +51,12 @@ class WrongMediaType(InvalidRequest):
 
 
 HTTP_ONLY: Final[dict[type[TrunklineError], int]] = {TooLarge: 413, WrongMediaType: 415}
+_STATUS: Final = STATUS | HTTP_ONLY
 
 
 def status_of(error: TrunklineError) -> int:
     """The HTTP status of *error*."""
-    table = STATUS | HTTP_ONLY
-    return next(table[kind] for kind in type(error).__mro__ if kind in table)
+    return next(_STATUS[kind] for kind in type(error).__mro__ if kind in _STATUS)
 
 
 def response_of(error: TrunklineError, request_id: str) -> Response:

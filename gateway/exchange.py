@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 _REQUEST_ID: Final = re.compile(r"[\w.:-]{1,128}", re.ASCII)
-_REQUEST_ID_KEY: Final = REQUEST_ID.encode()
+REQUEST_ID_KEY: Final = REQUEST_ID.encode()
 _TRACEPARENT_KEY: Final = TRACEPARENT.encode()
 
 MAX_HEADS_TOLD: Final = 512
@@ -83,6 +83,12 @@ class RequestFacts:
 def new_request_id() -> str:
     """32 hex digits that nobody had before."""
     return secrets.token_hex(16)
+
+
+def request_id_in(value: bytes) -> str:
+    """The caller's own id in a header's *value*; "" where it is no plain word."""
+    text = value.decode("latin-1")
+    return text if _REQUEST_ID.fullmatch(text) else ""
 
 
 Observer = Callable[[RequestFacts], None]
@@ -175,9 +181,8 @@ class Exchanges:
         """A request arrives."""
         given = traceparent = ""
         for name, value in headers:
-            if name == _REQUEST_ID_KEY:
-                text = value.decode("latin-1")
-                given = text if _REQUEST_ID.fullmatch(text) else ""
+            if name == REQUEST_ID_KEY:
+                given = request_id_in(value)
             elif name == _TRACEPARENT_KEY:
                 text = value.decode("latin-1")
                 traceparent = text if trace_id(text) else ""

@@ -25,7 +25,7 @@ from gateway.drain import Drain
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.errors import TooLarge, WrongMediaType, response_of, status_of
-from gateway.exchange import current_request_id
+from gateway.exchange import REQUEST_ID_KEY, current_request_id
 from gateway.fanout import as_the_callers
 from gateway.pipeline import Pipeline
 from gateway.plan import refusal
@@ -35,10 +35,10 @@ from gateway.quota import QuotaUsedUp, charge
 from gateway.schemas import Asked, classify_answer, parse_classify, parse_head_classify, server_timing
 from gateway.settings import Settings
 from gateway.telemetry import Telemetry
+from gateway.turns import Turns
 
 _log = logging.getLogger(__name__)
 _encoder: Final = msgspec.json.Encoder()
-_REQUEST_ID_KEY: Final = REQUEST_ID.encode()
 _SERVER_TIMING_KEY: Final = SERVER_TIMING.encode()
 _STICKY_KEY: Final = STICKY_KEY.encode()
 _TIMEOUT_KEY: Final = REQUEST_TIMEOUT_MS.encode()
@@ -58,6 +58,7 @@ class State:
     telemetry: Telemetry
     text_embedder: TextEmbedder
     streams: OpenStreams
+    turns: Turns = field(default_factory=Turns)
     drain: Drain = field(default_factory=Drain)
 
     @property
@@ -171,6 +172,7 @@ async def classified(request: Request, state: State, asked: Asked) -> Answer:
     with state.admission.admit(len(asked.work.texts), is_bulk=asked.work.priority == "bulk"):
         charge(request, len(asked.work.texts))
         async with while_connected(request.receive):
+            await state.turns.take()
             answer = await state.pipeline.classify(asked.work, deadline)
     failed = next((said for said in answer.outcomes.values() if isinstance(said, TrunklineError)), None)
     if asked.is_strict and failed is not None:
@@ -215,7 +217,7 @@ async def respond(
     except (ClientDisconnect, CallerLeftError):
         state.telemetry.refused(499, "departed")
         return Response(status_code=499)
-    response.raw_headers.append((_REQUEST_ID_KEY, request_id.encode()))
+    response.raw_headers.append((REQUEST_ID_KEY, request_id.encode()))
     return response
 
 

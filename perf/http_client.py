@@ -29,6 +29,8 @@ class Connection(asyncio.Protocol):
         self._tell: Tell | None = None
         self._parser = httptools.HttpResponseParser(self)
         self._body = bytearray()
+        self.failure = ConnectionLostError.__name__
+        """Of a connection that has ended, why: the name of an exception."""
 
     @classmethod
     async def open(cls, host: str, port: int) -> "Connection":
@@ -86,6 +88,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
         self._transport = None
+        self.failure = ConnectionLostError.__name__ if exc is None else type(exc).__name__
         self._settle(LOST)
 
     def data_received(self, data: bytes) -> None:

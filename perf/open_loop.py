@@ -1,19 +1,20 @@
 """Requests at their times, whatever the service does: the open loop over HTTP.
 
-As cheap as can be in Python, because it shares the machine with what it measures: no task a request, one sweep for all
-time-outs.
+As cheap as can be in Python, because it shares the machine with what it measures: no task a request, no transport a connection,
+one sweep for all time-outs.
 """
 
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import cast
 
 from perf.http_client import LOST, Connection
 from perf.load import MAX_UNDER_WAY, TIMEOUT_SECONDS, LoadResult, Target, cpu_measured, gaps_of
 from perf.machine import punctual
+from perf.sockets import Address, Sockets, resolved
 
 SWEEP_SECONDS = 0.1
 
@@ -37,10 +38,12 @@ async def open_loop(
     With *max_under_way* of them unanswered when the next is due the run ends, and is void. An answer is waited for *timeout*
     seconds.
     """
-    loop = _OpenLoop(target, max_under_way, timeout)
-    with punctual(), cpu_measured(pids or {}, loop.result):
-        await loop.run(gaps or gaps_of(rate, seed if is_poisson else None), seconds)
-    return loop.result
+    address = await resolved(target.host, target.port)
+    with closing(Sockets()) as sockets:
+        loop = _OpenLoop(target, address, sockets, max_under_way, timeout)
+        with punctual(), cpu_measured(pids or {}, loop.result):
+            await loop.run(gaps or gaps_of(rate, seed if is_poisson else None), seconds)
+        return loop.result
 
 
 @dataclass(slots=True, eq=False)
@@ -59,12 +62,13 @@ class _OpenLoop:
     """Single owner of the connections and of what is under way."""
 
     target: Target
+    address: Address
+    sockets: Sockets
     max_under_way: int
     timeout: float
     result: LoadResult = field(default_factory=LoadResult)
     _idle: list[Connection] = field(default_factory=list)
     _under_way: dict[_Asked, None] = field(default_factory=dict)
-    _opening: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def run(self, gaps: Iterator[float], seconds: float) -> None:
         """Send until *seconds* have passed, then wait for what is under way."""
@@ -73,7 +77,7 @@ class _OpenLoop:
         while intended < started + seconds and not self.result.is_overrun:
             await asyncio.sleep(max(0.0, intended - time.perf_counter()))
             while intended <= (now := time.perf_counter()) and intended < started + seconds:
-                if len(self._under_way) + len(self._opening) >= self.max_under_way:
+                if len(self._under_way) >= self.max_under_way:
                     self.result.is_overrun = True
                     break
                 self.result.lags.append(now - intended)
@@ -82,12 +86,10 @@ class _OpenLoop:
             if now > swept + SWEEP_SECONDS:
                 swept = now
                 self._give_up(now)
-        while self._under_way or self._opening:
+        while self._under_way:
             await asyncio.sleep(SWEEP_SECONDS / 10)
             self._give_up(time.perf_counter())
         self.result.seconds = time.perf_counter() - started
-        for connection in self._idle:
-            connection.close()
 
     def _send(self, body: bytes, kind: str, intended: float) -> None:
         while self._idle:
@@ -95,20 +97,9 @@ class _OpenLoop:
             if connection.is_open:
                 self._ask(connection, body, kind, intended)
                 return
-        task = asyncio.create_task(self._open_and_ask(body, kind, intended))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-
-    async def _open_and_ask(self, body: bytes, kind: str, intended: float) -> None:
-        try:
-            async with asyncio.timeout(self.timeout):
-                connection = await Connection.open(self.target.host, self.target.port)
-        except (OSError, TimeoutError) as error:
-            self.result.outcomes[type(error).__name__] += 1
-        else:
-            # From here it is under way, and is not counted twice.
-            self._opening.discard(cast("asyncio.Task[None]", asyncio.current_task()))
-            self._ask(connection, body, kind, intended)
+        connection = Connection(f"{self.target.host}:{self.target.port}")
+        self.sockets.connect(self.address, connection)
+        self._ask(connection, body, kind, intended)
 
     def _ask(self, connection: Connection, body: bytes, kind: str, intended: float) -> None:
         asked = _Asked(kind, intended, time.perf_counter(), connection)
@@ -118,7 +109,7 @@ class _OpenLoop:
     def _answered(self, asked: _Asked, status: int, _: bytes) -> None:
         del self._under_way[asked]
         if status == LOST:
-            self.result.outcomes["TimeoutError" if asked.is_late else "ConnectionLostError"] += 1
+            self.result.outcomes[TimeoutError.__name__ if asked.is_late else asked.connection.failure] += 1
             return
         self.result.answered(status, asked.sent, asked.intended, asked.kind)
         self._idle.append(asked.connection)

@@ -15,7 +15,7 @@ from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef,
 from clients.wire.http_server import HttpBounds, http_config
 from clients.wire.text import Encoded, TextEncoder
 from gateway.admission import Admission
-from gateway.app import OPEN_ENDED, create_app
+from gateway.app import OPEN_ENDED, create_app, door_of
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.fanout import FanOut
@@ -194,7 +194,17 @@ class FakeGateway:
     @asynccontextmanager
     async def served(self) -> AsyncIterator[str]:
         """The application behind a port, for what only a connection shows; yields the URL."""
-        config = http_config(self, drain_seconds=1, bounds=HttpBounds(open_ended=OPEN_ENDED), lifespan="off", port=0)
+        bounds, door = HttpBounds(open_ended=OPEN_ENDED), door_of(self.state.settings)
+        state = {"gateway": self.state}
+        config = http_config(
+            self,
+            drain_seconds=1,
+            bounds=bounds,
+            # Without a lifespan uvicorn has no state to tell it.
+            door=lambda path, headers, _: door(path, headers, state),
+            lifespan="off",
+            port=0,
+        )
         server = uvicorn.Server(config)
         # The process's signals stay the test's.
         listener = config.bind_socket()

@@ -1,13 +1,24 @@
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 import pytest
 import uvicorn
+import uvloop
+from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from clients.wire.http_server import AnnouncingServer, HttpBounds, http_config
+from clients.wire.http_server import (
+    ACCEPTED_PER_TURN,
+    AnnouncingServer,
+    Door,
+    HttpBounds,
+    http_config,
+    open_door,
+    queues_at,
+)
 
 QUICK = HttpBounds(receive_seconds=0.1, open_ended={"/stream"})
 ASKING = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
@@ -35,9 +46,9 @@ class Echo:
 
 
 @contextlib.asynccontextmanager
-async def listening(app: Echo, bounds: HttpBounds = QUICK) -> AsyncIterator[int]:
+async def listening(app: Echo, bounds: HttpBounds = QUICK, door: Door = open_door) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(http_config(app, drain_seconds=1, bounds=bounds, lifespan="off"))
+        server = uvicorn.Server(http_config(app, drain_seconds=1, bounds=bounds, door=door, lifespan="off"))
         serving = asyncio.create_task(server._serve([listener]))
         while not server.started:
             await asyncio.sleep(0)
@@ -145,6 +156,101 @@ async def test_a_request_that_is_worked_on_is_not_ended_by_half_of_the_next_one(
         assert 2 == (await reader.readuntil(b"once")).count(b"HTTP/1.1 200")
 
 
+class Bouncer:
+    """A door that lets nobody in while it is shut, and remembers who asked."""
+
+    def __init__(self, content: str = "no room") -> None:
+        self.is_shut = True
+        self.asked: list[str] = []
+        self._content = content
+
+    def __call__(self, path: str, headers: Sequence[tuple[bytes, bytes]], _: Mapping[str, Any]) -> Response | None:
+        self.asked.append(path)
+        return PlainTextResponse(self._content, 429, {"x-host": dict(headers)[b"host"].decode()}) if self.is_shut else None
+
+
+async def test_who_is_refused_at_the_door_is_told_so_on_a_connection_that_goes_on() -> None:
+    app, door = Echo(), Bouncer()
+    async with listening(app, door=door) as port, connected(port) as (reader, writer):
+        writer.write(ASKING + b"once")
+        refused = await reader.readuntil(b"no room")
+        door.is_shut = False
+        writer.write(b"POST /echo?a=b HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\nmore")
+        answered = await reader.readuntil(b"more")
+
+    assert refused.startswith(b"HTTP/1.1 429 Too Many Requests\r\n")
+    assert b"\r\ncontent-length: 7\r\n" in refused
+    assert b"\r\nx-host: x\r\n" in refused
+    assert answered.startswith(b"HTTP/1.1 200")
+    assert ["/echo", "/echo"] == door.asked
+    assert ["http.request"] == app.seen
+
+
+async def test_a_refusal_is_told_before_the_body_which_may_then_come_or_not() -> None:
+    app, door = Echo(), Bouncer()
+    async with listening(app, door=door) as port, connected(port) as (reader, writer):
+        writer.write(ASKING)
+        await reader.readuntil(b"no room")
+        door.is_shut = False
+        writer.write(b"on" + b"ce" + ASKING + b"more")
+        assert (await reader.readuntil(b"more")).startswith(b"HTTP/1.1 200")
+        door.is_shut = True
+        writer.write(ASKING + b"on")
+        # Nothing is said beside the refusal when the rest is waited for no longer.
+        assert (await reader.read()).endswith(b"no room")
+    assert ["http.request"] == app.seen
+
+
+@pytest.mark.parametrize(
+    ("request_head", "status"),
+    [
+        (b"GET /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", b"200"),
+        (b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", b"200"),
+        (b"POST /echo HTTP/1.0\r\nhost: x\r\n\r\n", b"200"),
+        (b"POST /echo HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 1_000 + b"\r\n", b"431"),
+    ],
+)
+async def test_the_door_is_for_posts_of_connections_that_go_on(request_head: bytes, status: bytes) -> None:
+    door = Bouncer()
+    async with listening(Echo(), door=door) as port:
+        assert (await answer_to(port, request_head)).startswith(b"HTTP/1.1 " + status)
+    assert [] == door.asked
+
+
+async def test_who_waits_to_be_let_on_with_the_body_is_told_by_the_app() -> None:
+    door = Bouncer()
+    async with listening(Echo(), door=door) as port, connected(port) as (reader, writer):
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\nexpect: 100-continue\r\ncontent-length: 4\r\n\r\n")
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 100")
+        writer.write(b"once")
+        assert (await reader.readuntil(b"once")).startswith(b"HTTP/1.1 200")
+    assert [] == door.asked
+
+
+async def test_nobody_is_refused_at_the_door_before_who_came_first_on_the_connection_is_answered() -> None:
+    app, door = Echo(), Bouncer()
+    async with listening(app, door=door) as port, connected(port) as (reader, writer):
+        writer.write(b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n" + ASKING + b"once")
+        while not app.seen:
+            await asyncio.sleep(0)
+        app.go.set()
+        assert 2 == (await reader.readuntil(b"once")).count(b"HTTP/1.1 200")
+        writer.write(ASKING + b"more")
+        assert (await reader.readuntil(b"no room")).startswith(b"HTTP/1.1 429")
+    assert ["/echo"] == door.asked
+
+
+async def test_a_caller_that_does_not_read_what_it_is_refused_with_is_not_refused_without_end() -> None:
+    door = Bouncer("no room" * 10_000)
+    async with listening(Echo(), HttpBounds(), door) as port, connected(port) as (_, writer):
+        writer.write(b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 0\r\n\r\n" * 1_000)
+        seen = -1
+        while seen < len(door.asked) or not door.asked:
+            seen = len(door.asked)
+            await asyncio.sleep(0.05)
+    assert len(door.asked) < 500
+
+
 async def test_one_connection_too_many_is_dropped_and_the_others_stay() -> None:
     async with listening(Echo(), HttpBounds(max_connections=1)) as port, connected(port) as (reader, writer):
         writer.write(ASKING + b"once")
@@ -174,3 +280,51 @@ async def test_who_wants_to_know_hears_of_the_end_while_requests_are_still_answe
         await serving
 
     assert "it listens\n" == capsys.readouterr().out
+
+
+def test_one_turn_of_the_loop_takes_many_connections() -> None:
+    """uvloop's loop, whose turns accept one a listener; with asyncio's own one listener would do."""
+    accepted_at: list[int] = []
+    turn = 0
+
+    class Counted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted_at.append(turn)
+            transport.close()
+
+    async def main() -> None:
+        nonlocal turn
+        loop = asyncio.get_running_loop()
+        listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        servers = [await loop.create_server(Counted, sock=one) for one in queues_at(listener)]
+        callers = [socket.create_connection(listener.getsockname()) for _ in range(2 * ACCEPTED_PER_TURN)]
+        async with asyncio.timeout(10):
+            while len(accepted_at) < len(callers):
+                turn += 1
+                await asyncio.sleep(0)
+        for one in [*callers, *servers]:
+            one.close()
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+
+    assert accepted_at[-1] - accepted_at[0] < ACCEPTED_PER_TURN / 2
+
+
+async def test_who_stops_a_server_stops_all_of_its_listeners() -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    queues = queues_at(listener)
+    server = uvicorn.Server(http_config(Echo(), drain_seconds=1, lifespan="off"))
+    serving = asyncio.create_task(server._serve(queues))
+    while not server.started:
+        await asyncio.sleep(0)
+    async with connected(port) as (reader, writer):
+        writer.write(ASKING + b"once")
+        assert (await reader.readuntil(b"once")).startswith(b"HTTP/1.1 200")
+    server.should_exit = True
+    await serving
+
+    assert [-1] * ACCEPTED_PER_TURN == [queue.fileno() for queue in queues]
+    with pytest.raises(ConnectionRefusedError):
+        await asyncio.open_connection("127.0.0.1", port)
