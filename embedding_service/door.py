@@ -17,7 +17,7 @@ TELLS: Final = {"/v1/embeddings": http.tell, "/embed": tei.tell, "/embed_all": t
 def door_of(infer: Infer, exchanges: Exchanges) -> http_server.Door:
     """Refuses what *infer* would refuse whatever was asked for; open to all where *exchanges* are told of each request.
 
-    It asks for no key: who has none learns that the service is full, and spends nothing of it.
+    It asks for no key: who has none, or a wrong one, learns that the service is full until it is not, and spends nothing of it.
     """
 
     def door(path: str, _headers: Sequence[tuple[bytes, bytes]], _state: Mapping[str, Any]) -> Response | None:

@@ -70,13 +70,17 @@ async def http_server(app: ASGIApp, settings: Settings, door: Door = open_door) 
     }
     server = uvicorn.Server(http_config(app, drain_seconds=settings.drain_seconds, door=door, lifespan="off", **tls))
     # Signals are this module's business, not uvicorn's.
-    task = asyncio.create_task(server._serve(queues_at(listener)))  # noqa: SLF001
+    queues = queues_at(listener)
+    task = asyncio.create_task(server._serve(queues))  # noqa: SLF001
     try:
         yield listener.getsockname()[1]
     finally:
         server.should_exit = True
-        await task
-        listener.close()
+        try:
+            await task
+        finally:
+            for queue in queues:
+                queue.close()
 
 
 @contextlib.asynccontextmanager

@@ -154,6 +154,9 @@ class Coalescer(Generic[Row, Answer]):
             _fail(members, TrunklineError(f"a call failed: {type(error).__name__}"))
         else:
             _settle(members, answers)
+        finally:
+            # An error knows this frame, and the members know the error.
+            del members
 
     def _ended(self, call: asyncio.Task[None]) -> None:
         del self._calls[call]

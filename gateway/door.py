@@ -47,7 +47,7 @@ class Door:
 def outer_door(tells: Mapping[str, Tell]) -> http_server.Door:
     """The same, before the application.
 
-    It asks for no key: who has none learns that the gateway is full, and spends nothing of it.
+    It asks for no key: who has none, or a wrong one, learns that the gateway is full until it is not, and spends nothing of it.
     """
 
     def door(path: str, headers: Sequence[tuple[bytes, bytes]], app_state: Mapping[str, Any]) -> Response | None:

@@ -208,16 +208,24 @@ async def respond(
     try:
         response = await handle(request, state)
     except (TrunklineError, HeadFailed) as raised:
-        error = raised.error if isinstance(raised, HeadFailed) else public(raised)
-        response = tell(error, request_id)
-        state.telemetry.refused(response.status_code, "quota" if isinstance(error, QuotaUsedUp) else error.code)
-        if response.status_code >= 500:
-            _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
-        return response
+        # An error knows this frame: kept in a variable of it, neither would be freed before the collector comes, nor the body.
+        return _failed(raised, tell, request_id, state)
     except (ClientDisconnect, CallerLeftError):
         state.telemetry.refused(499, "departed")
         return Response(status_code=499)
     response.raw_headers.append((REQUEST_ID_KEY, request_id.encode()))
+    return response
+
+
+def _failed(
+    raised: "TrunklineError | HeadFailed", tell: Callable[[TrunklineError, str], Response], request_id: str, state: State
+) -> Response:
+    """What the caller is told, counted, and logged where it is no fault of the caller's."""
+    error = raised.error if isinstance(raised, HeadFailed) else public(raised)
+    response = tell(error, request_id)
+    state.telemetry.refused(response.status_code, "quota" if isinstance(error, QuotaUsedUp) else error.code)
+    if response.status_code >= 500:
+        _log.warning("request %s ended with %s: %s", request_id, error.code, error.message)
     return response
 
 

@@ -108,9 +108,11 @@ class Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         """See httptools."""
-        if not self._parser.should_keep_alive():
-            self.close()
+        goes_on = self._parser.should_keep_alive()
+        # First: a transport may tell at once that it is closed, and an answer would count as lost.
         self._settle(self._parser.get_status_code())
+        if not goes_on:
+            self.close()
 
     def _settle(self, status: int) -> None:
         tell, self._tell = self._tell, None

@@ -57,8 +57,9 @@ class LoadResult:
     """One run. *latencies* in seconds, of answers with status 200 only; *outcomes* counts every request by what became of it.
 
     *latencies_by_class* are the same by the class of their body. *answer_seconds* are of all answers, by status and counted
-    from when the request was sent: what a refusal itself took. *is_overrun*: an open loop stopped early, with as many
-    requests under way as it may have. A lag above *max_lag_seconds* voids the run.
+    from when the request was sent: what a refusal itself took, in the open loop with the connecting where there was no
+    connection. *is_overrun*: an open loop stopped early, with as many requests under way as it may have. A lag above
+    *max_lag_seconds* voids the run.
     """
 
     seconds: float = 0.0

@@ -24,7 +24,8 @@ async def resolved(host: str, port: int) -> Address:
         OSError: nowhere.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    family, _, _, _, address = found[0]
+    # A name may stand for both, and a server may listen on the first of them alone.
+    family, _, _, _, address = min(found, key=lambda one: one[0] is not socket.AF_INET)
     return family, (address[0], int(address[1]), *address[2:])
 
 

@@ -108,6 +108,8 @@ class BoundedProtocol(HttpToolsProtocol):
         """See httptools."""
         self._is_whole = self._has_headers = self._is_turned_away = False
         self._num_header_bytes = 0
+        # One that was refused a moment ago, in the same bytes, has set it.
+        self._unset_keepalive_if_required()
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -128,9 +130,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """See httptools."""
-        self._has_headers = True
         if self.transport.is_closing():
             return
+        self._has_headers = True
         refusal = self._at_the_door()
         if refusal is None:
             super().on_headers_complete()
@@ -152,7 +154,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """See uvicorn."""
-        if not self.transport.is_closing():
+        if self._is_turned_away and not self._is_whole:
+            self.transport.close()
+        elif not self.transport.is_closing():
             super().send_400_response(msg)
 
     def _at_the_door(self) -> Response | None:

@@ -149,6 +149,7 @@ async def _embeddings(request: Request, state: State) -> Response:
     with state.admission.admit(len(inputs)):
         charge(request, len(inputs))
         async with while_connected(request.receive):
+            await state.turns.take()
             found = await state.text_embedder.embed(inputs, deadline)
     rows = found.rows if body.dimensions is None else cut(found.rows, body.dimensions)
     usage = Usage(found.num_tokens, found.num_tokens)

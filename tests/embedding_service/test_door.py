@@ -73,6 +73,11 @@ async def test_while_one_of_two_trunks_has_room_nobody_is_refused_at_the_door(st
     assert np.isfinite(answered.json()["data"][0]["embedding"]).all()
 
 
+def num_alive() -> int:
+    """Refusals that somebody still holds, other tests among them."""
+    return sum(isinstance(one, Overloaded) for one in gc.get_objects())
+
+
 @pytest.mark.parametrize("more", [{}, {"access_log": True}], ids=["outside", "in the app"])
 async def test_a_refusal_is_freed_once_it_is_told_and_needs_no_collector(
     start: Start, tokenizer_json: bytes, more: dict[str, object]
@@ -82,11 +87,12 @@ async def test_a_refusal_is_freed_once_it_is_told_and_needs_no_collector(
     async with httpx.AsyncClient(base_url=addresses.http) as http, filled(http, backend):
         gc.collect()
         gc.disable()
+        before = num_alive()
         try:
             statuses = [(await http.post("/v1/embeddings", json={"input": "w7"})).status_code for _ in range(5)]
-            left = [one for one in gc.get_objects() if isinstance(one, Overloaded)]
+            after = num_alive()
         finally:
             gc.enable()
 
     assert [429] * 5 == statuses
-    assert [] == left
+    assert after <= before

@@ -151,6 +151,21 @@ async def test_of_a_request_in_several_calls_one_failure_leaves_the_others_witho
     assert "<Coalescer [0 calls out, 0 rows pending]>" == repr(coalescer)
 
 
+async def test_a_failed_calls_error_is_freed_with_who_was_told_it_and_needs_no_collector() -> None:
+    coalescer = Coalescer(Backend(), CallLimits())
+    gc.collect()
+    gc.disable()
+    try:
+        try:
+            await coalescer.run([13], Deadline.after(5))
+        except Unavailable as error:
+            seen = weakref.ref(error)
+        await asyncio.sleep(0.01)
+        assert seen() is None
+    finally:
+        gc.enable()
+
+
 async def test_a_deadline_error_is_freed_with_who_was_told_it_and_needs_no_collector() -> None:
     coalescer = Coalescer(Backend(is_open=False), CallLimits())
     gc.collect()

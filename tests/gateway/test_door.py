@@ -110,16 +110,22 @@ def test_where_a_layer_must_see_each_request_none_ends_at_the_outer_door(setting
     assert open_door is not door_of(given())
 
 
+def num_alive() -> int:
+    """Refusals that somebody still holds, other tests among them."""
+    return sum(isinstance(one, Overloaded) for one in gc.get_objects())
+
+
 @pytest.mark.parametrize("settings", [{}, {"access_log": True}], ids=["outside", "in the app"])
 async def test_a_refusal_is_freed_once_it_is_told_and_needs_no_collector(trunks: FakeTrunks, settings: dict[str, object]) -> None:
     async with full(trunks, **settings) as (http, _):
         gc.collect()
         gc.disable()
+        before = num_alive()
         try:
             statuses = [(await http.post("/v1/classify", json={"text": "a"})).status_code for _ in range(5)]
-            left = [one for one in gc.get_objects() if isinstance(one, Overloaded)]
+            after = num_alive()
         finally:
             gc.enable()
 
     assert [429] * 5 == statuses
-    assert [] == left
+    assert after <= before

@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import json
 from typing import Any
 
@@ -306,3 +307,35 @@ async def test_a_caller_who_hangs_up_ends_its_work_and_gives_its_room_back(trunk
             await asyncio.sleep(0.001)
 
     assert 1 == embedder.num_cancelled
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"nonsense", 400),
+        (b"x" * 4_096, 413),
+        ({"text": "a", "heads": ["nobody"]}, 404),
+        ({"texts": ["a", "b"]}, 429),
+        ({"text": "a", "strict": True}, 503),
+    ],
+)
+async def test_what_is_refused_is_freed_with_its_answer_and_needs_no_collector(trunks: FakeTrunks, body: Any, status: int) -> None:
+    settings = Settings(max_body_bytes=1_024, max_concurrent_texts=2, max_texts=2, _cli_parse_args=[])
+    app = gateway(trunks, settings=settings, spam=raises(Unavailable("broken")))
+    with app.state.admission.admit(1):
+        await post(app, body)
+        gc.collect()
+        gc.disable()
+        try:
+            before = num_errors_alive()
+            seen = {(await post(app, body)).status_code for _ in range(5)}
+            after = num_errors_alive()
+        finally:
+            gc.enable()
+
+    assert {status} == seen
+    assert after < before + 5
+
+
+def num_errors_alive() -> int:
+    return sum(isinstance(one, TrunklineError) for one in gc.get_objects())

@@ -1,3 +1,4 @@
+import gc
 import os
 import subprocess
 import sys
@@ -104,7 +105,11 @@ def test_what_was_paused_goes_on_when_the_one_who_paused_it_is_killed() -> None:
 
 
 def test_a_punctual_thread_is_what_it_was_afterwards() -> None:
-    before = os.getpriority(os.PRIO_PROCESS, 0)
+    before, thresholds, num_frozen = os.getpriority(os.PRIO_PROCESS, 0), gc.get_threshold(), gc.get_freeze_count()
     with punctual():
         assert os.getpriority(os.PRIO_PROCESS, 0) <= before
+        assert gc.get_threshold()[0] > thresholds[0]
+        assert gc.get_freeze_count() > num_frozen
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
+    assert gc.get_threshold() == thresholds
+    assert 0 == gc.get_freeze_count()

@@ -107,6 +107,14 @@ async def test_dropped_and_refused_connections_are_counted() -> None:
     assert {"ConnectionRefusedError"} == set(refused.outcomes)
 
 
+async def test_an_answer_that_ends_its_connection_counts_as_any_other() -> None:
+    server = Scripted(GOOD.replace(b"\r\n", b"\r\nconnection: close\r\n", 1))
+    result = await opened(server, rate=100, seconds=0.2, is_poisson=False)
+
+    assert {"200": len(server.bodies)} == dict(result.outcomes)
+    assert len(server.callers) == len(server.bodies) > 10
+
+
 async def test_connections_are_used_again() -> None:
     server = Scripted(GOOD)
     result = await opened(server, rate=100, seconds=0.3, is_poisson=False)

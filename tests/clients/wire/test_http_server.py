@@ -46,9 +46,9 @@ class Echo:
 
 
 @contextlib.asynccontextmanager
-async def listening(app: Echo, bounds: HttpBounds = QUICK, door: Door = open_door) -> AsyncIterator[int]:
+async def listening(app: Echo, bounds: HttpBounds = QUICK, door: Door = open_door, **options: Any) -> AsyncIterator[int]:
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = uvicorn.Server(http_config(app, drain_seconds=1, bounds=bounds, door=door, lifespan="off"))
+        server = uvicorn.Server(http_config(app, drain_seconds=1, bounds=bounds, door=door, lifespan="off", **options))
         serving = asyncio.create_task(server._serve([listener]))
         while not server.started:
             await asyncio.sleep(0)
@@ -132,6 +132,7 @@ async def test_an_open_ended_body_may_take_its_time_while_it_comes() -> None:
         (b"GET /" + b"a" * 9_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", b"414"),
         (b"GET / HTTP/1.1\r\n" + b"a: " + b"b" * 40_000 + b"\r\n\r\n", b"431"),
         (b"GET / HTTP/1.1\r\n" + b"a: b\r\n" * 1_000 + b"\r\n", b"431"),
+        (b"POST / HTTP/1.1\r\ncontent-length: 3\r\n" + b"a: b\r\n" * 1_000 + b"\r\n", b"431"),
         (b"POST / HTTP/1.1\r\ncontent-length: 3\r\n" + b"a: b\r\n" * 1_000 + b"\r\nabc", b"431"),
         (b"nonsense\r\n\r\n", b"400"),
         (b"POST / HTTP/1.1\r\ncontent-length: 3\r\ntransfer-encoding: chunked\r\n\r\nabc", b"400"),
@@ -207,6 +208,7 @@ async def test_a_refusal_is_told_before_the_body_which_may_then_come_or_not() ->
         (b"GET /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", b"200"),
         (b"POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n", b"200"),
         (b"POST /echo HTTP/1.0\r\nhost: x\r\n\r\n", b"200"),
+        (b"POST /echo HTTP/1.0\r\nhost: x\r\nconnection: keep-alive\r\n\r\n", b"200"),
         (b"POST /echo HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 1_000 + b"\r\n", b"431"),
     ],
 )
@@ -238,6 +240,25 @@ async def test_nobody_is_refused_at_the_door_before_who_came_first_on_the_connec
         writer.write(ASKING + b"more")
         assert (await reader.readuntil(b"no room")).startswith(b"HTTP/1.1 429")
     assert ["/echo"] == door.asked
+
+
+async def test_what_is_let_in_after_a_refusal_may_take_longer_than_an_idle_connection() -> None:
+    app, door = Echo(), Bouncer()
+    async with listening(app, HttpBounds(), door, timeout_keep_alive=0.1) as port, connected(port) as (reader, writer):
+        writer.write(ASKING + b"once" + b"GET /slow HTTP/1.1\r\nhost: x\r\n\r\n")
+        await reader.readuntil(b"no room")
+        await asyncio.sleep(0.3)
+        app.go.set()
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_nothing_is_said_beside_a_refusal_of_what_turns_out_to_be_nonsense() -> None:
+    door = Bouncer()
+    head = b"POST /echo HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
+    async with listening(Echo(), door=door) as port:
+        answer = await answer_to(port, head, b"not a size\r\n")
+    assert 1 == answer.count(b"HTTP/1.1 ")
+    assert answer.endswith(b"no room")
 
 
 async def test_a_caller_that_does_not_read_what_it_is_refused_with_is_not_refused_without_end() -> None:
