@@ -29,7 +29,7 @@ from gateway.backends.replicas import Policy
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
-from gateway.door import Door, outer_door
+from gateway.door import Door, OuterDoor
 from gateway.drain import Drain
 from gateway.drift import DriftMonitor
 from gateway.edges import open_inference, openai, stream, tei
@@ -107,7 +107,7 @@ def create_app(settings: Settings, admin_listener: socket.socket | None = None, 
 def door_of(settings: Settings) -> http_server.Door:
     """What stands before `create_app`'s application; open to all where one of its layers must see each request."""
     is_told = settings.access_log or settings.otlp_endpoint is not None
-    return http_server.open_door if is_told or settings.cors_origins else outer_door(TELLS)
+    return http_server.open_door if is_told or settings.cors_origins else OuterDoor(TELLS)
 
 
 def create_api(*, docs: bool = True) -> FastAPI:

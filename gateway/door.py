@@ -2,10 +2,11 @@
 
 Only the bound that any request would meet is looked at here; what a request's own size or class makes of it is told later.
 
-There are two doors. `outer_door` stands before the application, where a refusal costs half; `Door` stands behind the
+There are two doors. `OuterDoor` stands before the application, where a refusal costs half; `Door` stands behind the
 application's layers, for where one of them has something to tell of a request or to add to its answer.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,6 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clients import Overloaded, TrunklineError
-from clients.wire import http_server
 from gateway.exchange import REQUEST_ID_KEY, current_request_id, new_request_id, request_id_in
 from gateway.guarding import secured
 from gateway.routes import State
@@ -44,26 +44,40 @@ class Door:
         await answer(scope, receive, send)
 
 
-def outer_door(tells: Mapping[str, Tell]) -> http_server.Door:
-    """The same, before the application.
+class OuterDoor:
+    """The same, before the application: an `http_server.Door`. Owner of the count of whom it let in; used from the event loop.
 
     It asks for no key: who has none, or a wrong one, learns that the gateway is full until it is not, and spends nothing of it.
     """
 
-    def door(path: str, headers: Sequence[tuple[bytes, bytes]], app_state: Mapping[str, Any]) -> Response | None:
-        tell = tells.get(path)
+    def __init__(self, tells: Mapping[str, Tell]) -> None:
+        self._tells = tells
+        self._num_let_in = 0
+        """In this turn of the loop. They take their permits after it: a thousand would find room for one."""
+
+    def __call__(self, path: str, headers: Sequence[tuple[bytes, bytes]], app_state: Mapping[str, Any]) -> Response | None:
+        """See `http_server.Door`."""
+        tell = self._tells.get(path)
         if tell is None:
             return None
         state: State = app_state["gateway"]
-        seconds = state.admission.seconds_until_room(1)
+        seconds = state.admission.seconds_until_room(self._num_let_in + 1)
         if seconds is None:
+            self._let_in()
             return None
         request_id = request_id_in(dict(headers).get(REQUEST_ID_KEY, b"")) or new_request_id()
         answer = tell(_refused(state, seconds), request_id)
         answer.raw_headers = secured(answer.raw_headers)
         return answer
 
-    return door
+    def _let_in(self) -> None:
+        if not self._num_let_in:
+            # Before the work on the first of them, and so before anybody else is looked at.
+            asyncio.get_running_loop().call_soon(self._forget)
+        self._num_let_in += 1
+
+    def _forget(self) -> None:
+        self._num_let_in = 0
 
 
 def _refused(state: State, seconds: float) -> Overloaded:

@@ -1,3 +1,4 @@
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ import pytest
 from clients import Overloaded
 from clients.wire.http_server import open_door
 from gateway.app import TELLS, door_of
+from gateway.door import OuterDoor
 from gateway.settings import Settings
 from tests.gateway.fakes import FakeGateway, FakeTrunks, head, state_of
 
@@ -52,6 +54,19 @@ async def test_a_full_gateway_refuses_before_it_reads_and_lets_in_again(trunks: 
     assert "error_type" in by_tei.json()
     assert (200, 200) == (looked_at.status_code, answered.status_code)
     assert 'trunkline_gateway_refusals_total{reason="overloaded"} 3' in state.telemetry.render(inside=0, catalogue_age=0).decode()
+
+
+async def test_of_many_that_come_at_once_no_more_pass_the_outer_door_than_have_room(trunks: FakeTrunks) -> None:
+    state = state_of(trunks, settings=given(max_concurrent_texts=4, max_texts=4))
+    door = OuterDoor(TELLS)
+    with state.admission.admit(1):
+        first = [door("/v1/classify", [], {"gateway": state}) for _ in range(10)]
+        await asyncio.sleep(0)
+        later = door("/v1/classify", [], {"gateway": state})
+
+    assert [None] * 3 == first[:3]
+    assert [429] * 7 == [answer.status_code for answer in first[3:] if answer is not None]
+    assert later is None
 
 
 @pytest.mark.parametrize("path", TELLS)

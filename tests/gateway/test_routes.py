@@ -319,7 +319,7 @@ async def test_a_caller_who_hangs_up_ends_its_work_and_gives_its_room_back(trunk
         ({"text": "a", "strict": True}, 503),
     ],
 )
-async def test_what_is_refused_is_freed_with_its_answer_and_needs_no_collector(trunks: FakeTrunks, body: Any, status: int) -> None:
+async def test_what_is_refused_is_freed_with_its_answer_by_no_collector(trunks: FakeTrunks, body: Any, status: int) -> None:
     settings = Settings(max_body_bytes=1_024, max_concurrent_texts=2, max_texts=2, _cli_parse_args=[])
     app = gateway(trunks, settings=settings, spam=raises(Unavailable("broken")))
     with app.state.admission.admit(1):
