@@ -2,7 +2,7 @@
 
 Only the bound that any request would meet is looked at here; what a request's own size or class makes of it is told later.
 
-There are two doors. `OuterDoor` stands before the application, where a refusal costs half; `Door` stands behind the
+There are two doors. `OuterDoor` stands before the application, where a refusal costs less; `Door` stands behind the
 application's layers, for where one of them has something to tell of a request or to add to its answer.
 """
 

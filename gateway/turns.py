@@ -9,7 +9,7 @@ from collections import deque
 from typing import Final
 
 PER_TURN: Final = 8
-"""Requests: of a text each, two milliseconds of work. By 32 the connections that are opened meanwhile wait for hundreds."""
+"""Requests: of a text each, about two milliseconds of work."""
 
 
 class Turns:

@@ -1,4 +1,4 @@
-"""Many connections under one watch, without an event loop's transports: half of what a request costs an open loop that uses them.
+"""Many connections under one watch, without an event loop's transports.
 
 asyncio watches one thing, the kernel's list of those that are ready, and is told once of all that came meanwhile.
 """
@@ -24,7 +24,7 @@ async def resolved(host: str, port: int) -> Address:
         OSError: nowhere.
     """
     found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    # A name may stand for both, and a server may listen on the first of them alone.
+    # A name may stand for addresses of both families, and a server may listen on the older one alone.
     family, _, _, _, address = min(found, key=lambda one: one[0] is not socket.AF_INET)
     return family, (address[0], int(address[1]), *address[2:])
 

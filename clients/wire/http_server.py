@@ -26,8 +26,8 @@ GC_THRESHOLDS: Final = (500_000, 50, 100)
 """More objects alive until the collector looks at the young ones, and how many times it does so until it looks at older ones.
 
 The first is more than the requests and connections of a full server are, so that being full is not taken for having left
-something behind: to look through 200,000 objects takes .2 s, and what is found is nothing. A request that has ended leaves no
-circle, so this is for what was overlooked."""
+something behind. Tests see to it that what is answered or refused leaves no circle; a forward pass that fails does. When the
+collector comes after all, it takes half a second or more."""
 
 ACCEPTED_PER_TURN: Final = 32
 """New connections. Each of them wakes up as many listeners, and all but one find nothing: some ten microseconds."""
@@ -310,11 +310,10 @@ class AnnouncingServer(uvicorn.Server):
 
 
 def calm_collector() -> None:
-    """Have the garbage collector pause a full server for milliseconds only; to be called once all is imported.
+    """Have the garbage collector leave a full server alone; to be called once all is imported.
 
     What was imported lives as long as the process and is not looked at again. A waiting call is some fifty objects: by the usual
-    700, 10, 10 a full queue is looked through several times a second, and nothing is answered or refused meanwhile; by 2,000 a
-    third of a full gateway's time went there once its callers had opened thousands of connections.
+    700, 10, 10 a full queue is looked through several times a second, and nothing is answered or refused meanwhile.
     """
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
