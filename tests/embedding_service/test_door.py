@@ -1,5 +1,4 @@
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -10,6 +9,7 @@ import pytest
 from embedding_service.backend.fake import FakeBackend
 from embedding_service.door import TELLS
 from embedding_service.errors import Overloaded
+from tests.collector import no_collector, num_alive
 from tests.embedding_service.conftest import Start
 from tests.embedding_service.test_batching import Gate
 
@@ -73,11 +73,6 @@ async def test_while_one_of_two_trunks_has_room_nobody_is_refused_at_the_door(st
     assert np.isfinite(answered.json()["data"][0]["embedding"]).all()
 
 
-def num_alive() -> int:
-    """Refusals that somebody still holds, other tests among them."""
-    return sum(isinstance(one, Overloaded) for one in gc.get_objects())
-
-
 @pytest.mark.parametrize("more", [{}, {"access_log": True}], ids=["outside", "in the app"])
 async def test_a_refusal_is_freed_once_it_is_told_and_needs_no_collector(
     start: Start, tokenizer_json: bytes, more: dict[str, object]
@@ -85,14 +80,10 @@ async def test_a_refusal_is_freed_once_it_is_told_and_needs_no_collector(
     backend = FakeBackend(tokenizer_json)
     addresses = await start(backend, max_queued_tokens=8, max_batch_tokens=8, **more)
     async with httpx.AsyncClient(base_url=addresses.http) as http, filled(http, backend):
-        gc.collect()
-        gc.disable()
-        before = num_alive()
-        try:
+        with no_collector():
+            before = num_alive(Overloaded)
             statuses = [(await http.post("/v1/embeddings", json={"input": "w7"})).status_code for _ in range(5)]
-            after = num_alive()
-        finally:
-            gc.enable()
+            after = num_alive(Overloaded)
 
     assert [429] * 5 == statuses
     assert after <= before

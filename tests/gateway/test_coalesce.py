@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from clients import Deadline, DeadlineExceeded, InvalidResponse, Overloaded, Unavailable
 from gateway.coalesce import CallLimits, Coalescer
+from tests.collector import no_collector
 
 
 class Backend:
@@ -153,32 +154,24 @@ async def test_of_a_request_in_several_calls_one_failure_leaves_the_others_witho
 
 async def test_a_failed_calls_error_is_freed_with_who_was_told_it_and_needs_no_collector() -> None:
     coalescer = Coalescer(Backend(), CallLimits())
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collector():
         try:
             await coalescer.run([13], Deadline.after(5))
         except Unavailable as error:
             seen = weakref.ref(error)
         await asyncio.sleep(0.01)
         assert seen() is None
-    finally:
-        gc.enable()
 
 
 async def test_a_deadline_error_is_freed_with_who_was_told_it_and_needs_no_collector() -> None:
     coalescer = Coalescer(Backend(is_open=False), CallLimits())
-    gc.collect()
-    gc.disable()
-    try:
+    with no_collector():
         try:
             await coalescer.run([1], Deadline.after(0.02))
         except DeadlineExceeded as error:
             seen = weakref.ref(error)
         await asyncio.sleep(0.01)
         assert seen() is None
-    finally:
-        gc.enable()
 
 
 async def test_a_call_is_cancelled_when_all_its_members_have_left_and_not_before() -> None:

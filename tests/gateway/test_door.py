@@ -1,5 +1,4 @@
 import asyncio
-import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +10,7 @@ from clients.wire.http_server import open_door
 from gateway.app import TELLS, door_of
 from gateway.door import OuterDoor
 from gateway.settings import Settings
+from tests.collector import no_collector, num_alive
 from tests.gateway.fakes import FakeGateway, FakeTrunks, head, state_of
 
 
@@ -125,22 +125,13 @@ def test_where_a_layer_must_see_each_request_none_ends_at_the_outer_door(setting
     assert open_door is not door_of(given())
 
 
-def num_alive() -> int:
-    """Refusals that somebody still holds, other tests among them."""
-    return sum(isinstance(one, Overloaded) for one in gc.get_objects())
-
-
 @pytest.mark.parametrize("settings", [{}, {"access_log": True}], ids=["outside", "in the app"])
 async def test_a_refusal_is_freed_once_it_is_told_and_needs_no_collector(trunks: FakeTrunks, settings: dict[str, object]) -> None:
     async with full(trunks, **settings) as (http, _):
-        gc.collect()
-        gc.disable()
-        before = num_alive()
-        try:
+        with no_collector():
+            before = num_alive(Overloaded)
             statuses = [(await http.post("/v1/classify", json={"text": "a"})).status_code for _ in range(5)]
-            after = num_alive()
-        finally:
-            gc.enable()
+            after = num_alive(Overloaded)
 
     assert [429] * 5 == statuses
     assert after <= before

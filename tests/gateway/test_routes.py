@@ -1,5 +1,4 @@
 import asyncio
-import gc
 import json
 from typing import Any
 
@@ -13,6 +12,7 @@ from clients.wire.catalogue import CatalogueHead
 from gateway.ports import FloatArray, Rows
 from gateway.schemas import ClassifyAnswer, ErrorAnswer
 from gateway.settings import Settings
+from tests.collector import no_collector, num_alive
 from tests.gateway.fakes import (
     FakeEmbedder,
     FakeGateway,
@@ -324,18 +324,10 @@ async def test_what_is_refused_is_freed_with_its_answer_by_no_collector(trunks: 
     app = gateway(trunks, settings=settings, spam=raises(Unavailable("broken")))
     with app.state.admission.admit(1):
         await post(app, body)
-        gc.collect()
-        gc.disable()
-        try:
-            before = num_errors_alive()
+        with no_collector():
+            before = num_alive(TrunklineError)
             seen = {(await post(app, body)).status_code for _ in range(5)}
-            after = num_errors_alive()
-        finally:
-            gc.enable()
+            after = num_alive(TrunklineError)
 
     assert {status} == seen
     assert after < before + 5
-
-
-def num_errors_alive() -> int:
-    return sum(isinstance(one, TrunklineError) for one in gc.get_objects())
