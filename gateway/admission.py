@@ -1,8 +1,9 @@
 """How much may be inside at once: permits by text, taken for a whole request or not at all.
 
 Two bounds. The fixed one is memory's. The other is patience's: nothing is let in that would have to wait for longer than
-*max_wait_seconds*, judged by how fast texts have been leaving. By Little's law what is inside, over the rate at which it leaves,
-is how long it stays.
+*max_wait_seconds*, judged by how fast texts have been answered. By Little's law what is inside, over the rate at which it leaves,
+is how long it stays. What leaves without an answer does not count: a backend that is full refuses faster than it works, and the
+more of its refusals were taken for work the more it would be asked.
 """
 
 import time
@@ -23,26 +24,26 @@ BULK_SHARE: Final = 0.75
 
 
 class Throughput:
-    """The rate at which texts leave while there are enough of them inside. Owner of its counts."""
+    """The rate at which texts are answered while there are enough of them inside. Owner of its counts."""
 
     def __init__(self, now: float) -> None:
         self.per_second = 0.0
         """0.0 as long as nothing is known."""
         self._began = now
-        self._num_left = 0
+        self._num_answered = 0
         self._is_saturated = False
 
-    def left(self, num_texts: int, *, inside: int, now: float) -> None:
-        """*num_texts* have left, *inside* are still there."""
-        self._num_left += num_texts
-        self._is_saturated = self._is_saturated and inside + num_texts >= SATURATED
+    def left(self, num_answered: int, *, inside: int, now: float) -> None:
+        """A request has left, with so many texts of it answered: all or none; *inside* were there until then."""
+        self._num_answered += num_answered
+        self._is_saturated = self._is_saturated and inside >= SATURATED
         elapsed = now - self._began
         if elapsed < WINDOW_SECONDS:
             return
         if self._is_saturated:
-            rate = self._num_left / elapsed
+            rate = self._num_answered / elapsed
             self.per_second += (0.3 if self.per_second else 1.0) * (rate - self.per_second)
-        self._began, self._num_left, self._is_saturated = now, 0, True
+        self._began, self._num_answered, self._is_saturated = now, 0, True
 
 
 class Admission:
@@ -57,18 +58,20 @@ class Admission:
 
     @contextmanager
     def admit(self, num_texts: int, *, is_bulk: bool = False) -> Iterator[None]:
-        """Hold a permit for each text.
+        """Hold a permit for each text. Whatever ends the block by an exception was not answered.
 
         Raises:
             Overloaded: there are not enough. A request larger than all permits is let in when nothing else is inside.
         """
         self.check(num_texts, is_bulk=is_bulk)
         self.num_texts += num_texts
+        num_answered = 0
         try:
             yield
+            num_answered = num_texts
         finally:
+            self._throughput.left(num_answered, inside=self.num_texts, now=self._clock())
             self.num_texts -= num_texts
-            self._throughput.left(num_texts, inside=self.num_texts, now=self._clock())
 
     def check(self, num_texts: int, *, is_bulk: bool = False) -> None:
         """Raise what `admit` would raise now."""

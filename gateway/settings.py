@@ -87,7 +87,7 @@ class Settings(BaseSettings):
         4_096, ge=1, description="Inside at once; beyond it callers get 429 at once. Higher lets them wait instead."
     )
     max_wait_seconds: float = Field(
-        2.0, gt=0, description="What would have to wait longer, by how fast texts leave, gets 429 at once."
+        2.0, gt=0, description="What would have to wait longer, by how fast texts are answered, gets 429 at once."
     )
     max_predict_calls: int = Field(1, ge=1, description="To one head at once; more, smaller calls cost CPU.")
     max_call_rows: int = Field(256, ge=1, description="Texts of one call to a head.")

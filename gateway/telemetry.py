@@ -193,7 +193,7 @@ class Telemetry:
             Gauges("trunkline_gateway_texts_in_flight", "Texts inside.", [], one(lambda: self._inside)),
             Gauges(
                 "trunkline_gateway_max_texts_in_flight",
-                "Texts that may be inside now, by how fast they leave.",
+                "Texts that may be inside now, by how fast they are answered.",
                 [],
                 lambda: [] if self._bound is None else [((), self._bound())],
             ),

@@ -36,6 +36,9 @@ MAX_UNDER_WAY = 8_192
 GRID_SECONDS = 0.004
 """Where far more is sent than the service can take, a wake-up for each request takes a seventh of two cores from it."""
 
+MAX_LAG_SECONDS = 0.02
+"""Of the generator, at the 99th percentile: answers wait for two seconds here, and a refusal may take 0.1."""
+
 SAMPLE_SECONDS = 0.5
 CALM_SHARE = 0.5
 """Of the peak: what is offered before and after."""
@@ -88,7 +91,9 @@ async def overload(service: Running, target: Target, rate: float, seconds: float
     while not load.done():
         await asyncio.wait([load], timeout=SAMPLE_SECONDS)
         most = max(most, memory(service))
-    return await load, most
+    result = await load
+    result.max_lag_seconds = MAX_LAG_SECONDS
+    return result, most
 
 
 def seconds_to_calm(latencies: Sequence[float], rate: float, normal_p90: float) -> float | None:

@@ -1,4 +1,4 @@
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
@@ -22,13 +22,16 @@ def admission(max_texts: int = 1_000, *, clock: Clock | None = None) -> Admissio
     return Admission(max_texts, max_wait_seconds=2.0, clock=clock or Clock())
 
 
-def leave_at(rate: int, where: Admission, clock: Clock, *, inside: int, seconds: float) -> None:
-    """*rate* single texts a second come and go, while *inside* others stay."""
+def leave_at(rate: int, where: Admission, clock: Clock, *, inside: int, seconds: float, refused: int = 0) -> None:
+    """*rate* single texts a second are let in and answered, while *inside* others stay; *refused* more for each by a backend."""
     with where.admit(inside):
         for _ in range(int(rate * seconds)):
             clock.now += 1 / rate
             with where.admit(1):
                 pass
+            for _ in range(refused):
+                with suppress(Overloaded), where.admit(1):
+                    raise Overloaded("the queue is full")
 
 
 def test_a_request_is_let_in_whole_or_refused_whole_and_leaves_no_permit_behind() -> None:
@@ -65,6 +68,28 @@ def test_nothing_is_let_in_that_would_wait_for_too_long_and_the_answer_says_when
     with where.admit(400 - 5), pytest.raises(Overloaded) as told:
         where.check(105)
     assert 0.5 == pytest.approx(told.value.retry_after, rel=0.3)
+
+
+def test_what_a_full_backend_refuses_makes_no_room_for_more_of_it() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    leave_at(200, where, clock, inside=100, seconds=5)
+    leave_at(200, where, clock, inside=100, seconds=5, refused=4)
+    assert 400 == pytest.approx(where.bound, rel=0.05)
+
+
+def test_where_everything_is_refused_by_a_backend_little_is_let_in_until_something_is_answered() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    leave_at(400, where, clock, inside=100, seconds=5)
+    with where.admit(100):
+        for _ in range(10_000):
+            clock.now += 0.001
+            with suppress(Overloaded), where.admit(1):
+                raise Overloaded("the queue is full")
+    assert 128 == where.bound
+    leave_at(400, where, clock, inside=100, seconds=5)
+    assert 800 == pytest.approx(where.bound, rel=0.05)
 
 
 def test_few_callers_say_nothing_about_how_many_there_could_be() -> None:
