@@ -6,6 +6,7 @@ begins when a pass has ended, without us.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol, cast
 
+from clients.wire.logs import describe
 from embedding_service.backend import Backend, Batch, BatchResult, FloatArray, View
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
 from embedding_service.priority import give_way
@@ -31,6 +33,8 @@ from embedding_service.queue import (
     still_wanted,
 )
 from embedding_service.telemetry import BatchFacts, TrunkTelemetry
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -320,7 +324,7 @@ class Batcher:
             for entry in taken.batch:
                 _fail(entry, Unavailable("the embedding service is stopping"))
         except Exception as fault:  # the thread itself failed
-            self._settle_failed(taken.batch, fault)
+            self._settle_failed(taken.batch, describe(fault))
         else:
             self._settle(ended)
         self._slots.give()
@@ -330,27 +334,28 @@ class Batcher:
         entries = ended.taken.batch
         if not entries:
             return
-        if ended.fault is None:
+        if ended.fault:
+            self._settle_failed(entries, ended.fault)
+        else:
             for entry, vectors in zip(entries, ended.result, strict=True):
                 _waiter(entry).put(entry.index, vectors, ended.began - entry.arrived, ended.seconds)
-        else:
-            self._settle_failed(entries, ended.fault)
-        self._note_health(is_healthy=ended.fault is None)
+            self._note_health(is_healthy=True)
         num_tokens = sum(entry.num_tokens for entry in entries)
         self._learn_speed(num_tokens, ended)
         computed = ended.taken.computed_tokens(self._backend.engine.pass_cost)
-        self._telemetry.batch_ended(BatchFacts(len(entries), num_tokens, computed, ended.seconds, ended.fault is not None))
+        self._telemetry.batch_ended(BatchFacts(len(entries), num_tokens, computed, ended.seconds, bool(ended.fault)))
 
     def _note_health(self, *, is_healthy: bool) -> None:
         if is_healthy != self.is_healthy:
             self.is_healthy = is_healthy
             self.on_health()
 
-    def _settle_failed(self, entries: Sequence[Entry], fault: BaseException) -> None:
+    def _settle_failed(self, entries: Sequence[Entry], fault: Sequence[str]) -> None:
         for entry in entries:
-            error = Unavailable("the forward pass failed")
-            error.__cause__ = fault
-            _fail(entry, error)
+            _fail(entry, Unavailable("the forward pass failed"))
+        if self.is_healthy:
+            _log.error("a forward pass of %s failed: %s", self._backend.trunk.name, ", ".join(fault))
+        self._note_health(is_healthy=False)
 
     def _learn_speed(self, num_tokens: int, ended: "Pass") -> None:
         """From passes that are worth one: a lone short text says little about how fast a full queue would run."""
@@ -365,6 +370,9 @@ class Batcher:
 class Pass:
     """A forward pass that has ended: what was in it (and what left it unexecuted), and its *result* or its *fault*.
 
+    A fault is a description (`logs.describe`), not the exception: that knows its frames, they know the batch, the batch its
+    callers, and those the error, so that all of it would live until the garbage collector comes.
+
     *is_alone* as in `backend.Batch`.
     """
 
@@ -372,7 +380,7 @@ class Pass:
     began: float
     seconds: float
     result: BatchResult
-    fault: BaseException | None = None
+    fault: Sequence[str] = ()
     is_alone: bool = False
 
 
@@ -391,8 +399,8 @@ def run_pass(backend: Backend, entries: Sequence[Entry], is_alone: bool) -> Pass
     try:
         result = _checked(backend.embed(batch), batch)
     except Exception as fault:  # a backend may raise anything, and its batch must be settled whatever it was
-        return Pass(taken, began, time.monotonic() - began, [], fault, is_alone)
-    return Pass(taken, began, time.monotonic() - began, result, None, is_alone)
+        return Pass(taken, began, time.monotonic() - began, [], describe(fault), is_alone)
+    return Pass(taken, began, time.monotonic() - began, result, (), is_alone)
 
 
 async def run_rows(

@@ -1,16 +1,20 @@
 """A resource table behind the same calls as a trunk: keys, or texts as the mean of their words, in; vectors out."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+from clients.wire.logs import describe
 from embedding_service.backend import BackendError, FloatArray, View
 from embedding_service.backend.pooling import finish
 from embedding_service.backend.tables import Table
 from embedding_service.errors import DeadlineExceeded, InvalidInput, Overloaded, Unavailable
 from embedding_service.tokenization import Input, InputFacts, InputLimits, TableKey, ViewChoice, check_text
+
+_log = logging.getLogger(__name__)
 
 MAX_WAITING_INPUTS: Final = 16_384
 """Inputs of all calls under way: several seconds of look-ups, and what they may hold in memory."""
@@ -48,7 +52,8 @@ class HostedTable:
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the vectors were ready") from None
         except BackendError as error:
-            raise Unavailable("the table could not be read") from error
+            _log.error("the table %s could not be read: %s", self.spec.name, ", ".join(describe(error)))
+            raise Unavailable("the table could not be read") from None
         finally:
             self._num_waiting -= len(inputs)
 

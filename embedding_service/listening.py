@@ -54,7 +54,7 @@ async def http_server(app: ASGIApp, settings: Settings, door: Door = open_door) 
     """Serve *app*, behind *door*, for as long as the context lasts; gives the port.
 
     Raises:
-        ListenError: the port is taken.
+        ListenError: the port is taken, or too few files may be open.
     """
     try:
         listener = socket.create_server((settings.host, settings.http_port))
@@ -70,7 +70,10 @@ async def http_server(app: ASGIApp, settings: Settings, door: Door = open_door) 
     }
     server = uvicorn.Server(http_config(app, drain_seconds=settings.drain_seconds, door=door, lifespan="off", **tls))
     # Signals are this module's business, not uvicorn's.
-    queues = queues_at(listener)
+    try:
+        queues = queues_at(listener)
+    except OSError as error:
+        raise ListenError(str(error)) from None
     task = asyncio.create_task(server._serve(queues))  # noqa: SLF001
     try:
         yield listener.getsockname()[1]

@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Final, Literal, TypeVar, cast
@@ -12,8 +11,7 @@ import grpc.aio
 import numpy as np
 
 from clients.wire import embedding_pb2 as pb
-from clients.wire.logs import clean_id, describe
-from clients.wire.metadata import EMBEDDING_SERVICE, REQUEST_ID, RETRY_AFTER_MS
+from clients.wire.metadata import EMBEDDING_SERVICE, RETRY_AFTER_MS
 from clients.wire.text import NORMALIZER, TextPair, normalizer_after
 from embedding_service.backend import Pooling, View
 from embedding_service.backend.words import WORDS
@@ -24,8 +22,6 @@ from embedding_service.hosted_table import HostedTable
 from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewVectors
 from embedding_service.telemetry import Telemetry
 from embedding_service.tokenization import Input, TableKey, TokenIds, Truncation, ViewChoice
-
-_log = logging.getLogger(__name__)
 
 POOLINGS: Final[dict[int, Pooling]] = {
     pb.POOLING_MEAN: "mean",
@@ -172,21 +168,12 @@ class EmbeddingServicer:
             with exchange:
                 return await work()
         except EmbedError as error:
-            if error.__cause__ is not None:
-                _tell_cause(error, context)
             if error.retry_after is not None:
                 context.set_trailing_metadata(((RETRY_AFTER_MS, str(round(error.retry_after * 1000))),))
             # Not `abort`: what it raises stays, with all frames it went through, until the collector finds it.
             context.set_code(GRPC_STATUS[type(error)])
             context.set_details(str(error))
             return nothing
-
-
-def _tell_cause(error: EmbedError, context: Context) -> None:
-    """Log what made *error*: its class and where it happened, not its message, which can hold anything."""
-    found = [clean_id(str(value)) for name, value in context.invocation_metadata() or () if name == REQUEST_ID]
-    fields = {"request_id": found[0]} if found and found[0] else {}
-    _log.error("%s: %s", error, ", ".join(describe(error.__cause__)), extra={"fields": fields})
 
 
 def call_of(request: pb.EmbedRequest, deadline: float) -> EmbedCall:

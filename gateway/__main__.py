@@ -38,6 +38,7 @@ def main() -> int:
         admin = None if settings.admin_port is None else _listen(ADMIN_HOST, settings.admin_port, "--admin-port")
         drain = Drain()
         app = create_app(settings, admin, drain)
+        queues = queues_at(listener)
     except (OSError, KeysError, CredentialsError, MissingExtra) as error:
         _log.error("%s", error)
         return 1
@@ -51,7 +52,7 @@ def main() -> int:
     try:
         calm_collector()
         server = AnnouncingServer(config, f"gateway {url}", on_stop=drain.begin, delay_seconds=settings.drain_delay_seconds)
-        server.run(queues_at(listener))
+        server.run(queues)
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0

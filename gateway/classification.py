@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+import msgspec
+
 from clients import TrunklineError
 from gateway.ports import LiveTrunk, PriorityName
 
@@ -33,13 +35,14 @@ class Classification:
     may_reuse: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class HeadAnswer:
+class HeadAnswer(msgspec.Struct, frozen=True):
     """One head on one text. *label* is None where no label reaches its threshold, and of a regression, whose *value* it is.
 
     Of multi_label *labels* are all that reach theirs, *label* the best of them, and *confidence* the mean over all labels of the
     score or one minus it, whichever is more; of single_label the score is the confidence, and None stands here. *path* is a
     hierarchical label from the top down; *ancestors* are the scores of what is above the labels, where scores were asked for.
+
+    A struct, as all that is made for each head of each request: a frozen dataclass takes ten times as long to make.
     """
 
     label: str | None

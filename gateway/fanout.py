@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Protocol
 
+import msgspec
 import numpy as np
 
 from clients import (
@@ -28,8 +29,7 @@ from gateway.ports import FloatArray, Predictor, Rows
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class HeadCall:
+class HeadCall(msgspec.Struct, frozen=True):
     """A version and what it reads of each input."""
 
     manifest: Manifest

@@ -110,11 +110,12 @@ class Pipeline:
         if isinstance(computed, TrunklineError):
             return computed
         scores = one.finish(computed)
+        told = [(maker, scores[indices]) for maker, indices in one.told_before]
+        if one.missing:
+            told.append((one.manifest, scores[one.asked] if one.known else scores))
         for watcher in self._watchers:
-            if one.missing:
-                watcher.answered(one.manifest, scores[one.asked] if one.known else scores)
-            for maker, indices in one.told_before:
-                watcher.answered(maker, scores[indices])
+            for maker, part in told:
+                watcher.answered(maker, part)
         return scores
 
 
@@ -131,7 +132,7 @@ def _outcomes(
         if head.refused:
             outcomes[word] = FailedPrecondition(head.refused)
             continue
-        if failed := prepared.failed.get(reading_of(head.manifest)):
+        if prepared.failed and (failed := prepared.failed.get(reading_of(head.manifest))):
             outcomes[word] = failed
             continue
         version = head.manifest.name, head.manifest.version

@@ -1,9 +1,9 @@
 """What each version has to do for one request, what it is spared by what was said before, and how both become one answer."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from itertools import chain
 
+import msgspec
 import numpy as np
 
 from clients.wire.catalogue import Manifest
@@ -16,8 +16,7 @@ from gateway.ports import FloatArray, Known, Outputs, VersionOutputs
 from gateway.preprocess import Prepared, Reading, reading_of
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(msgspec.Struct, frozen=True):
     """One version's: *pieces* are the inputs of each text, *missing* those of the texts that are not *known*, each once.
 
     *known* is what was said of texts before, by whichever maker may answer. *keys* are those of all texts, where there are
@@ -27,7 +26,7 @@ class Work:
     manifest: Manifest
     pieces: Sequence[tuple[int, ...]]
     known: dict[int, Known]
-    missing: list[int]
+    missing: Sequence[int]
     outputs: VersionOutputs | None
     keys: list[bytes]
 
@@ -56,6 +55,8 @@ class Work:
     @property
     def told_before(self) -> list[tuple[Manifest, list[int]]]:
         """Who made what is known, and of which texts."""
+        if not self.known:
+            return []
         by_version: dict[int, tuple[Manifest, list[int]]] = {}
         for index, known in self.known.items():
             by_version.setdefault(known.maker.version, (known.maker, []))[1].append(index)
@@ -89,6 +90,7 @@ class Work:
 def look_up(outputs: Outputs, plan: Plan, prepared: Prepared, *, may_reuse: bool) -> list[Work]:
     """The work of each version whose texts could be prepared; without *may_reuse* nothing said before spares any, or is kept."""
     keys: dict[Reading, list[bytes]] = {}
+    everything = {reading: _each_once(pieces) for reading, pieces in prepared.places.items()}
     work = []
     for manifest in plan.versions:
         reading = reading_of(manifest)
@@ -102,7 +104,12 @@ def look_up(outputs: Outputs, plan: Plan, prepared: Prepared, *, may_reuse: bool
             if reading not in keys:
                 keys[reading] = [key_of([prepared.inputs[place] for place in places]) for places in pieces]
             known = line.find(keys[reading])
-        asked = pieces if not known else [places for index, places in enumerate(pieces) if index not in known]
-        missing = list(dict.fromkeys(chain.from_iterable(asked)))
+        missing = everything[reading]
+        if known:
+            missing = _each_once([places for index, places in enumerate(pieces) if index not in known])
         work.append(Work(manifest, pieces, known, missing, line, keys.get(reading, [])))
     return work
+
+
+def _each_once(pieces: Iterable[tuple[int, ...]]) -> Sequence[int]:
+    return tuple(dict.fromkeys(chain.from_iterable(pieces)))

@@ -252,8 +252,19 @@ def queues_at(listener: socket.socket) -> list[socket.socket]:
 
     libuv, and so uvloop, accepts one a listener and turn. While a turn takes long, since many requests are waiting, callers that
     connect would wait for seconds, and come back on still more connections. The server closes what it is given.
+
+    Raises:
+        OSError: this process may not open so many files; its text says what to do, and *listener* is closed.
     """
-    return [listener, *(listener.dup() for _ in range(ACCEPTED_PER_TURN - 1))]
+    queues = [listener]
+    try:
+        while len(queues) < ACCEPTED_PER_TURN:
+            queues.append(listener.dup())
+    except OSError as error:
+        for queue in queues:
+            queue.close()
+        raise OSError(f"too few files may be open ({error.strerror}); raise the limit, ulimit -n") from None
+    return queues
 
 
 def http_config(

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
@@ -11,10 +12,11 @@ from hypothesis import strategies as st
 
 from embedding_service.backend import BackendError, Batch, BatchResult, PassCost, View
 from embedding_service.backend.fake import FakeBackend, checksum_vector
-from embedding_service.batching import Batcher, Outcome, PassSlots, Row
+from embedding_service.batching import Batcher, Outcome, PassSlots, PendingRequest, Row
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
 from embedding_service.queue import QueueLimits
 from embedding_service.telemetry import BatchFacts
+from tests.collector import no_collector, num_alive
 
 VIEW = View(normalize=False)
 
@@ -233,6 +235,40 @@ async def test_a_fault_fails_the_pass_that_runs_and_the_batch_cut_ahead_of_it_go
             await failed
         np.testing.assert_array_equal(checksum_vector((2, 3)), (await ahead).vectors[0][0])
         assert batcher.is_healthy
+
+
+async def test_why_passes_fail_is_told_once_each_time_they_begin_to_by_place_and_not_by_message(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    backend = FakeBackend()
+
+    def fail(_: Batch) -> None:
+        raise RuntimeError("a caller's words")
+
+    async with batching(backend) as batcher:
+        for fault in (fail, fail, lambda _: None, fail):
+            backend.fault = fault
+            with contextlib.suppress(Unavailable):
+                await batcher.run([row(1)], deadline=soon())
+
+    told = [record.getMessage() for record in caplog.records]
+    assert 2 == len(told)
+    assert all(f"a forward pass of {backend.trunk.name} failed: RuntimeError, " in line and " in fail" in line for line in told)
+    assert "words" not in caplog.text
+
+
+async def test_callers_of_a_failed_pass_are_freed_and_need_no_collector() -> None:
+    def fail(_: Batch) -> None:
+        raise RuntimeError("out of memory")
+
+    async with batching(FakeBackend(fault=fail)) as batcher:
+        with no_collector():
+            before = num_alive(PendingRequest)
+            for number in range(5):
+                with contextlib.suppress(Unavailable):
+                    await batcher.run([row(number)], deadline=soon())
+            # The pool's thread may let go of the pass a moment later than it hands it over.
+            await until(lambda: num_alive(PendingRequest) <= before)
 
 
 async def test_a_batch_cut_ahead_is_told_when_the_service_stops_before_its_turn() -> None:

@@ -254,18 +254,23 @@ async def test_nothing_is_told_of_requests_unless_it_is_asked_for(start: Start, 
     assert "" == stream.getvalue()
 
 
-async def test_a_failed_pass_is_told_with_the_request_but_not_with_the_engines_words(start: Start, tokenizer_json: bytes) -> None:
+@pytest.mark.parametrize("edge", ["grpc", "http"])
+async def test_a_failed_pass_is_told_however_it_was_asked_for_but_not_with_the_engines_words(
+    start: Start, tokenizer_json: bytes, edge: str
+) -> None:
     def fault(_: Batch) -> None:
         raise RuntimeError(LEFT)
 
     with logged() as stream:
         addresses = await start(FakeBackend(tokenizer_json, fault=fault))
-        async with AsyncEmbeddingClient(addresses.grpc) as client:
-            with pytest.raises(TrunklineError):
-                await client.embed(["w1"], request_id="r-9")
+        async with AsyncEmbeddingClient(addresses.grpc) as client, httpx.AsyncClient(base_url=addresses.http) as http:
+            if edge == "grpc":
+                with pytest.raises(TrunklineError):
+                    await client.embed(["w1"])
+            else:
+                assert 503 == (await http.post("/v1/embeddings", json={"input": "w1"})).status_code
 
-    [event] = events(stream, "embedding_service.server")
-    assert "r-9" == event["request_id"]
+    [event] = events(stream, "embedding_service.batching")
     assert "RuntimeError, " in str(event["message"])
     assert LEFT not in stream.getvalue()
 

@@ -1,8 +1,9 @@
 import asyncio
 import contextlib
+import errno
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import uvicorn
@@ -330,6 +331,27 @@ def test_one_turn_of_the_loop_takes_many_connections() -> None:
         runner.run(main())
 
     assert accepted_at[-1] - accepted_at[0] < ACCEPTED_PER_TURN / 2
+
+
+class Scarce(socket.socket):
+    """A listener of a process that may open few more files."""
+
+    left = 5
+    made: ClassVar[list[socket.socket]] = []
+
+    def dup(self) -> socket.socket:
+        if not self.left:
+            raise OSError(errno.EMFILE, "Too many open files")
+        self.left -= 1
+        self.made.append(super().dup())
+        return self.made[-1]
+
+
+def test_where_too_few_files_may_be_open_a_listener_is_closed_and_the_reason_told() -> None:
+    listener = Scarce()
+    with pytest.raises(OSError, match=r"too few files may be open .* ulimit -n"):
+        queues_at(listener)
+    assert [-1] * 6 == [one.fileno() for one in [listener, *Scarce.made]]
 
 
 async def test_who_stops_a_server_stops_all_of_its_listeners() -> None:
