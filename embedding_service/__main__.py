@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_settings import CliApp
 
 from clients.wire.guard import is_loopback
-from clients.wire.http_server import calm_collector
+from clients.wire.http_server import allow_many_connections, calm_collector
 from clients.wire.keys import KeysError
 from embedding_service import logs
 from embedding_service.backend import Backend
@@ -40,6 +40,7 @@ def main() -> int:
             _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
         return 2
     logs.configure(settings.log_format)
+    allow_many_connections()
     try:
         # What is wrong with it is told before the trunk is loaded.
         guard_of(settings)

@@ -11,7 +11,14 @@ from pydantic_settings import CliApp
 
 from clients.wire.credentials import CredentialsError
 from clients.wire.guard import is_loopback
-from clients.wire.http_server import AnnouncingServer, HttpBounds, calm_collector, http_config, queues_at
+from clients.wire.http_server import (
+    AnnouncingServer,
+    HttpBounds,
+    allow_many_connections,
+    calm_collector,
+    http_config,
+    queues_at,
+)
 from clients.wire.keys import KeysError
 from gateway import logs
 from gateway.admin import ADMIN_HOST
@@ -33,6 +40,7 @@ def main() -> int:
             _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
         return 2
     logs.configure(settings.log_format)
+    allow_many_connections()
     try:
         listener = _listen(settings.host, settings.port, "--port", backlog=2_048)
         admin = None if settings.admin_port is None else _listen(ADMIN_HOST, settings.admin_port, "--admin-port")

@@ -5,7 +5,9 @@ arrive: a byte a second would hold a connection for ever.
 """
 
 import asyncio
+import contextlib
 import gc
+import resource
 import signal
 import socket
 import time
@@ -26,8 +28,11 @@ GC_THRESHOLDS: Final = (500_000, 50, 100)
 """More objects alive until the collector looks at the young ones, and how many times it does so until it looks at older ones.
 
 The first is more than the requests and connections of a full server are, so that being full is not taken for having left
-something behind. Tests see to it that what is answered or refused leaves no circle; a forward pass that fails does. When the
-collector comes after all, it takes half a second or more."""
+something behind. Tests see to it that what is answered, refused or fails leaves no circle. When the collector comes after all, it
+takes half a second or more."""
+
+MANY_FILES: Final = 16_384
+"""Twice as many as `HttpBounds.max_connections`."""
 
 ACCEPTED_PER_TURN: Final = 32
 """New connections. Each of them wakes up as many listeners, and all but one find nothing: some ten microseconds."""
@@ -318,6 +323,19 @@ class AnnouncingServer(uvicorn.Server):
         while not self.force_exit and time.monotonic() < until:  # noqa: ASYNC110 (a signal's handler sets it)
             await asyncio.sleep(0.1)
         await super().shutdown(sockets)
+
+
+def allow_many_connections() -> None:
+    """Raise the limit of open files as far as this process may, up to `MANY_FILES`: each connection is one.
+
+    Where it is at the usual 1,024, those who come after are hung up on in place of being refused.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # Some systems have a bound below the one they tell.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def calm_collector() -> None:

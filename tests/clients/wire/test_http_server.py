@@ -1,6 +1,7 @@
 import asyncio
 import contextlib
 import errno
+import resource
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,9 +14,11 @@ from starlette.types import Receive, Scope, Send
 
 from clients.wire.http_server import (
     ACCEPTED_PER_TURN,
+    MANY_FILES,
     AnnouncingServer,
     Door,
     HttpBounds,
+    allow_many_connections,
     http_config,
     open_door,
     queues_at,
@@ -331,6 +334,18 @@ def test_one_turn_of_the_loop_takes_many_connections() -> None:
         runner.run(main())
 
     assert accepted_at[-1] - accepted_at[0] < ACCEPTED_PER_TURN / 2
+
+
+@pytest.mark.parametrize("soft", [512, MANY_FILES, MANY_FILES + 1])
+def test_as_many_files_may_be_open_as_the_system_lets_and_never_fewer_than_before(soft: int) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = before[1] if before[1] != resource.RLIM_INFINITY else 2 * MANY_FILES
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, most), before[1]))
+        allow_many_connections()
+        assert (max(min(soft, most), min(MANY_FILES, most)), before[1]) == resource.getrlimit(resource.RLIMIT_NOFILE)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 class Scarce(socket.socket):
