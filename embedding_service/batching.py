@@ -318,15 +318,13 @@ class Batcher:
     def _finish(self, taken: Taken, done: asyncio.Future["Pass"]) -> None:
         if self._running.pop(done) is self._lone:
             self._lone = None
-        try:
-            ended = done.result()
-        except asyncio.CancelledError:  # drained before its turn came
+        if done.cancelled():  # drained before its turn came
             for entry in taken.batch:
                 _fail(entry, Unavailable("the embedding service is stopping"))
-        except Exception as fault:  # the thread itself failed
-            self._settle_failed(taken.batch, describe(fault))
+        elif done.exception() is not None:  # the thread itself failed
+            self._settle_failed(taken.batch, describe(done.exception()))
         else:
-            self._settle(ended)
+            self._settle(done.result())
         self._slots.give()
 
     def _settle(self, ended: "Pass") -> None:
@@ -334,14 +332,14 @@ class Batcher:
         entries = ended.taken.batch
         if not entries:
             return
+        num_tokens = sum(entry.num_tokens for entry in entries)
         if ended.fault:
             self._settle_failed(entries, ended.fault)
         else:
             for entry, vectors in zip(entries, ended.result, strict=True):
                 _waiter(entry).put(entry.index, vectors, ended.began - entry.arrived, ended.seconds)
             self._note_health(is_healthy=True)
-        num_tokens = sum(entry.num_tokens for entry in entries)
-        self._learn_speed(num_tokens, ended)
+            self._learn_speed(num_tokens, ended)
         computed = ended.taken.computed_tokens(self._backend.engine.pass_cost)
         self._telemetry.batch_ended(BatchFacts(len(entries), num_tokens, computed, ended.seconds, bool(ended.fault)))
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from clients.wire.logs import describe
+from clients.wire.logs import AtMostEvery, describe
 from embedding_service.backend import BackendError, FloatArray, View
 from embedding_service.backend.pooling import finish
 from embedding_service.backend.tables import Table
@@ -15,6 +15,7 @@ from embedding_service.errors import DeadlineExceeded, InvalidInput, Overloaded,
 from embedding_service.tokenization import Input, InputFacts, InputLimits, TableKey, ViewChoice, check_text
 
 _log = logging.getLogger(__name__)
+_log.addFilter(AtMostEvery(1.0))
 
 MAX_WAITING_INPUTS: Final = 16_384
 """Inputs of all calls under way: several seconds of look-ups, and what they may hold in memory."""

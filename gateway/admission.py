@@ -2,8 +2,8 @@
 
 Two bounds. The fixed one is memory's. The other is patience's: nothing is let in that would have to wait for longer than
 *max_wait_seconds*, judged by how fast texts have been answered. By Little's law what is inside, over the rate at which it leaves,
-is how long it stays. What leaves without an answer does not count: a backend that is full refuses faster than it works, and the
-more of its refusals were taken for work the more it would be asked.
+is how long it stays. What the embedding service refuses does not count: full, it refuses faster than it works, and the more of
+its refusals were taken for work the more it would be asked.
 """
 
 import time
@@ -11,13 +11,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from clients import Overloaded
+from clients import DeadlineExceeded, Overloaded, Unavailable
 
 WINDOW_SECONDS: Final = 0.25
 """Over which a rate is counted."""
 
 SATURATED: Final = 64
 """Texts inside that keep every backend busy: a rate counted with fewer says how many came, not how many could have left."""
+
+LEAST_BOUND: Final = 2 * SATURATED
+"""However slowly texts are answered: with fewer nobody would notice that they are answered faster again."""
+
+FORGOTTEN_SECONDS: Final = 10.0
+"""So long after it was last counted a rate that leaves the least bound is forgotten: nothing has been slow since."""
 
 BULK_SHARE: Final = 0.75
 """Of either bound, for bulk: interactive callers always find room beside it."""
@@ -26,12 +32,18 @@ BULK_SHARE: Final = 0.75
 class Throughput:
     """The rate at which texts are answered while there are enough of them inside. Owner of its counts."""
 
-    def __init__(self, now: float) -> None:
-        self.per_second = 0.0
-        """0.0 as long as nothing is known."""
-        self._began = now
+    def __init__(self) -> None:
+        self.per_second: float | None = None
+        """None as long as nothing is known."""
+        self.counted_at = 0.0
+        """When it was last learnt."""
+        self._began = 0.0
         self._num_answered = 0
         self._is_saturated = False
+
+    def begin(self, now: float) -> None:
+        """Nothing is inside: what was counted since the last rate says how many came."""
+        self._began, self._num_answered, self._is_saturated = now, 0, True
 
     def left(self, num_answered: int, *, inside: int, now: float) -> None:
         """A request has left, with so many texts of it answered: all or none; *inside* were there until then."""
@@ -42,8 +54,14 @@ class Throughput:
             return
         if self._is_saturated:
             rate = self._num_answered / elapsed
-            self.per_second += (0.3 if self.per_second else 1.0) * (rate - self.per_second)
-        self._began, self._num_answered, self._is_saturated = now, 0, True
+            known = self.per_second
+            self.per_second = rate if known is None else known + 0.3 * (rate - known)
+            self.counted_at = now
+        self.begin(now)
+
+    def forget(self) -> None:
+        """Nothing is known any more."""
+        self.per_second = None
 
 
 class Admission:
@@ -53,24 +71,31 @@ class Admission:
         self._max_texts = max_texts
         self._max_wait_seconds = max_wait_seconds
         self._clock = clock
-        self._throughput = Throughput(clock())
+        self._throughput = Throughput()
         self.num_texts = 0
 
     @contextmanager
     def admit(self, num_texts: int, *, is_bulk: bool = False) -> Iterator[None]:
-        """Hold a permit for each text. Whatever ends the block by an exception was not answered.
+        """Hold a permit for each text.
+
+        A block that ends by what the embedding service refuses, or by the deadline, had nothing answered. One that ends by any
+        other exception, such as the caller's own mistake, says nothing.
 
         Raises:
             Overloaded: there are not enough. A request larger than all permits is let in when nothing else is inside.
         """
         self.check(num_texts, is_bulk=is_bulk)
+        if not self.num_texts:
+            self._throughput.begin(self._clock())
         self.num_texts += num_texts
-        num_answered = 0
         try:
             yield
-            num_answered = num_texts
+        except (Unavailable, DeadlineExceeded):
+            self._left(0)
+            raise
+        else:
+            self._left(num_texts)
         finally:
-            self._throughput.left(num_answered, inside=self.num_texts, now=self._clock())
             self.num_texts -= num_texts
 
     def check(self, num_texts: int, *, is_bulk: bool = False) -> None:
@@ -89,12 +114,18 @@ class Admission:
     @property
     def bound(self) -> float:
         """How many texts may be inside now."""
-        if not self._throughput.per_second:
+        rate = self._throughput.per_second
+        if rate is None:
             return self._max_texts
-        return min(self._max_texts, max(2 * SATURATED, self._throughput.per_second * self._max_wait_seconds))
+        return min(self._max_texts, max(LEAST_BOUND, rate * self._max_wait_seconds))
+
+    def _left(self, num_answered: int) -> None:
+        now, known = self._clock(), self._throughput
+        known.left(num_answered, inside=self.num_texts, now=now)
+        if self.bound == LEAST_BOUND and now - known.counted_at > FORGOTTEN_SECONDS:
+            known.forget()
 
     def _retry_after(self, num_too_many: float) -> float:
         """When so many texts will have left; 50 ms to 10 s."""
-        if not self._throughput.per_second:
-            return 0.5
-        return min(max(num_too_many / self._throughput.per_second, 0.05), 10.0)
+        rate = self._throughput.per_second
+        return min(max(num_too_many / rate, 0.05), 10.0) if rate else 0.5

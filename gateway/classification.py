@@ -42,7 +42,7 @@ class HeadAnswer(msgspec.Struct, frozen=True):
     score or one minus it, whichever is more; of single_label the score is the confidence, and None stands here. *path* is a
     hierarchical label from the top down; *ancestors* are the scores of what is above the labels, where scores were asked for.
 
-    A struct, as all that is made for each head of each request: a frozen dataclass takes ten times as long to make.
+    A struct, since it is made for each head of each text: a frozen dataclass takes several times as long to make.
     """
 
     label: str | None

@@ -98,7 +98,10 @@ class FanOut:
             else:
                 # Calls of heads that read the same rows have the same rows.
                 key = id(place.bundle), id(call.rows)
-                shared.setdefault(key, _Shared(place.bundle, call.rows)).places.append((index, place))
+                one = shared.get(key)
+                if one is None:
+                    one = shared[key] = _Shared(place.bundle, call.rows)
+                one.places.append((index, place))
         few = [one for one in shared.values() if len(one.places) < MIN_CALLS]
         alone += [index for one in few for index, _ in one.places]
         return alone, [one for one in shared.values() if len(one.places) >= MIN_CALLS]

@@ -169,8 +169,11 @@ async def classified(request: Request, state: State, asked: Asked) -> Answer:
         CallerLeftError: nobody reads it.
     """
     deadline = Deadline.after(patience(request, asked.timeout, state.settings))
-    with state.admission.admit(len(asked.work.texts), is_bulk=asked.work.priority == "bulk"):
-        charge(request, len(asked.work.texts))
+    num_texts, is_bulk = len(asked.work.texts), asked.work.priority == "bulk"
+    # Who is refused for want of room pays nothing; who has used up a quota says nothing of the backends.
+    state.admission.check(num_texts, is_bulk=is_bulk)
+    charge(request, num_texts)
+    with state.admission.admit(num_texts, is_bulk=is_bulk):
         async with while_connected(request.receive):
             await state.turns.take()
             answer = await state.pipeline.classify(asked.work, deadline)

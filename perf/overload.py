@@ -16,6 +16,7 @@ from functools import partial
 import uvloop
 from rich.console import Console
 
+from clients.wire.http_server import allow_many_connections
 from perf.load import LoadResult, Target, closed_loop, gaps_of, milliseconds_at, on_grid
 from perf.machine import footprint
 from perf.open_loop import open_loop
@@ -160,6 +161,7 @@ def main() -> None:
     parser.add_argument("--times", type=float, nargs="+", default=[2.0], help="the peak is offered so many times over")
     parser.add_argument("--gateway", action="store_true", help=f"the whole stack, asked for the demo's head {HEAD}")
     given = parser.parse_args()
+    allow_many_connections()
     uvloop.run(run(given, workloads_asked_for(given), wide_console()))
 
 

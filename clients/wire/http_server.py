@@ -31,8 +31,8 @@ The first is more than the requests and connections of a full server are, so tha
 something behind. Tests see to it that what is answered, refused or fails leaves no circle. When the collector comes after all, it
 takes half a second or more."""
 
-MANY_FILES: Final = 16_384
-"""Twice as many as `HttpBounds.max_connections`."""
+MANY_FILES: Final = 17_408
+"""As many connections as two fronts of a process may have, 8,192 each, and some for all else."""
 
 ACCEPTED_PER_TURN: Final = 32
 """New connections. Each of them wakes up as many listeners, and all but one find nothing: some ten microseconds."""

@@ -146,8 +146,9 @@ async def _embeddings(request: Request, state: State) -> Response:
     if len(inputs) > state.settings.max_texts:
         raise InvalidRequest(f"{len(inputs)} inputs are more than the {state.settings.max_texts} of one request; send several")
     deadline = Deadline.after(patience(request, None, state.settings))
+    state.admission.check(len(inputs))
+    charge(request, len(inputs))
     with state.admission.admit(len(inputs)):
-        charge(request, len(inputs))
         async with while_connected(request.receive):
             await state.turns.take()
             found = await state.text_embedder.embed(inputs, deadline)

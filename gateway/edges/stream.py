@@ -235,10 +235,11 @@ class StreamAnswer(Response):
         until = Deadline.after(state.settings.max_timeout_seconds)
         for attempt in count():
             try:
+                state.admission.check(len(asked), is_bulk=True)
+                if not is_charged:
+                    charge(self._request, len(asked))
+                is_charged = True
                 with state.admission.admit(len(asked), is_bulk=True):
-                    if not is_charged:
-                        charge(self._request, len(asked))
-                    is_charged = True
                     return await state.pipeline.classify(work, Deadline.after(self._timeout))
             except Overloaded:
                 if until.expired:

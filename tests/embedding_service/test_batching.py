@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import embedding_service.batching
 from embedding_service.backend import BackendError, Batch, BatchResult, PassCost, View
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.batching import Batcher, Outcome, PassSlots, PendingRequest, Row
@@ -251,7 +252,7 @@ async def test_why_passes_fail_is_told_once_each_time_they_begin_to_by_place_and
             with contextlib.suppress(Unavailable):
                 await batcher.run([row(1)], deadline=soon())
 
-    told = [record.getMessage() for record in caplog.records]
+    told = [record.getMessage() for record in caplog.records if record.name == "embedding_service.batching"]
     assert 2 == len(told)
     assert all(f"a forward pass of {backend.trunk.name} failed: RuntimeError, " in line and " in fail" in line for line in told)
     assert "words" not in caplog.text
@@ -269,6 +270,46 @@ async def test_callers_of_a_failed_pass_are_freed_and_need_no_collector() -> Non
                     await batcher.run([row(number)], deadline=soon())
             # The pool's thread may let go of the pass a moment later than it hands it over.
             await until(lambda: num_alive(PendingRequest) <= before)
+
+
+async def test_callers_are_told_where_the_thread_itself_fails_and_the_next_pass_is_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    async with batching(FakeBackend()) as batcher:
+        with monkeypatch.context() as patch, no_collector():
+            patch.setattr(embedding_service.batching, "run_pass", fail)
+            before = num_alive(PendingRequest)
+            for number in range(3):
+                with pytest.raises(Unavailable, match="forward pass failed"):
+                    await batcher.run([row(number)], deadline=soon())
+            assert not batcher.is_healthy
+            await until(lambda: num_alive(PendingRequest) <= before)
+        await batcher.run([row(1)], deadline=soon())
+        assert batcher.is_healthy
+
+
+async def test_a_pass_that_fails_at_once_does_not_make_the_service_take_itself_for_quick() -> None:
+    gate, backend = Gate(), FakeBackend()
+
+    def fail(_: Batch) -> None:
+        raise RuntimeError("out of memory")
+
+    backend.fault = fail
+    async with batching(backend, max_batch_tokens=8, max_queued_tokens=16) as batcher:
+        with pytest.raises(Unavailable):
+            await batcher.run([row(1)] * 8, deadline=soon())
+        backend.fault = gate
+        calls = []
+        for state in ("1 running, 0 queued", "2 running, 0 queued", "2 running, 8 queued", "2 running, 16 queued"):
+            calls.append(asyncio.create_task(batcher.run([row(2)] * 8, deadline=soon())))
+            await until(lambda state=state: repr(batcher) == f"<Batcher [{state}]>")
+        with pytest.raises(Overloaded) as told:
+            await batcher.run([row(3)], deadline=soon())
+        gate.open()
+        await asyncio.gather(*calls)
+
+    assert 1.0 == told.value.retry_after
 
 
 async def test_a_batch_cut_ahead_is_told_when_the_service_stops_before_its_turn() -> None:

@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from clients import AsyncEmbeddingClient, Deadline, InvalidRequest, TableKey, TextPair, View
 from embedding_service.backend.fake import FakeBackend
 from embedding_service.backend.tables import Table
-from embedding_service.errors import DeadlineExceeded, Overloaded
+from embedding_service.errors import DeadlineExceeded, Overloaded, Unavailable
 from embedding_service.hosted_table import MAX_WAITING_INPUTS, HostedTable
 from embedding_service.models.tables import prepare_table
 from embedding_service.service import Addresses, running
@@ -95,6 +95,20 @@ async def test_what_a_table_cannot_answer_is_refused_in_words(addresses: Address
     async with AsyncEmbeddingClient(addresses.grpc) as client:
         with pytest.raises(InvalidRequest, match=message):
             await client.embed(inputs, trunk="colours", views=views)
+
+
+async def test_a_table_that_cannot_be_read_is_said_to_the_caller_and_told_once_to_whoever_runs_it(
+    table: Table, caplog: pytest.LogCaptureFixture
+) -> None:
+    hosted = HostedTable(table)
+    table.close()
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="the table could not be read"):
+            await hosted.look_up([Key("red")], [hosted.resolve(ViewChoice())], InputLimits(), time.monotonic() + 10)
+    hosted.close()
+
+    [told] = [record.getMessage() for record in caplog.records if record.name == "embedding_service.hosted_table"]
+    assert told.startswith("the table colours could not be read: BackendError, ")
 
 
 async def test_a_table_that_has_too_much_to_look_up_refuses_and_a_late_call_is_not_begun(table: Table) -> None:

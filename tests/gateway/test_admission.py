@@ -1,11 +1,12 @@
+from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clients import Overloaded
-from gateway.admission import Admission
+from clients import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
+from gateway.admission import FORGOTTEN_SECONDS, LEAST_BOUND, Admission
 
 
 class Clock:
@@ -22,16 +23,27 @@ def admission(max_texts: int = 1_000, *, clock: Clock | None = None) -> Admissio
     return Admission(max_texts, max_wait_seconds=2.0, clock=clock or Clock())
 
 
-def leave_at(rate: int, where: Admission, clock: Clock, *, inside: int, seconds: float, refused: int = 0) -> None:
-    """*rate* single texts a second are let in and answered, while *inside* others stay; *refused* more for each by a backend."""
+def leave_at(
+    rate: int, where: Admission, clock: Clock, *, inside: int, seconds: float, errors: Sequence[TrunklineError] = ()
+) -> None:
+    """*rate* single texts a second are let in and answered, while *inside* others stay; *errors* end more of them for each."""
     with where.admit(inside):
         for _ in range(int(rate * seconds)):
             clock.now += 1 / rate
             with where.admit(1):
                 pass
-            for _ in range(refused):
-                with suppress(Overloaded), where.admit(1):
-                    raise Overloaded("the queue is full")
+            for error in errors:
+                with suppress(TrunklineError), where.admit(1):
+                    raise error
+
+
+def refuse_all(where: Admission, clock: Clock, *, seconds: float) -> None:
+    """A thousand texts a second are let in, as far as they are, and refused by a backend, while others stay."""
+    with where.admit(100):
+        for _ in range(int(1_000 * seconds)):
+            clock.now += 0.001
+            with suppress(Overloaded), where.admit(1):
+                raise Overloaded("the queue is full")
 
 
 def test_a_request_is_let_in_whole_or_refused_whole_and_leaves_no_permit_behind() -> None:
@@ -70,11 +82,26 @@ def test_nothing_is_let_in_that_would_wait_for_too_long_and_the_answer_says_when
     assert 0.5 == pytest.approx(told.value.retry_after, rel=0.3)
 
 
-def test_what_a_full_backend_refuses_makes_no_room_for_more_of_it() -> None:
+@pytest.mark.parametrize("error", [Overloaded("full"), Unavailable("gone"), DeadlineExceeded("late")])
+def test_what_a_backend_refuses_or_lets_wait_makes_no_room_for_more_of_it(error: TrunklineError) -> None:
     clock = Clock()
     where = admission(10_000, clock=clock)
     leave_at(200, where, clock, inside=100, seconds=5)
-    leave_at(200, where, clock, inside=100, seconds=5, refused=4)
+    leave_at(200, where, clock, inside=100, seconds=5, errors=[error] * 4)
+    assert 400 == pytest.approx(where.bound, rel=0.05)
+
+
+@pytest.mark.parametrize("error", [InvalidRequest("twice"), NotFound("no such head")])
+def test_callers_mistakes_say_nothing_about_how_fast_texts_are_answered(error: TrunklineError) -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    leave_at(200, where, clock, inside=100, seconds=5)
+    with suppress(TrunklineError), where.admit(100):
+        for _ in range(1_000):
+            clock.now += 0.01
+            with suppress(TrunklineError), where.admit(1):
+                raise error
+        raise error
     assert 400 == pytest.approx(where.bound, rel=0.05)
 
 
@@ -82,14 +109,48 @@ def test_where_everything_is_refused_by_a_backend_little_is_let_in_until_somethi
     clock = Clock()
     where = admission(10_000, clock=clock)
     leave_at(400, where, clock, inside=100, seconds=5)
-    with where.admit(100):
-        for _ in range(10_000):
-            clock.now += 0.001
-            with suppress(Overloaded), where.admit(1):
-                raise Overloaded("the queue is full")
-    assert 128 == where.bound
+    refuse_all(where, clock, seconds=10)
+    assert LEAST_BOUND == where.bound
     leave_at(400, where, clock, inside=100, seconds=5)
     assert 800 == pytest.approx(where.bound, rel=0.05)
+
+
+def test_a_gateway_that_begins_beside_a_full_backend_lets_little_in_and_says_when_to_come_back() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    refuse_all(where, clock, seconds=1)
+    assert LEAST_BOUND == where.bound
+    with where.admit(1):
+        assert 0.5 == where.seconds_until_room(LEAST_BOUND)
+
+
+def test_an_outage_is_forgotten_when_few_callers_are_left() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    leave_at(400, where, clock, inside=100, seconds=5)
+    refuse_all(where, clock, seconds=10)
+    leave_at(5, where, clock, inside=3, seconds=FORGOTTEN_SECONDS - 1)
+    assert LEAST_BOUND == where.bound
+    leave_at(5, where, clock, inside=3, seconds=2)
+    assert 10_000 == where.bound
+
+
+def test_what_was_learnt_of_a_service_that_works_is_not_forgotten() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    leave_at(400, where, clock, inside=100, seconds=5)
+    leave_at(5, where, clock, inside=3, seconds=10 * FORGOTTEN_SECONDS)
+    assert 800 == pytest.approx(where.bound, rel=0.05)
+
+
+def test_the_time_in_which_nobody_asks_is_not_taken_for_slowness() -> None:
+    clock = Clock()
+    where = admission(10_000, clock=clock)
+    for _ in range(20):
+        clock.now += 2
+        with where.admit(128):
+            clock.now += 0.2
+    assert 10_000 == where.bound
 
 
 def test_few_callers_say_nothing_about_how_many_there_could_be() -> None:

@@ -4,7 +4,7 @@ import errno
 import resource
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import uvicorn
@@ -336,37 +336,52 @@ def test_one_turn_of_the_loop_takes_many_connections() -> None:
     assert accepted_at[-1] - accepted_at[0] < ACCEPTED_PER_TURN / 2
 
 
-@pytest.mark.parametrize("soft", [512, MANY_FILES, MANY_FILES + 1])
-def test_as_many_files_may_be_open_as_the_system_lets_and_never_fewer_than_before(soft: int) -> None:
-    before = resource.getrlimit(resource.RLIMIT_NOFILE)
-    most = before[1] if before[1] != resource.RLIM_INFINITY else 2 * MANY_FILES
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, most), before[1]))
-        allow_many_connections()
-        assert (max(min(soft, most), min(MANY_FILES, most)), before[1]) == resource.getrlimit(resource.RLIMIT_NOFILE)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+NO_LIMIT = resource.RLIM_INFINITY
 
 
-class Scarce(socket.socket):
-    """A listener of a process that may open few more files."""
+@pytest.mark.parametrize(
+    ("soft", "hard", "expected"),
+    [
+        pytest.param(1_024, 1_000_000, MANY_FILES, id="the usual limit is raised"),
+        pytest.param(1_024, NO_LIMIT, MANY_FILES, id="as far as is of use where there is no other"),
+        pytest.param(1_024, 4_096, 4_096, id="as far as it may be"),
+        pytest.param(50_000, 1_000_000, 50_000, id="a higher one stays"),
+        pytest.param(NO_LIMIT, NO_LIMIT, NO_LIMIT, id="none stays none"),
+    ],
+)
+def test_as_many_files_may_be_open_as_the_system_lets_and_never_fewer_than_before(
+    monkeypatch: pytest.MonkeyPatch, soft: int, hard: int, expected: int
+) -> None:
+    limits = [(soft, hard)]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: limits[-1])
+    monkeypatch.setattr(resource, "setrlimit", lambda which, wanted: limits.append(wanted))
+    allow_many_connections()
+    assert (expected, hard) == limits[-1]
 
-    left = 5
-    made: ClassVar[list[socket.socket]] = []
 
-    def dup(self) -> socket.socket:
-        if not self.left:
-            raise OSError(errno.EMFILE, "Too many open files")
-        self.left -= 1
-        self.made.append(super().dup())
-        return self.made[-1]
+def test_a_system_that_refuses_more_open_files_is_no_reason_not_to_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(which: int, wanted: tuple[int, int]) -> None:
+        raise ValueError("current limit exceeds maximum limit")
+
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1_024, NO_LIMIT))
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    allow_many_connections()
 
 
 def test_where_too_few_files_may_be_open_a_listener_is_closed_and_the_reason_told() -> None:
+    made: list[socket.socket] = []
+
+    class Scarce(socket.socket):
+        def dup(self) -> socket.socket:
+            if len(made) == 5:
+                raise OSError(errno.EMFILE, "Too many open files")
+            made.append(super().dup())
+            return made[-1]
+
     listener = Scarce()
     with pytest.raises(OSError, match=r"too few files may be open .* ulimit -n"):
         queues_at(listener)
-    assert [-1] * 6 == [one.fileno() for one in [listener, *Scarce.made]]
+    assert [-1] * 6 == [one.fileno() for one in [listener, *made]]
 
 
 async def test_who_stops_a_server_stops_all_of_its_listeners() -> None:
