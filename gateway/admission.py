@@ -23,21 +23,27 @@ LEAST_BOUND: Final = 2 * SATURATED
 """However slowly texts are answered: with fewer nobody would notice that they are answered faster again."""
 
 FORGOTTEN_SECONDS: Final = 10.0
-"""So long after it was last counted a rate that leaves the least bound is forgotten: nothing has been slow since."""
+"""So long after it was last counted the least rate is forgotten: nothing has been slow since."""
 
 BULK_SHARE: Final = 0.75
 """Of either bound, for bulk: interactive callers always find room beside it."""
 
 
-class Throughput:
-    """The rate at which texts are answered while there are enough of them inside. Owner of its counts."""
+def free() -> None:
+    """What nothing is to be paid for."""
 
-    def __init__(self) -> None:
+
+class Throughput:
+    """The rate at which texts are answered while there are enough of them inside. Owner of its counts.
+
+    A rate of *least* or below was an outage's: with so few let in it might never be counted again, so it is forgotten.
+    """
+
+    def __init__(self, least: float) -> None:
         self.per_second: float | None = None
         """None as long as nothing is known."""
-        self.counted_at = 0.0
-        """When it was last learnt."""
-        self._began = 0.0
+        self._least = least
+        self._counted_at = self._began = 0.0
         self._num_answered = 0
         self._is_saturated = False
 
@@ -49,6 +55,8 @@ class Throughput:
         """A request has left, with so many texts of it answered: all or none; *inside* were there until then."""
         self._num_answered += num_answered
         self._is_saturated = self._is_saturated and inside >= SATURATED
+        if self.per_second is not None and self.per_second <= self._least and now - self._counted_at > FORGOTTEN_SECONDS:
+            self.per_second = None
         elapsed = now - self._began
         if elapsed < WINDOW_SECONDS:
             return
@@ -56,12 +64,8 @@ class Throughput:
             rate = self._num_answered / elapsed
             known = self.per_second
             self.per_second = rate if known is None else known + 0.3 * (rate - known)
-            self.counted_at = now
+            self._counted_at = now
         self.begin(now)
-
-    def forget(self) -> None:
-        """Nothing is known any more."""
-        self.per_second = None
 
 
 class Admission:
@@ -71,20 +75,24 @@ class Admission:
         self._max_texts = max_texts
         self._max_wait_seconds = max_wait_seconds
         self._clock = clock
-        self._throughput = Throughput()
+        self._throughput = Throughput(LEAST_BOUND / max_wait_seconds)
         self.num_texts = 0
 
     @contextmanager
-    def admit(self, num_texts: int, *, is_bulk: bool = False) -> Iterator[None]:
-        """Hold a permit for each text.
+    def admit(self, num_texts: int, *, is_bulk: bool = False, pay: Callable[[], None] = free) -> Iterator[None]:
+        """Hold a permit for each text, for which *pay* is called before: who is refused for want of room pays nothing.
 
-        A block that ends by what the embedding service refuses, or by the deadline, had nothing answered. One that ends by any
-        other exception, such as the caller's own mistake, says nothing.
+        What *pay* raises goes to the caller, and says nothing of the backends. A block that ends by what the embedding service
+        refuses, or by the deadline, had nothing answered. One that ends by any other exception, such as the caller's own mistake,
+        says nothing.
 
         Raises:
             Overloaded: there are not enough. A request larger than all permits is let in when nothing else is inside.
         """
-        self.check(num_texts, is_bulk=is_bulk)
+        seconds = self.seconds_until_room(num_texts, is_bulk=is_bulk)
+        if seconds is not None:
+            raise Overloaded("the gateway is full", retry_after=seconds)
+        pay()
         if not self.num_texts:
             self._throughput.begin(self._clock())
         self.num_texts += num_texts
@@ -97,12 +105,6 @@ class Admission:
             self._left(num_texts)
         finally:
             self.num_texts -= num_texts
-
-    def check(self, num_texts: int, *, is_bulk: bool = False) -> None:
-        """Raise what `admit` would raise now."""
-        seconds = self.seconds_until_room(num_texts, is_bulk=is_bulk)
-        if seconds is not None:
-            raise Overloaded("the gateway is full", retry_after=seconds)
 
     def seconds_until_room(self, num_texts: int, *, is_bulk: bool = False) -> float | None:
         """None where *num_texts* would be let in now; else when to ask again."""
@@ -120,10 +122,7 @@ class Admission:
         return min(self._max_texts, max(LEAST_BOUND, rate * self._max_wait_seconds))
 
     def _left(self, num_answered: int) -> None:
-        now, known = self._clock(), self._throughput
-        known.left(num_answered, inside=self.num_texts, now=now)
-        if self.bound == LEAST_BOUND and now - known.counted_at > FORGOTTEN_SECONDS:
-            known.forget()
+        self._throughput.left(num_answered, inside=self.num_texts, now=self._clock())
 
     def _retry_after(self, num_too_many: float) -> float:
         """When so many texts will have left; 50 ms to 10 s."""

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Final
 
 import msgspec
@@ -170,10 +171,7 @@ async def classified(request: Request, state: State, asked: Asked) -> Answer:
     """
     deadline = Deadline.after(patience(request, asked.timeout, state.settings))
     num_texts, is_bulk = len(asked.work.texts), asked.work.priority == "bulk"
-    # Who is refused for want of room pays nothing; who has used up a quota says nothing of the backends.
-    state.admission.check(num_texts, is_bulk=is_bulk)
-    charge(request, num_texts)
-    with state.admission.admit(num_texts, is_bulk=is_bulk):
+    with state.admission.admit(num_texts, is_bulk=is_bulk, pay=partial(charge, request, num_texts)):
         async with while_connected(request.receive):
             await state.turns.take()
             answer = await state.pipeline.classify(asked.work, deadline)

@@ -6,6 +6,7 @@ and base64 there is little-endian float32; optional fields may be null.
 
 import asyncio
 import base64
+from functools import partial
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -146,9 +147,7 @@ async def _embeddings(request: Request, state: State) -> Response:
     if len(inputs) > state.settings.max_texts:
         raise InvalidRequest(f"{len(inputs)} inputs are more than the {state.settings.max_texts} of one request; send several")
     deadline = Deadline.after(patience(request, None, state.settings))
-    state.admission.check(len(inputs))
-    charge(request, len(inputs))
-    with state.admission.admit(len(inputs)):
+    with state.admission.admit(len(inputs), pay=partial(charge, request, len(inputs))):
         async with while_connected(request.receive):
             await state.turns.take()
             found = await state.text_embedder.embed(inputs, deadline)

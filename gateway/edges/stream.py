@@ -7,6 +7,7 @@ first, instead of failing.
 import asyncio
 import logging
 from collections.abc import Sequence
+from functools import partial
 from itertools import count
 from typing import Final
 
@@ -17,6 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from clients import Deadline, InvalidRequest, NotFound, Overloaded, ServerFault, TrunklineError, Unavailable
 from clients.wire.asgi import CallerLeftError
+from gateway.admission import free
 from gateway.classification import Answer
 from gateway.edges.lines import Line, LineSplitter, batches_of, classification_of, read_lines
 from gateway.quota import charge
@@ -233,13 +235,11 @@ class StreamAnswer(Response):
         state = self._state
         work = classification_of(asked, sticky_key=self._sticky_key, may_reuse=self._may_reuse)
         until = Deadline.after(state.settings.max_timeout_seconds)
+        pay = free if is_charged else partial(charge, self._request, len(asked))
         for attempt in count():
             try:
-                state.admission.check(len(asked), is_bulk=True)
-                if not is_charged:
-                    charge(self._request, len(asked))
-                is_charged = True
-                with state.admission.admit(len(asked), is_bulk=True):
+                with state.admission.admit(len(asked), is_bulk=True, pay=pay):
+                    pay = free
                     return await state.pipeline.classify(work, Deadline.after(self._timeout))
             except Overloaded:
                 if until.expired:

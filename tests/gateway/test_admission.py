@@ -66,9 +66,30 @@ def test_a_request_larger_than_all_permits_is_let_in_when_it_is_alone() -> None:
 def test_bulk_leaves_room_for_interactive_requests() -> None:
     where = admission(100)
     with where.admit(75, is_bulk=True):
-        with pytest.raises(Overloaded):
-            where.check(1, is_bulk=True)
-        where.check(25)
+        with pytest.raises(Overloaded), where.admit(1, is_bulk=True):
+            pytest.fail("was let in")
+        with where.admit(25):
+            assert 100 == where.num_texts
+
+
+def test_who_is_refused_for_want_of_room_pays_nothing() -> None:
+    paid: list[str] = []
+    where = admission(10)
+    with where.admit(6, pay=lambda: paid.append("six")):
+        with pytest.raises(Overloaded), where.admit(5, pay=lambda: paid.append("five")):
+            pytest.fail("was let in")
+        assert ["six"] == paid
+
+
+def test_who_cannot_pay_takes_no_permit_and_is_told_so() -> None:
+    def refuse() -> None:
+        raise Overloaded("the key has nothing left")
+
+    where = admission(10)
+    with pytest.raises(Overloaded, match="the key has nothing left"), where.admit(6, pay=refuse):
+        pytest.fail("was let in")
+    with where.admit(10):
+        assert 10 == where.num_texts
 
 
 def test_nothing_is_let_in_that_would_wait_for_too_long_and_the_answer_says_when_to_come_back() -> None:
@@ -77,8 +98,8 @@ def test_nothing_is_let_in_that_would_wait_for_too_long_and_the_answer_says_when
     leave_at(200, where, clock, inside=100, seconds=5)
 
     assert 400 == pytest.approx(where.bound, rel=0.05)
-    with where.admit(400 - 5), pytest.raises(Overloaded) as told:
-        where.check(105)
+    with where.admit(400 - 5), pytest.raises(Overloaded) as told, where.admit(105):
+        pytest.fail("was let in")
     assert 0.5 == pytest.approx(told.value.retry_after, rel=0.3)
 
 
@@ -124,14 +145,15 @@ def test_a_gateway_that_begins_beside_a_full_backend_lets_little_in_and_says_whe
         assert 0.5 == where.seconds_until_room(LEAST_BOUND)
 
 
-def test_an_outage_is_forgotten_when_few_callers_are_left() -> None:
+@pytest.mark.parametrize("inside", [0, 3])
+def test_an_outage_is_forgotten_when_few_callers_are_left(inside: int) -> None:
     clock = Clock()
     where = admission(10_000, clock=clock)
     leave_at(400, where, clock, inside=100, seconds=5)
     refuse_all(where, clock, seconds=10)
-    leave_at(5, where, clock, inside=3, seconds=FORGOTTEN_SECONDS - 1)
+    leave_at(5, where, clock, inside=inside, seconds=FORGOTTEN_SECONDS - 1)
     assert LEAST_BOUND == where.bound
-    leave_at(5, where, clock, inside=3, seconds=2)
+    leave_at(5, where, clock, inside=inside, seconds=2)
     assert 10_000 == where.bound
 
 
