@@ -19,6 +19,7 @@ from embedding_service.backend.load import load_backend
 from embedding_service.backend.tables import Table
 from embedding_service.guarding import guard_of
 from embedding_service.listening import ListenError
+from embedding_service.memory import share_one_heap
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
 from embedding_service.models.tables import prepare_table
@@ -41,6 +42,7 @@ def main() -> int:
         return 2
     logs.configure(settings.log_format)
     allow_many_connections()
+    share_one_heap()
     try:
         # What is wrong with it is told before the trunk is loaded.
         guard_of(settings)
