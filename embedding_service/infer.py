@@ -92,6 +92,7 @@ class HostedTrunk:
         cache_bytes: int = 0,
         shared: SharedVectors | None = None,
         chain: Chain = NO_STEPS,
+        quick_tokens: bool = False,
     ) -> None:
         self.chain = chain
         self.spec: TrunkSpec = replace(backend.trunk, fingerprint=fingerprint_after(chain, backend.trunk.fingerprint))
@@ -99,7 +100,11 @@ class HostedTrunk:
         self.batcher = Batcher(backend, limits, telemetry, slots)
         self.reuse = Reuse(self.batcher, VectorCache(cache_bytes), telemetry, shared)
         self.encoder = TextEncoder(
-            self.spec.tokenizer_json, max_tokens=self.spec.max_tokens, prompt=self.spec.prompt, chain=chain
+            self.spec.tokenizer_json,
+            max_tokens=self.spec.max_tokens,
+            prompt=self.spec.prompt,
+            chain=chain,
+            quick_tokens=quick_tokens,
         )
         self.tokenizer = InputTokenizer(self.spec, self.encoder)
 

@@ -166,7 +166,10 @@ def _hosted(
             cache_bytes=settings.cache_bytes // len(backends),
             shared=None if shared is None else shared.of(backend.trunk.fingerprint, backend.engine.label),
             chain=chain_of(settings.preprocess),
+            quick_tokens=settings.quick_tokens,
         )
+        if trunk.encoder.why_not_quick:
+            _log.warning("trunk %s: texts are read by the tokenizers library: %s", name, trunk.encoder.why_not_quick)
         telemetry.watch_queue(name, trunk.batcher.queue)
         trunks.append(trunk)
     return trunks

@@ -98,6 +98,9 @@ class Settings(BaseSettings):
     max_queue_seconds: float = Field(
         10.0, gt=0, description="While the oldest entry has waited longer, callers get 429 instead of waiting behind it."
     )
+    quick_tokens: bool = Field(
+        False, description="Tokens by nanotoken, where it reads as the tokenizers library does; needs trunkline[quick-tokens]."
+    )
     cache_bytes: int = Field(
         64 * 1024 * 1024,
         ge=0,

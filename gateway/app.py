@@ -148,7 +148,7 @@ async def started(
         predictor = await _predictor(settings, to_heads, stack, facts)
         facts.show(embedder.pool)
         facts.show(predictor.pool)
-        trunks = ClientTrunks(embedder.clients, embedder.pool.in_order)
+        trunks = ClientTrunks(embedder.clients, embedder.pool.in_order, quick_tokens=settings.quick_tokens)
         drift, versions = DriftMonitor(telemetry.registry), VersionCounts(telemetry.registry)
         outputs = _outputs(settings, telemetry)
         timeout = settings.head_timeout_seconds

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     max_wait_seconds: float = Field(
         2.0, gt=0, description="What would have to wait longer, by how fast texts are answered, gets 429 at once."
     )
+    quick_tokens: bool = Field(
+        False, description="Tokens by nanotoken, where it reads as the tokenizers library does; needs trunkline[quick-tokens]."
+    )
     max_predict_calls: int = Field(1, ge=1, description="To one head at once; more, smaller calls cost CPU.")
     max_call_rows: int = Field(256, ge=1, description="Texts of one call to a head.")
     log_format: LogFormat = Field("text", description="On stderr; json: one object a line.")

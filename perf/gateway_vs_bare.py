@@ -115,7 +115,7 @@ async def run(given: argparse.Namespace, workloads: list[Workload], console: Con
     """Prepare, measure, stop."""
     backend = load_backend(prepare(None, cache_dir=paths.cache_dir(), engine=given.engine))
     with contextlib.closing(backend):
-        async with our_gateway([HEAD], say=console.print) as stack:
+        async with our_gateway([HEAD], engine=given.engine, say=console.print) as stack:
             for workload in workloads:
                 await compare(stack, backend, workload, given, console)
 

@@ -146,7 +146,7 @@ async def measure(service: Running, workload: Workload, given: argparse.Namespac
 async def run(given: argparse.Namespace, workloads: list[Workload], console: Console) -> None:
     """Start, measure, stop."""
     if given.gateway:
-        service = our_gateway([HEAD], say=console.print)
+        service = our_gateway([HEAD], engine=given.engine, say=console.print)
     else:
         service = our_service(long_trunk(paths.cache_dir()), engine=given.engine, say=console.print)
     async with service as running:

@@ -164,7 +164,7 @@ async def our_service(
 
 @contextlib.asynccontextmanager
 async def our_gateway(
-    heads: Sequence[str], *, cache_bytes: int = 0, say: Callable[[str], None] = print
+    heads: Sequence[str], *, engine: Engine = "auto", cache_bytes: int = 0, say: Callable[[str], None] = print
 ) -> AsyncIterator[Running]:
     """The whole local stack, asked for *heads* of the repository in trunkline's home, until the context ends.
 
@@ -177,7 +177,8 @@ async def our_gateway(
     missing = [head for head in heads if not (home / "repository" / head).is_dir()]
     if missing:
         raise SystemExit(f"there is no head {missing[0]!r} in {home / 'repository'}: run `trunkline demo` first")
-    stack = Stack(StackSettings(home / "repository", paths.cache_dir(), home / "logs").on_any_ports(), say)
+    settings = StackSettings(home / "repository", paths.cache_dir(), home / "logs", engine=engine)
+    stack = Stack(settings.on_any_ports(), say)
     try:
         found = await stack.start()
         pids = {name: child.pid for name, child in stack.children.items()}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from clients.wire.chain import NO_STEPS, Chain, UnknownStepError, chain_of
 from clients.wire.normal_form import normal_form
+from clients.wire.quick_tokens import NotQuick, Read, quick_reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,10 +133,18 @@ class TextEncoder:
     *tokenizer_json* is a Hugging Face tokenizer.json; whatever truncation and padding it declares is switched off.
     *max_tokens* counts the special tokens. *prompt* is put before every text, of a pair before the first one; a call may
     bring another. *chain*, the trunk's own, is applied to every text, never to a prompt; whatever encodes texts may raise its
-    `StepFailedError`.
+    `StepFailedError`. *quick_tokens*: texts are read by nanotoken, where `quick_tokens` finds that it may be.
     """
 
-    def __init__(self, tokenizer_json: bytes, *, max_tokens: int, prompt: str = "", chain: Chain = NO_STEPS) -> None:
+    def __init__(
+        self,
+        tokenizer_json: bytes,
+        *,
+        max_tokens: int,
+        prompt: str = "",
+        chain: Chain = NO_STEPS,
+        quick_tokens: bool = False,
+    ) -> None:
         from tokenizers import Tokenizer  # noqa: PLC0415 (the clients' base install does without it)
 
         self.max_tokens = max_tokens
@@ -150,13 +159,20 @@ class TextEncoder:
         if len(special) != 2:
             raise ValueError(f"this tokenizer puts {len(special)} special tokens around a text; a BERT trunk has two")
         self._first, self._last = special
+        self._read: Read = self._read_by_library
+        self.why_not_quick = ""
+        """Why `quick_tokens` was asked for in vain; "" otherwise."""
+        if quick_tokens:
+            try:
+                self._read = quick_reader(self._tokenizer.to_str(), self._read_by_library)
+            except NotQuick as reason:
+                self.why_not_quick = str(reason)
 
     def encode(self, texts: "Sequence[str]", *, side: TruncationSide = "right", prompt: str | None = None) -> list[Encoded]:
         """Normalise and tokenise each text, dropping its end (*side* right) or beginning (left) where it is too long."""
         before = self._prompt if prompt is None else prompt
         prepared = [before + self._normalize(text) for text in texts]
-        encodings = self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)
-        return [self._fit(encoding.ids, side) for encoding in encodings]
+        return [self._fit(ids, side) for ids in self._read(prepared)]
 
     def encode_windows(self, text: str, *, prompt: str | None = None) -> list[Encoded]:
         """All of *text* in windows of one length that overlap by about a quarter of what fits; one window where it all fits.
@@ -210,8 +226,11 @@ class TextEncoder:
 
     def _ids(self, prepared: str) -> list[int]:
         """All ids of *prepared*, without the special ones."""
-        ids: list[int] = self._tokenizer.encode(prepared, add_special_tokens=False).ids
+        [ids] = self._read([prepared])
         return ids
+
+    def _read_by_library(self, prepared: "Sequence[str]") -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
 
     def _fit(self, ids: list[int], side: TruncationSide) -> Encoded:
         room = self.max_tokens - 2

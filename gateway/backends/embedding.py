@@ -54,10 +54,18 @@ class ClientTrunks:
     Args:
         clients: one for each replica.
         in_order: their numbers in the order in which they are asked; the first that answers is believed.
+        quick_tokens: as `TextEncoder` has it.
     """
 
-    def __init__(self, clients: Sequence[AsyncEmbeddingClient], in_order: Callable[[], Sequence[int]] | None = None) -> None:
+    def __init__(
+        self,
+        clients: Sequence[AsyncEmbeddingClient],
+        in_order: Callable[[], Sequence[int]] | None = None,
+        *,
+        quick_tokens: bool = False,
+    ) -> None:
         self._clients = clients
+        self._quick_tokens = quick_tokens
         self._in_order = in_order or (lambda: range(len(clients)))
         self._known: LiveTrunk | None = None
         self._asking: asyncio.Task[LiveTrunk] | None = None
@@ -94,11 +102,18 @@ class ClientTrunks:
         try:
             # A tokenizer of many languages takes a second to read.
             encoder = await asyncio.to_thread(
-                TextEncoder, found.tokenizer_json, max_tokens=found.max_tokens, prompt=found.prompt, chain=chain
+                TextEncoder,
+                found.tokenizer_json,
+                max_tokens=found.max_tokens,
+                prompt=found.prompt,
+                chain=chain,
+                quick_tokens=self._quick_tokens,
             )
         # The tokenizers library raises plain Exceptions.
         except Exception as error:
             raise InvalidResponse("the embedding service's tokenizer cannot be read") from error
+        if encoder.why_not_quick:
+            _log.warning("texts are read by the tokenizers library: %s", encoder.why_not_quick)
         self._known = LiveTrunk(found.name, found.fingerprint, encoder, found.max_request_inputs, _both_names(found))
         return self._known
 

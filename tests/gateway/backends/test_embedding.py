@@ -85,6 +85,18 @@ async def test_all_who_ask_at_once_share_one_question() -> None:
     assert found[0].encoder.encode(["a"])[0].ids == [0, 2, 1]
 
 
+async def test_a_tokenizer_that_has_no_quick_reader_is_used_all_the_same_and_it_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    _, service = trunks_of(GOOD)
+    trunks = ClientTrunks([cast("AsyncEmbeddingClient", service)], quick_tokens=True)
+
+    found = await trunks.trunk(Deadline.after(5))
+
+    assert found.encoder.encode(["a"])[0].ids == [0, 2, 1]
+    assert ["texts are read by the tokenizers library: nanotoken does not read"] == [
+        record.message[:65] for record in caplog.records
+    ]
+
+
 async def test_a_failure_is_told_and_the_next_question_may_succeed() -> None:
     trunks, _ = trunks_of(Unavailable("down"), GOOD)
     with pytest.raises(Unavailable):
