@@ -16,6 +16,8 @@ from clients.wire.quick_tokens import NotQuick, Read, quick_reader
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from tokenizers import Tokenizer
+
 
 NORMALIZER: Final = "trunkline-text/1"
 """NFC; control, format and surrogate characters dropped, but for white space and joiners; runs of white space to one space."""
@@ -127,6 +129,11 @@ def _kept_of_pair(first: int, second: int, room: int) -> tuple[int, int]:
     return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
 
 
+def _read_by(tokenizer: "Tokenizer") -> Read:
+    """As the tokenizers library does it."""
+    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
+
 class TextEncoder:
     """Turns texts into token ids for one trunk. Thread-safe once made; the GIL is released while it works.
 
@@ -159,12 +166,12 @@ class TextEncoder:
         if len(special) != 2:
             raise ValueError(f"this tokenizer puts {len(special)} special tokens around a text; a BERT trunk has two")
         self._first, self._last = special
-        self._read: Read = self._read_by_library
+        self._read = _read_by(self._tokenizer)
         self.why_not_quick = ""
         """Why `quick_tokens` was asked for in vain; "" otherwise."""
         if quick_tokens:
             try:
-                self._read = quick_reader(self._tokenizer.to_str(), self._read_by_library)
+                self._read = quick_reader(self._tokenizer.to_str(), self._read)
             except NotQuick as reason:
                 self.why_not_quick = str(reason)
 
@@ -228,9 +235,6 @@ class TextEncoder:
         """All ids of *prepared*, without the special ones."""
         [ids] = self._read([prepared])
         return ids
-
-    def _read_by_library(self, prepared: "Sequence[str]") -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(prepared, add_special_tokens=False)]
 
     def _fit(self, ids: list[int], side: TruncationSide) -> Encoded:
         room = self.max_tokens - 2
