@@ -26,8 +26,9 @@ def test_each_character_becomes_what_its_rule_says_and_others_stay(rules, others
 @given(rules=RULES.filter(bool), data=st.data())
 def test_a_text_is_replaced_character_by_character(rules, data):
     letters = st.sampled_from(sorted({*rules, *"xyz 世"}))
-    # A dot between, so that no two characters are one to a reader of graphemes.
-    text = ".".join(data.draw(st.lists(letters, max_size=10)))
+    # Between, so that no two characters are one to a reader of graphemes: a control character is none but its own (UAX 29,
+    # GB4 and GB5), while a letter of the kind Prepend takes a dot along, and a return a line feed.
+    text = "\x01".join(data.draw(st.lists(letters, max_size=10)))
 
     expected = "".join(rules.get(character, character) for character in text)
 
