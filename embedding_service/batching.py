@@ -2,7 +2,7 @@
 
 No timer: a batch is cut when a backend slot is free and enough waits for it to be worth a pass (`queue.may_start`), so the
 next one gathers while the current one runs, and little waits for a small one that has all cores. A full one is cut before, and
-begins when a pass has ended, without us.
+follows a pass that runs, on the same thread and without us.
 """
 
 import asyncio
@@ -100,10 +100,7 @@ class PendingRequest:
 
 
 class PassSlots:
-    """How many passes may run at once on one processor, whatever trunks they are of. Those who share it take turns.
-
-    `num_free` is -1 while a batch is cut ahead of the passes that run.
-    """
+    """How many passes may run at once on one processor, whatever trunks they are of. Those who share it take turns."""
 
     def __init__(self, total: int) -> None:
         self.num_free = total
@@ -130,7 +127,7 @@ class PassSlots:
         return len(self._members) > 1
 
     def take(self) -> None:
-        """A pass starts; the caller has seen that a slot is free, or has all of them and waits for its own."""
+        """A pass starts; the caller has seen that a slot is free."""
         self.num_free -= 1
 
     def give(self) -> None:
@@ -139,6 +136,24 @@ class PassSlots:
         self._members.rotate(-1)
         for dispatch in list(self._members):
             dispatch()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _UnderWay:
+    """A batch that is run on *thread*, or will be."""
+
+    taken: Taken
+    rows: Rows
+    thread: ThreadPoolExecutor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Follower:
+    """A batch cut ahead: its pass begins on the same thread when that of *leader* has ended."""
+
+    batch: _UnderWay
+    future: "asyncio.Future[Pass]"
+    leader: "asyncio.Future[Pass]"
 
 
 class Batcher:
@@ -165,11 +180,18 @@ class Batcher:
         self._concurrency = backend.engine.concurrency
         self._slots = slots or PassSlots(self._concurrency)
         self._slots.join(self._dispatch)
-        self._pool = ThreadPoolExecutor(self._concurrency, thread_name_prefix=f"trunk-{backend.trunk.name}", initializer=give_way)
-        self._running: dict[asyncio.Future[Pass], Rows] = {}
+        # One thread each, so that a batch can be given to the thread of a certain pass.
+        self._threads = [
+            ThreadPoolExecutor(1, thread_name_prefix=f"trunk-{backend.trunk.name}-{number}", initializer=give_way)
+            for number in range(self._concurrency)
+        ]
+        self._idle = list(self._threads)
+        self._running: dict[asyncio.Future[Pass], _UnderWay] = {}
+        """The one that began first stands first."""
+        self._follower: _Follower | None = None
         self._lone_tokens = backend.engine.lone_tokens if queue.limits.lone_tokens is None else queue.limits.lone_tokens
-        self._lone: Rows | None = None
-        """The pass that began alone, while it is under way."""
+        self._lone: _UnderWay | None = None
+        """The pass that began alone, while it runs."""
         self._tokens_per_second = 0.0
         self._draining = False
         self._will_dispatch = False
@@ -180,7 +202,8 @@ class Batcher:
         """Called when `is_healthy` has changed."""
 
     def __repr__(self) -> str:
-        return f"<Batcher [{len(self._running)} running, {self._queue.num_entries} queued]>"
+        ahead = ", 1 cut ahead" if self._follower is not None else ""
+        return f"<Batcher [{len(self._running)} running{ahead}, {self._queue.num_entries} queued]>"
 
     @property
     def queue(self) -> EntryQueue:
@@ -243,7 +266,8 @@ class Batcher:
             await asyncio.wait(self._running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         for entry in self._queue.take_all():
             _fail(entry, Unavailable("the embedding service is stopping"))
-        self._pool.shutdown(wait=not self._running, cancel_futures=True)
+        for thread in self._threads:
+            thread.shutdown(wait=not self._running, cancel_futures=True)
 
     def _reason_to_refuse(self, entries: list[Entry], *, is_bulk: bool) -> str:
         limits = self._queue.limits
@@ -269,30 +293,38 @@ class Batcher:
             taken = self._queue.take(now, free_slots=1 if in_turns else free, has_long_room=has_long_room)
             self._start(taken, in_turns=in_turns)
         if self._may_cut_ahead():
-            self._start(self._queue.take_ahead(time.monotonic()))
+            leader = self._first_to_end()
+            has_long_room = self._has_long_room(without=leader)
+            self._follow(leader, self._queue.take_ahead(time.monotonic(), has_long_room=has_long_room))
 
-    def _has_long_room(self) -> bool | None:
-        return long_room(list(self._running.values()), self._concurrency, self._queue.limits.long_tokens)
+    def _has_long_room(self, without: "asyncio.Future[Pass] | None" = None) -> bool | None:
+        running = [batch.rows for future, batch in self._running.items() if future is not without]
+        return long_room(running, self._concurrency, self._queue.limits.long_tokens)
+
+    def _first_to_end(self) -> "asyncio.Future[Pass]":
+        """Of what runs, likely: of the short ones, or else of all, the one that began first."""
+        long_tokens = self._queue.limits.long_tokens
+        short = (future for future, batch in self._running.items() if batch.rows.longest < long_tokens)
+        return next(short, None) or next(iter(self._running))
 
     def _num_free_slots(self) -> int:
         return min(self._slots.num_free, self._concurrency - len(self._running))
 
     def _may_cut_ahead(self) -> bool:
-        """Whether to cut a batch for the thread whose pass ends first: it then begins the next one without us.
+        """Whether to cut a batch for a thread that is not free yet: it then begins it without us.
 
         One at a time, and only where there is enough for a full one (`Queue.take_ahead`). Others who share the slots would never
         get one.
         """
-        queue, limits = self._queue, self._queue.limits
-        if limits.ahead_share is None or len(self._running) != self._concurrency or self._slots.are_shared:
-            return False
-        return queue.interactive_tokens >= limits.max_batch_tokens or queue.rows.num_interactive >= limits.max_batch_requests
+        is_busy = len(self._running) == self._concurrency and self._follower is None
+        return is_busy and self._queue.limits.ahead_share is not None and not self._slots.are_shared
 
     def _may_start(self) -> bool:
         lone = self._lone if self._slots.is_one_taken else None
-        if lone is not None and joins_next(self._queue.rows, lone, self._lone_tokens):
+        if lone is not None and joins_next(self._queue.rows, lone.rows, self._lone_tokens):
             return False
-        return may_start(self._queue.rows, list(self._running.values()), self._queue.limits.side_pass_share)
+        running = [batch.rows for batch in self._running.values()]
+        return may_start(self._queue.rows, running, self._queue.limits.side_pass_share)
 
     def _let_go(self, taken: Taken) -> None:
         for entry in taken.expired:
@@ -308,24 +340,51 @@ class Batcher:
         if not taken.batch:
             return
         is_alone = self._slots.are_all_free and (in_turns or not self._queue.num_entries)
-        future = asyncio.get_running_loop().run_in_executor(self._pool, run_pass, self._backend, taken.batch, is_alone)
+        batch = _UnderWay(taken, taken.rows, self._idle.pop())
         self._slots.take()
-        self._running[future] = rows = taken.rows
+        self._running[self._submit(batch, is_alone=is_alone)] = batch
         if is_alone:
-            self._lone = rows
-        future.add_done_callback(lambda done: self._finish(taken, done))
+            self._lone = batch
 
-    def _finish(self, taken: Taken, done: asyncio.Future["Pass"]) -> None:
-        if self._running.pop(done) is self._lone:
+    def _follow(self, leader: "asyncio.Future[Pass]", taken: Taken) -> None:
+        """Run *taken*, if anything of it is to be run, when *leader* has ended."""
+        self._let_go(taken)
+        if taken.batch:
+            batch = _UnderWay(taken, taken.rows, self._running[leader].thread)
+            self._follower = _Follower(batch, self._submit(batch, is_alone=False), leader)
+
+    def _submit(self, batch: _UnderWay, *, is_alone: bool) -> "asyncio.Future[Pass]":
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(batch.thread, run_pass, self._backend, batch.taken.batch, is_alone)
+        future.add_done_callback(self._finish)
+        return future
+
+    def _finish(self, done: "asyncio.Future[Pass]") -> None:
+        follower = self._follower
+        if follower is not None and done is follower.future:  # cancelled before its turn
+            self._follower = None
+            self._settle_ended(follower.batch, done)
+            return
+        batch = self._running.pop(done)
+        if batch is self._lone:
             self._lone = None
+        self._settle_ended(batch, done)
+        if follower is not None and done is follower.leader:
+            # It has begun, in the same slot.
+            self._follower, self._running[follower.future] = None, follower.batch
+            self._dispatch()
+        else:
+            self._idle.append(batch.thread)
+            self._slots.give()
+
+    def _settle_ended(self, batch: _UnderWay, done: "asyncio.Future[Pass]") -> None:
         if done.cancelled():  # drained before its turn came
-            for entry in taken.batch:
+            for entry in batch.taken.batch:
                 _fail(entry, Unavailable("the embedding service is stopping"))
         elif done.exception() is not None:  # the thread itself failed
-            self._settle_failed(taken.batch, describe(done.exception()))
+            self._settle_failed(batch.taken.batch, describe(done.exception()))
         else:
             self._settle(done.result())
-        self._slots.give()
 
     def _settle(self, ended: "Pass") -> None:
         self._let_go(ended.taken)

@@ -56,7 +56,7 @@ class QueueLimits:
     how fast waiting makes an entry look shorter. *bulk_penalty* in tokens: how much longer a bulk entry looks than it is.
     *side_pass_share*: how many rows must wait for another pass to start beside a running one, as a share of that one's rows.
     *ahead_share*: how much of *max_batch_tokens* a batch must carry, or else all the rows it may, to be cut before a thread is
-    free for it; None: none is. It counts as running from then on. *lone_tokens* takes the place of the engine's own
+    free for it; None: none is. *lone_tokens* takes the place of the engine's own
     (`backend.EngineSpec`): up to so many make one pass; None: it stays. *bulk_queue_share* is how much of *max_queued_tokens* may
     be taken when a bulk list is to be added, so that interactive ones find room. *max_wait_seconds*: nothing interactive is added
     behind more work than runs in that time. *max_queue_seconds*: nothing is added to a class whose oldest entry has waited
@@ -258,8 +258,11 @@ class EntryQueue(Protocol):
         """Cut the next batch."""
         ...
 
-    def take_ahead(self, now: float) -> Taken:
-        """Cut the next batch for a thread that is not free yet, if it would not get better by waiting."""
+    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
+        """Cut the next batch for a thread that is not free yet, if it would not get better by waiting.
+
+        *has_long_room* as it will be when that thread is free.
+        """
         ...
 
     def take_all(self) -> list[Entry]:
@@ -279,6 +282,8 @@ class Queue:
         self.num_tokens = 0
         self.num_entries = 0
         self._num_bulk = self._bulk_tokens = 0
+        # Interactive ones below `QueueLimits.long_tokens`.
+        self._num_short = self._short_tokens = 0
         self._lanes: dict[tuple[bool, int], deque[Entry]] = {}
 
     def __repr__(self) -> str:
@@ -318,6 +323,9 @@ class Queue:
             self.num_tokens += entry.num_tokens
             self._num_bulk += entry.is_bulk
             self._bulk_tokens += entry.num_tokens * entry.is_bulk
+            if self._is_short(entry):
+                self._num_short += 1
+                self._short_tokens += entry.num_tokens
         self.num_entries += len(entries)
 
     def oldest_age(self, now: float) -> float:
@@ -335,23 +343,25 @@ class Queue:
             budget, seed = self.limits.max_batch_tokens, self._seed(now, has_long_room)
             if free_slots > 1:
                 budget = min(budget, max(self.num_tokens // free_slots, seed[1]))
-            self._move(self._around(seed, budget), taken, now)
+            self._move(self._around(seed, budget, self._lanes), taken, now)
         return taken
 
-    def take_ahead(self, now: float) -> Taken:
+    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
         """Cut the next batch for a thread that is not free yet, where nothing that may come would make a better one.
 
-        That is a full one without bulk rows, which may be overtaken to the last moment, and none while a long row waits: whether
-        the turn is a long one's or the short ones' is known only when it is seen which pass has ended (`long_room`). The dead
-        that were not met yet count as well.
+        That is a full one of short rows, where as many wait as a batch may carry; without bulk rows, which may be overtaken to
+        the last moment, and in no long row's turn. *has_long_room* as it will be when the thread is free. The dead that were not
+        met yet count as well.
         """
         taken = Taken()
+        if self._num_short < self.limits.max_batch_requests and self._short_tokens < self.limits.max_batch_tokens:
+            return taken
         self._drop_dead_heads(now, taken)
         waiting = [lane for lane in self._lanes if not lane[0]]
-        if waiting and max(length for _, length in waiting) < self.limits.long_tokens:
-            lanes = self._around(
-                min(waiting, key=lambda lane: self._rank(lane, now)), self.limits.max_batch_tokens, with_bulk=False
-            )
+        short = [lane for lane in waiting if lane[1] < self.limits.long_tokens]
+        if short and (has_long_room is False or len(short) == len(waiting)):
+            seed = min(short, key=lambda lane: self._rank(lane, now))
+            lanes = self._around(seed, self.limits.max_batch_tokens, short)
             if self._is_full(lanes):
                 self._move(lanes, taken, now)
         return taken
@@ -370,17 +380,19 @@ class Queue:
         """Empty the queue."""
         entries = list(self)
         self._lanes.clear()
-        self.num_tokens = self.num_entries = self._num_bulk = self._bulk_tokens = 0
+        self.num_tokens = self.num_entries = self._num_bulk = self._bulk_tokens = self._num_short = self._short_tokens = 0
         return entries
+
+    def _is_short(self, entry: Entry) -> bool:
+        return not entry.is_bulk and entry.num_tokens < self.limits.long_tokens
 
     def _rank(self, lane: tuple[bool, int], now: float) -> float:
         is_bulk, length = lane
         waited = now - self._lanes[lane][0].arrived
         return length + self.limits.bulk_penalty * is_bulk - self.limits.ageing * waited
 
-    def _around(self, seed: tuple[bool, int], budget: int, *, with_bulk: bool = True) -> list[tuple[bool, int]]:
-        """For each row of a batch around *seed*, of *budget* tokens at most, the lane it is in."""
-        wanted = self._lanes if with_bulk else [lane for lane in self._lanes if not lane[0]]
+    def _around(self, seed: tuple[bool, int], budget: int, wanted: Iterable[tuple[bool, int]]) -> list[tuple[bool, int]]:
+        """For each row of a batch around *seed*, of *budget* tokens at most, the lane it is in: one of *wanted*."""
         nearest = sorted(wanted, key=lambda key: (abs(key[1] - seed[1]), key[0]))
         lanes = list(islice((lane for lane in nearest for _ in self._lanes[lane]), self.limits.max_batch_requests))
         return lanes[: cut([length for _, length in lanes], budget=budget, cost=self._cost)]
@@ -417,4 +429,7 @@ class Queue:
         self.num_entries -= 1
         self._num_bulk -= entry.is_bulk
         self._bulk_tokens -= entry.num_tokens * entry.is_bulk
+        if self._is_short(entry):
+            self._num_short -= 1
+            self._short_tokens -= entry.num_tokens
         return entry

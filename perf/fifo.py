@@ -54,8 +54,9 @@ class FifoQueue:
         self.num_entries += len(entries)
         self.num_tokens += sum(entry.num_tokens for entry in entries)
 
-    def take_ahead(self, now: float) -> Taken:
+    def take_ahead(self, now: float, *, has_long_room: bool | None = None) -> Taken:
         """Cut the next batch if all that a batch may carry waits: in strict order nothing that comes could make it better."""
+        del has_long_room
         is_full = self.num_tokens >= self.limits.max_batch_tokens or self.num_entries >= self.limits.max_batch_requests
         return self.take(now) if is_full else Taken()
 

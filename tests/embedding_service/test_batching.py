@@ -154,7 +154,7 @@ async def test_a_full_batch_is_cut_before_a_thread_is_free_for_it_and_only_one(c
         calls += [asyncio.create_task(batcher.run([row(8, n)] * 4, deadline=soon())) for n in range(2)]
         await until(lambda: batcher.queue.num_entries == 4)
 
-        assert f"<Batcher [{concurrency + 1} running, 4 queued]>" == repr(batcher)
+        assert f"<Batcher [{concurrency} running, 1 cut ahead, 4 queued]>" == repr(batcher)
         assert concurrency == len(backend.batches)
         gate.open()
         outcomes = await asyncio.gather(*calls)
@@ -179,7 +179,7 @@ async def _beside_a_running_pass(rows: list[Row], *, is_bulk: bool = False, slot
 @pytest.mark.parametrize(
     ("rows", "is_bulk", "num_sharing", "expected"),
     [
-        pytest.param([row(1)] * 8, False, 0, "[2 running, 0 queued]", id="a full batch is cut ahead"),
+        pytest.param([row(1)] * 8, False, 0, "[1 running, 1 cut ahead, 0 queued]", id="a full batch is cut ahead"),
         pytest.param([row(1)] * 7, False, 0, "[1 running, 7 queued]", id="one that may still grow is not"),
         pytest.param([row(1), row(*range(40))], False, 0, "[1 running, 2 queued]", id="nor a small one with much behind it"),
         pytest.param([row(*range(200))], False, 0, "[1 running, 1 queued]", id="nor a long row, which short ones may pass"),
@@ -199,6 +199,27 @@ async def test_a_batch_is_cut_ahead_where_nothing_better_could_come(
     assert 1 == slots.num_free
 
 
+async def test_what_is_cut_ahead_follows_a_short_pass_and_takes_no_turn_of_a_long_row() -> None:
+    gates = {17: Gate(), 1: Gate()}
+    backend = FakeBackend(concurrency=2, fault=lambda batch: gates[len(batch.token_ids[0])](batch))
+    async with batching(backend, max_batch_tokens=8, long_tokens=16, side_pass_share=0.0) as batcher:
+        long, short = row(*range(17)), row(1)
+        calls = []
+        for rows in ([long], [short] * 8, [long], [short] * 8):
+            calls.append(asyncio.create_task(batcher.run(rows, deadline=soon())))
+            await asyncio.sleep(0.01)
+        assert "<Batcher [2 running, 1 cut ahead, 1 queued]>" == repr(batcher)
+
+        # The long pass ends first, and the short one that is cut ahead stays where it is.
+        gates[17].open()
+        await asyncio.gather(calls[0], calls[2])
+        assert [1, 8, 1] == [len(batch.token_ids) for batch in backend.batches]
+        gates[1].open()
+        await asyncio.gather(*calls)
+
+    assert [1, 8, 1, 8] == [len(batch.token_ids) for batch in backend.batches]
+
+
 async def test_who_leaves_or_comes_too_late_in_a_batch_cut_ahead_is_never_executed() -> None:
     gate, telemetry = Gate(), CountingTelemetry()
     backend = FakeBackend(fault=gate)
@@ -208,7 +229,7 @@ async def test_who_leaves_or_comes_too_late_in_a_batch_cut_ahead_is_never_execut
             asyncio.create_task(batcher.run([row(number)], deadline=soon(seconds)))
             for number, seconds in ((2, 10.0), (3, 10.0), (4, 0.3))
         )
-        await until(lambda: "[2 running, 0 queued]" in repr(batcher))
+        await until(lambda: "1 cut ahead, 0 queued]" in repr(batcher))
         leaver.cancel()
         with pytest.raises(DeadlineExceeded):
             await late
@@ -230,7 +251,7 @@ async def test_a_fault_fails_the_pass_that_runs_and_the_batch_cut_ahead_of_it_go
 
     async with batching(FakeBackend(fault=fail_once), max_batch_tokens=2) as batcher:
         failed, ahead = await started(batcher, row(1)), asyncio.create_task(batcher.run([row(2, 3)], deadline=soon()))
-        await until(lambda: "[2 running, 0 queued]" in repr(batcher))
+        await until(lambda: "1 cut ahead, 0 queued]" in repr(batcher))
         gate.open()
         with pytest.raises(Unavailable, match="forward pass failed"):
             await failed
@@ -301,7 +322,9 @@ async def test_a_pass_that_fails_at_once_does_not_make_the_service_take_itself_f
             await batcher.run([row(1)] * 8, deadline=soon())
         backend.fault = gate
         calls = []
-        for state in ("1 running, 0 queued", "2 running, 0 queued", "2 running, 8 queued", "2 running, 16 queued"):
+        for state in (
+            f"1 running{waiting} queued" for waiting in (", 0", ", 1 cut ahead, 0", ", 1 cut ahead, 8", ", 1 cut ahead, 16")
+        ):
             calls.append(asyncio.create_task(batcher.run([row(2)] * 8, deadline=soon())))
             await until(lambda state=state: repr(batcher) == f"<Batcher [{state}]>")
         with pytest.raises(Overloaded) as told:
@@ -317,7 +340,7 @@ async def test_a_batch_cut_ahead_is_told_when_the_service_stops_before_its_turn(
     backend = FakeBackend(fault=gate)
     batcher = Batcher(backend, QueueLimits(max_batch_tokens=2), CountingTelemetry())
     calls = [await started(batcher, row(1)), asyncio.create_task(batcher.run([row(2, 3)], deadline=soon()))]
-    await until(lambda: "[2 running, 0 queued]" in repr(batcher))
+    await until(lambda: "1 cut ahead, 0 queued]" in repr(batcher))
     await batcher.drain(0.02)
     with pytest.raises(Unavailable, match="stopping"):
         await calls[1]
@@ -490,6 +513,8 @@ async def test_what_does_not_finish_within_the_grace_is_told_so() -> None:
     max_batch_tokens=st.sampled_from([16, 512]),
     # None of the work is little, some of it, all of it.
     lone_tokens=st.sampled_from([0, 16, 1_000]),
+    # Some of the rows are long, or none.
+    long_tokens=st.sampled_from([8, 128]),
 )
 def test_every_caller_is_answered_exactly_once_whatever_happens(
     calls: list[tuple[list[int], str]],
@@ -498,6 +523,7 @@ def test_every_caller_is_answered_exactly_once_whatever_happens(
     drain_early: bool,
     max_batch_tokens: int,
     lone_tokens: int,
+    long_tokens: int,
 ) -> None:
     class Chaotic(FakeBackend):
         def embed(self, batch: Batch) -> BatchResult:
@@ -519,7 +545,9 @@ def test_every_caller_is_answered_exactly_once_whatever_happens(
         return "ok"
 
     async def scenario() -> None:
-        limits = QueueLimits(max_queued_tokens=200, max_batch_tokens=max_batch_tokens, lone_tokens=lone_tokens)
+        limits = QueueLimits(
+            max_queued_tokens=200, max_batch_tokens=max_batch_tokens, lone_tokens=lone_tokens, long_tokens=long_tokens
+        )
         batcher = Batcher(Chaotic(concurrency=2), limits, CountingTelemetry())
         tasks = [asyncio.create_task(one(batcher, n, *call)) for n, call in enumerate(calls)]
         await asyncio.sleep(0)
@@ -734,7 +762,7 @@ async def test_nothing_interactive_is_added_behind_more_work_than_may_wait() -> 
         # The first of them is cut for the thread that runs, the other waits.
         for waiting in range(2):
             asked.append(asyncio.create_task(batcher.run([row(*range(6))], deadline=soon())))
-            await until(lambda expected=waiting: repr(batcher) == f"<Batcher [2 running, {expected} queued]>")
+            await until(lambda expected=waiting: repr(batcher) == f"<Batcher [1 running, 1 cut ahead, {expected} queued]>")
         with pytest.raises(Overloaded, match="too much is waiting") as refused:
             await batcher.run([row(3)], deadline=soon())
         asked.append(asyncio.create_task(batcher.run([row(4)], deadline=soon(), is_bulk=True)))

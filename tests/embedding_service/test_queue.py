@@ -68,7 +68,8 @@ def test_a_batch_is_cut_by_length(queued: list[int], limits: dict[str, float], e
         pytest.param([entry(10)] * 2 + [entry(90)], {"max_batch_tokens": 81}, [], id="less is not"),
         pytest.param([entry(2)] * 9, {"max_batch_requests": 8}, [2] * 8, id="nor needed where it has all rows"),
         pytest.param([entry(2)] * 9, {"max_batch_requests": 8, "ahead_share": None}, [], id="none where none should be"),
-        pytest.param([entry(8)] * 3 + [entry(8, bulk=True)], {"max_batch_tokens": 48}, [8] * 3, id="bulk rows stay"),
+        pytest.param([entry(8)] * 6 + [entry(8, bulk=True)], {"max_batch_tokens": 48}, [8] * 6, id="bulk rows stay"),
+        pytest.param([entry(8)] * 5 + [entry(8, bulk=True)], {"max_batch_tokens": 48}, [], id="and count for nothing"),
         pytest.param([entry(8, bulk=True)] * 9, {"max_batch_tokens": 16}, [], id="even where there is nothing else"),
         pytest.param([entry(300)], {}, [], id="a long row may be passed by short ones"),
         pytest.param([entry(8)] * 40 + [entry(300)], {}, [], id="and short ones take no turn of a long row's"),
@@ -76,13 +77,30 @@ def test_a_batch_is_cut_by_length(queued: list[int], limits: dict[str, float], e
         pytest.param([], {}, [], id="nothing is nothing"),
     ],
 )
+@pytest.mark.parametrize("has_long_room", [None, True])
 def test_what_is_cut_for_a_thread_that_is_not_free_yet(
-    entries: list[Entry], limits: dict[str, float], expected: list[int]
+    entries: list[Entry], limits: dict[str, float], expected: list[int], has_long_room: bool | None
 ) -> None:
     queue = queue_of(*entries, **limits)
 
-    assert expected == lengths(queue.take_ahead(0.0).batch)
+    assert expected == lengths(queue.take_ahead(0.0, has_long_room=has_long_room).batch)
     assert len(entries) - len(expected) == queue.num_entries
+
+
+@pytest.mark.parametrize(
+    ("entries", "expected"),
+    [
+        pytest.param([entry(8)] * 40 + [entry(300)], [8] * 32, id="long rows wait, and it is not their turn"),
+        pytest.param([entry(8)] * 31 + [entry(300)] * 9, [], id="the short ones by themselves must be enough for a batch"),
+        pytest.param([entry(300)] * 9, [], id="and are none"),
+    ],
+)
+def test_what_is_cut_for_a_thread_that_will_be_for_short_rows(entries: list[Entry], expected: list[int]) -> None:
+    queue = queue_of(*entries)
+
+    assert expected == lengths(queue.take_ahead(0.0, has_long_room=False).batch)
+    # What left is not counted any more.
+    assert [] == lengths(queue.take_ahead(0.0, has_long_room=False).batch)
 
 
 @pytest.mark.parametrize(
