@@ -292,8 +292,8 @@ class Batcher:
             now, has_long_room = time.monotonic(), self._has_long_room()
             taken = self._queue.take(now, free_slots=1 if in_turns else free, has_long_room=has_long_room)
             self._start(taken, in_turns=in_turns)
-        if self._may_cut_ahead():
-            leader = self._first_to_end()
+        leader = self._leader() if self._may_cut_ahead() else None
+        if leader is not None:
             has_long_room = self._has_long_room(without=leader)
             self._follow(leader, self._queue.take_ahead(time.monotonic(), has_long_room=has_long_room))
 
@@ -301,11 +301,13 @@ class Batcher:
         running = [batch.rows for future, batch in self._running.items() if future is not without]
         return long_room(running, self._concurrency, self._queue.limits.long_tokens)
 
-    def _first_to_end(self) -> "asyncio.Future[Pass]":
-        """Of what runs, likely: of the short ones, or else of all, the one that began first."""
+    def _leader(self) -> "asyncio.Future[Pass] | None":
+        """Of the short passes that run, the one that began first, and so most likely ends first.
+
+        None where all are long: what follows one of those might wait for it beside an idle thread.
+        """
         long_tokens = self._queue.limits.long_tokens
-        short = (future for future, batch in self._running.items() if batch.rows.longest < long_tokens)
-        return next(short, None) or next(iter(self._running))
+        return next((future for future, batch in self._running.items() if batch.rows.longest < long_tokens), None)
 
     def _num_free_slots(self) -> int:
         return min(self._slots.num_free, self._concurrency - len(self._running))

@@ -163,11 +163,13 @@ async def test_a_full_batch_is_cut_before_a_thread_is_free_for_it_and_only_one(c
     assert [8] * concurrency + [4] * 2 == [len(batch.token_ids) for batch in backend.batches]
 
 
-async def _beside_a_running_pass(rows: list[Row], *, is_bulk: bool = False, slots: PassSlots | None = None) -> str:
-    """What the batcher says of itself once *rows* wait beside a pass; one of 8 tokens is full."""
+async def _beside_a_running_pass(
+    rows: list[Row], *, first: Row | None = None, is_bulk: bool = False, slots: PassSlots | None = None
+) -> str:
+    """What the batcher says of itself once *rows* wait beside a pass, of *first*; one of 8 tokens is full."""
     gate = Gate()
     batcher = Batcher(FakeBackend(fault=gate), QueueLimits(max_batch_tokens=8), CountingTelemetry(), slots)
-    calls = [await started(batcher, row(1)), asyncio.create_task(batcher.run(rows, deadline=soon(), is_bulk=is_bulk))]
+    calls = [await started(batcher, first or row(1)), asyncio.create_task(batcher.run(rows, deadline=soon(), is_bulk=is_bulk))]
     await asyncio.sleep(0.01)
     said = repr(batcher)
     gate.open()
@@ -197,6 +199,12 @@ async def test_a_batch_is_cut_ahead_where_nothing_better_could_come(
 
     assert f"<Batcher {expected}>" == await _beside_a_running_pass(rows, is_bulk=is_bulk, slots=slots)
     assert 1 == slots.num_free
+
+
+async def test_nothing_is_cut_to_follow_a_long_pass() -> None:
+    said = await _beside_a_running_pass([row(1)] * 8, first=row(*range(200)))
+
+    assert "<Batcher [1 running, 8 queued]>" == said
 
 
 async def test_what_is_cut_ahead_follows_a_short_pass_and_takes_no_turn_of_a_long_row() -> None:
