@@ -16,7 +16,9 @@ from embedding_service.bert_as_service import PoolingStrategy
 from embedding_service.logs import LogFormat
 from embedding_service.queue import QueueLimits
 
-Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
+Engine = Literal[
+    "auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "openvino-int8", "torch-fp32", "torch-bf16", "torch-fp16"
+]
 
 
 class Settings(BaseSettings):

@@ -15,7 +15,7 @@ out: Final = Console(highlight=False, soft_wrap=True)
 err: Final = Console(stderr=True, highlight=False, soft_wrap=True)
 
 Model = Annotated[str | None, typer.Argument(help="A directory, a known or a hub name; all-MiniLM-L6-v2 when absent.")]
-_COMPARED: Final = ("openvino-bf16", "openvino-fp32", "onnx-fp32", "onnx-int8")
+_COMPARED: Final = ("openvino-int8", "openvino-bf16", "openvino-fp32", "onnx-fp32", "onnx-int8")
 
 
 def _progress(line: str) -> None:

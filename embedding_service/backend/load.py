@@ -8,7 +8,9 @@ from typing import Literal
 from embedding_service.backend import Backend, EngineSpec, TrunkSpec
 from embedding_service.models.errors import PreparationError
 
-EngineName = Literal["onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
+EngineName = Literal[
+    "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "openvino-int8", "torch-fp32", "torch-bf16", "torch-fp16"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +44,9 @@ def _load(prepared: PreparedTrunk) -> Backend:
         from embedding_service.backend.torch import load_torch  # noqa: PLC0415 (heavy)
 
         return load_torch(prepared)
-    from embedding_service.backend.openvino import OpenVinoBackend  # noqa: PLC0415 (heavy)
+    from embedding_service.backend.openvino import PRECISIONS, OpenVinoBackend  # noqa: PLC0415 (heavy)
 
-    precision: Literal["bf16", "f32"] = "bf16" if prepared.engine_name == "openvino-bf16" else "f32"
-    return OpenVinoBackend(prepared.spec, prepared.engine, prepared.graph, precision)
+    return OpenVinoBackend(prepared.spec, prepared.engine, prepared.graph, PRECISIONS[prepared.engine_name])
 
 
 def num_cores() -> int:

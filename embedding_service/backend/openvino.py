@@ -1,17 +1,27 @@
 """A trunk run by OpenVINO on the CPU, in an explicit precision."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import openvino as ov
 
 from embedding_service.backend import LONE_THREADS, BackendError, Batch, BatchResult, EngineSpec, TrunkSpec
 from embedding_service.backend.pooling import flattened, read_views
 
-Precision = Literal["bf16", "f32"]
+Precision = Literal["bf16", "f32", "int8"]
+"""What linear layers multiply. With int8, a graph's weights being so, each token's activations are scaled to integers by
+themselves, `INT8_GROUP` at a time, so that who came with a text changes its vector by rounding at most; all else is bf16 where
+the processor has it."""
+
+INT8_GROUP: Final = 64
+"""Activations with a scale of their own. Fewer are more exact and slower, see `perf.micro.int8_groups`."""
+
+PRECISIONS: Final[Mapping[str, Precision]] = {"openvino-bf16": "bf16", "openvino-fp32": "f32", "openvino-int8": "int8"}
+"""By the name of the engine."""
 
 _CORE: Final = ov.Core()
 """One for the life of the process. The first compilation gives its thread an alternative signal stack, the end of the last
@@ -29,15 +39,23 @@ class OpenVinoBackend:
     """
 
     def __init__(
-        self, trunk: TrunkSpec, engine: EngineSpec, graph: Path, precision: Precision, *, lone_threads: int = LONE_THREADS
+        self,
+        trunk: TrunkSpec,
+        engine: EngineSpec,
+        graph: Path,
+        precision: Precision,
+        *,
+        lone_threads: int = LONE_THREADS,
+        int8_group: int = INT8_GROUP,
     ) -> None:
         self.trunk = trunk
         self.engine = engine
         model, lone_threads = _CORE.read_model(graph), min(lone_threads, engine.concurrency)
-        self._side_by_side: _Requests | None = _Requests(_side_by_side(model, precision, engine.concurrency))
+        compiled = partial(compile_graph, model, precision, int8_group=int8_group)
+        self._side_by_side: _Requests | None = _Requests(_side_by_side(compiled, engine.concurrency))
         self._alone: _Requests | None = self._side_by_side
         if lone_threads > 1:
-            self._alone = _Requests([compile_graph(model, precision, 1, threads_a_pass=lone_threads)])
+            self._alone = _Requests([compiled(1, threads_a_pass=lone_threads)])
 
     def embed(self, batch: Batch) -> BatchResult:
         """See `embedding_service.backend.Backend`."""
@@ -80,20 +98,25 @@ class _Requests:
             self._free.put(request)
 
 
-def _side_by_side(model: ov.Model, precision: Precision, concurrency: int) -> list[ov.CompiledModel]:
-    """For each of *concurrency* passes the compiled graph it runs on."""
+def _side_by_side(compiled: Callable[[int], ov.CompiledModel], concurrency: int) -> list[ov.CompiledModel]:
+    """For each of *concurrency* passes the graph it runs on, *compiled* for so many at once."""
     if concurrency > MOST_COPIES:
-        return [compile_graph(model, precision, concurrency)] * concurrency
-    return [compile_graph(model, precision, 1) for _ in range(concurrency)]
+        return [compiled(concurrency)] * concurrency
+    return [compiled(1) for _ in range(concurrency)]
 
 
-def compile_graph(graph: Path | ov.Model, precision: Precision, concurrency: int, *, threads_a_pass: int = 1) -> ov.CompiledModel:
+def compile_graph(
+    graph: Path | ov.Model, precision: Precision, concurrency: int, *, threads_a_pass: int = 1, int8_group: int = INT8_GROUP
+) -> ov.CompiledModel:
     """Compile for *concurrency* passes at once; one thread each is best where there are so many (`perf.micro.threads`)."""
-    options = {
+    options: dict[str, Any] = {
         "NUM_STREAMS": str(concurrency),
         "INFERENCE_NUM_THREADS": str(concurrency * threads_a_pass),
         # Pinned, several processes of a machine would share its first core.
         "ENABLE_CPU_PINNING": "NO",
         "INFERENCE_PRECISION_HINT": precision,
     }
+    if precision == "int8":
+        has_bf16 = "BF16" in _CORE.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        options |= {"INFERENCE_PRECISION_HINT": "bf16" if has_bf16 else "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": int8_group}
     return _CORE.compile_model(graph, "CPU", options)

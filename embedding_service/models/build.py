@@ -27,6 +27,7 @@ LABELS: Final[dict[EngineName, str]] = {
     "onnx-int8": "onnxruntime int8",
     "openvino-bf16": "openvino bf16",
     "openvino-fp32": "openvino fp32",
+    "openvino-int8": "openvino int8",
     "torch-fp32": "torch fp32",
     "torch-bf16": "torch bf16",
     "torch-fp16": "torch fp16",
@@ -37,6 +38,7 @@ PASS_COSTS: Final[dict[EngineName, PassCost]] = {
     "onnx-int8": PassCost(15.0, padding=1.0, cell=0.0012),
     "openvino-bf16": PassCost(55.0, padding=0.06, cell=0.001),
     "openvino-fp32": PassCost(30.0, padding=0.05, cell=0.0008),
+    "openvino-int8": PassCost(35.0, padding=0.05, cell=0.001),
     # Not measured. Of a BERT, over flat tokens; the rows of its relatives are padded to the longest.
     "torch-fp32": PassCost(padding=0.0),
     "torch-bf16": PassCost(padding=0.0),
@@ -97,8 +99,8 @@ def self_test(engine: EngineName, graph: Path) -> None:
     Raises:
         PreparationError: it failed.
     """
-    if engine in {"openvino-bf16", "openvino-fp32"}:
-        fault = openvino_fault(graph, "bf16" if engine == "openvino-bf16" else "f32")
+    if engine.startswith("openvino"):
+        fault = openvino_fault(graph, engine)
         if fault:
             raise PreparationError(f"{LABELS[engine]} cannot be used: {fault}; choose another --engine")
 
@@ -108,10 +110,11 @@ def _build(source: TrunkSource, engine: EngineName, place: Path) -> None:
         return  # PyTorch reads the directory itself
     dialect: Dialect = "onnxruntime" if engine.startswith("onnx") else "flat"
     graph = place / "graph.onnx"
-    if dialect == "flat" and _link_sibling(source, engine, graph):
+    has_int8_weights = engine == "openvino-int8"
+    if dialect == "flat" and not has_int8_weights and _link_sibling(source, engine, graph):
         return
     weights = read_weights(source.files.directory, source.config)
-    onnx.save(build_graph(source.config, weights, source.layers, dialect), graph)
+    onnx.save(build_graph(source.config, weights, source.layers, dialect, has_int8_weights=has_int8_weights), graph)
     if engine == "onnx-int8":
         full = graph.rename(place / "full.onnx")
         quantize_int8(str(full), str(graph))
@@ -119,7 +122,7 @@ def _build(source: TrunkSource, engine: EngineName, place: Path) -> None:
 
 
 def _link_sibling(source: TrunkSource, engine: EngineName, graph: Path) -> bool:
-    """Both precisions of OpenVINO compile the same graph: it lies on the disk once."""
+    """Both floating-point precisions of OpenVINO compile the same graph: it lies on the disk once."""
     sibling = source.folder("openvino-fp32" if engine == "openvino-bf16" else "openvino-bf16")
     found = read_report(sibling)
     if found is None or sha256_of(sibling / "graph.onnx") != found.sha256:

@@ -11,7 +11,8 @@ both embeddings; segment is 1 in the second text of a pair and 0 elsewhere.
 *flat*: plain operators, and no padding but inside attention, so that rows of unlike lengths may share a pass. Inputs
 input_ids and position_ids [tokens], the rows one after another; attention_mask [batch, seq]; grid [batch, seq], which token
 stands at each place of the rows padded to one length (any token where there is none); places [tokens], where in grid,
-flattened, each token stands. Outputs float32 [tokens, width].
+flattened, each token stands. Outputs float32 [tokens, width]. With int8 weights its linear layers say of each weight what
+integer it is and, a channel, what one is worth: an engine may multiply by the integers (`backend.openvino`).
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import onnx
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
@@ -48,9 +50,14 @@ def output_name(layer: int, num_layers: int) -> str:
     return f"hidden_{num_layers + 1 + layer}"
 
 
-def build_graph(config: BertConfig, weights: Weights, layers: Sequence[int], dialect: Dialect) -> onnx.ModelProto:
-    """A model that computes *layers* (negative numbers) and nothing beyond the highest of them."""
-    builder = _Builder(config, weights, dialect)
+def build_graph(
+    config: BertConfig, weights: Weights, layers: Sequence[int], dialect: Dialect, *, has_int8_weights: bool = False
+) -> onnx.ModelProto:
+    """A model that computes *layers* (negative numbers) and nothing beyond the highest of them.
+
+    *has_int8_weights* is for the flat dialect; `quantize_int8` makes them of a graph of the other.
+    """
+    builder = _Builder(config, weights, dialect, has_int8_weights=has_int8_weights)
     wanted = sorted(config.num_layers + 1 + layer for layer in layers)
     hidden = builder.embeddings()
     if 0 in wanted:
@@ -75,13 +82,20 @@ def quantize_int8(source: str, target: str) -> None:
     )
 
 
+def int8_channels(weight: FloatArray) -> tuple[NDArray[np.int8], FloatArray]:
+    """*weight* [out, in] as integers -127 to 127 and, for each of out, what one is worth: float32 [out], never 0."""
+    scales = np.maximum(np.abs(weight).max(axis=1) / 127, np.finfo(np.float32).tiny)
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales
+
+
 class _Builder:
     """Owns the lists a graph is made of while it grows. Values are referred to by name."""
 
-    def __init__(self, config: BertConfig, weights: Weights, dialect: Dialect) -> None:
+    def __init__(self, config: BertConfig, weights: Weights, dialect: Dialect, *, has_int8_weights: bool) -> None:
         self._config = config
         self._weights = weights
         self._is_fused = dialect == "onnxruntime"
+        self._has_int8_weights = has_int8_weights
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
         self._outputs: list[onnx.ValueInfoProto] = []
@@ -130,17 +144,17 @@ class _Builder:
 
     def _fused_attention(self, hidden: str, prefix: str) -> str:
         weight, bias = self._packed(prefix)
-        query, key, value = self._split(self._node("MatMul", [hidden, self._constant(prefix + "qkv.weight", weight)]))
+        query, key, value = self._split(self._multiplied(hidden, prefix + "qkv.weight", weight))
         inputs = [query, key, value, self._constant(prefix + "qkv.bias", bias), self._mask]
         return self._node(
             "MultiHeadAttention", inputs, domain=_FUSED, num_heads=self._config.num_heads, mask_filter_value=_MASKED
         )
 
     def _packed(self, prefix: str, query_scale: float = 1.0) -> tuple[FloatArray, FloatArray]:
-        """Weight [width, 3 * width] and bias of query, key and value in one."""
+        """Weight [3 * width, width] and bias of query, key and value in one."""
         parts = {"query": query_scale, "key": 1.0, "value": 1.0}
         names = {prefix + f"attention.self.{part}": np.float32(scale) for part, scale in parts.items()}
-        weight = np.concatenate([self._weights[f"{name}.weight"] * scale for name, scale in names.items()]).T
+        weight = np.concatenate([self._weights[f"{name}.weight"] * scale for name, scale in names.items()])
         return weight, np.concatenate([self._weights[f"{name}.bias"] * scale for name, scale in names.items()])
 
     def _split(self, value: str, axis: int = -1) -> tuple[str, str, str]:
@@ -153,7 +167,7 @@ class _Builder:
         heads, width = self._config.num_heads, self._config.width
         # The scale of the scores goes into the query's weights.
         weight, bias = self._packed(prefix, (width // heads) ** -0.5)
-        product = self._node("MatMul", [hidden, self._constant(prefix + "qkv.weight", weight)])
+        product = self._multiplied(hidden, prefix + "qkv.weight", weight)
         rows = self._node("Gather", [self._node("Add", [product, self._constant(prefix + "qkv.bias", bias)]), "grid"])
         shape = self._integers("heads_shape", [0, 0, 3 * heads, width // heads])
         by_head = self._node("Transpose", [self._node("Reshape", [rows, shape])], perm=[0, 2, 1, 3])
@@ -169,7 +183,16 @@ class _Builder:
         return self._node("Add", [self._product(value, name), self._weight(f"{name}.bias")])
 
     def _product(self, value: str, name: str) -> str:
-        return self._node("MatMul", [value, self._constant(f"{name}.weight", self._weights[f"{name}.weight"].T)])
+        return self._multiplied(value, f"{name}.weight", self._weights[f"{name}.weight"])
+
+    def _multiplied(self, value: str, name: str, weight: FloatArray) -> str:
+        """*value*, [..., in], times *weight*, [out, in]: [..., out]."""
+        if not self._has_int8_weights:
+            return self._node("MatMul", [value, self._constant(name, weight.T)])
+        integers, scales = int8_channels(weight)
+        self._constants[name] = numpy_helper.from_array(integers, name)
+        read = self._node("DequantizeLinear", [name, self._constant(f"{name}.scales", scales)], axis=0)
+        return self._node("Gemm", [value, read], transB=1)
 
     def _gelu(self, value: str, name: str) -> str:
         if self._is_fused:

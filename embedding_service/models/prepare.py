@@ -14,7 +14,9 @@ from embedding_service.models.fetch import Progress, fetch, locked, read_json, s
 from embedding_service.models.source import TrunkSource, read_source
 from embedding_service.models.torch_engine import EncoderShape, choose, read_shape
 
-Engine = Literal["auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "torch-fp32", "torch-bf16", "torch-fp16"]
+Engine = Literal[
+    "auto", "onnx-fp32", "onnx-int8", "openvino-bf16", "openvino-fp32", "openvino-int8", "torch-fp32", "torch-bf16", "torch-fp16"
+]
 
 _BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 
@@ -32,8 +34,8 @@ def prepare(
 
     *auto* is torch-bf16 where PyTorch is installed and finds a GPU that computes in bfloat16. Elsewhere it measures the
     engines of this processor once and takes the fastest that is near enough to float32 (`quality.NEEDED`), or of those within
-    a fifth of it the most exact. onnx-int8 is not among them: it scales activations over a whole batch, so that a text's
-    vector would depend on who came with it. What was chosen is kept; *measure_again* forgets it.
+    a fifth of it the most exact. int8 is not among them: it changes labels (decision 28), and onnx-int8 scales activations over
+    a whole batch, so that a text's vector depends on who came with it. What was chosen is kept; *measure_again* forgets it.
     *layers* may count from 0, the embedding layer, or back from -1.
 
     Raises:

@@ -39,6 +39,7 @@ NEEDED: Final[dict[EngineName, Quality]] = {
     "onnx-int8": Quality(0.985, 0.9, 0.9),
     "openvino-bf16": Quality(0.999, 0.995, 0.985),
     "openvino-fp32": Quality(0.9999, 0.999, 0.995),
+    "openvino-int8": Quality(0.985, 0.9, 0.9),
     "torch-fp32": Quality(0.9999, 0.999, 0.995),
     "torch-bf16": Quality(0.999, 0.995, 0.985),
     "torch-fp16": Quality(0.999, 0.995, 0.985),

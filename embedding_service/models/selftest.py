@@ -3,16 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 TIMEOUT_SECONDS: Final = 120.0
 
 
-def openvino_fault(
-    graph: Path, precision: Literal["bf16", "f32"], *, timeout: float = TIMEOUT_SECONDS, module: str = __name__
-) -> str:
-    """Compile *graph* in *precision* and run it once, elsewhere. "" when that went well, else why not, in a few words."""
-    command = [sys.executable, "-m", module, str(graph), precision]
+def openvino_fault(graph: Path, engine: str, *, timeout: float = TIMEOUT_SECONDS, module: str = __name__) -> str:
+    """Compile *graph* as *engine* does and run it once, elsewhere. "" when that went well, else why not, in a few words."""
+    command = [sys.executable, "-m", module, str(graph), engine]
     try:
         ended = subprocess.run(command, capture_output=True, timeout=timeout, check=False)
     except subprocess.TimeoutExpired:
@@ -26,11 +24,10 @@ def main() -> int:
     """Exit status 0 when the graph named on the command line gives finite numbers."""
     import numpy as np  # noqa: PLC0415 (only the child needs them)
 
-    from embedding_service.backend.openvino import compile_graph  # noqa: PLC0415
+    from embedding_service.backend.openvino import PRECISIONS, compile_graph  # noqa: PLC0415
     from embedding_service.backend.pooling import flattened  # noqa: PLC0415
 
-    precision: Literal["bf16", "f32"] = "bf16" if sys.argv[2] == "bf16" else "f32"
-    request = compile_graph(Path(sys.argv[1]), precision, 1).create_infer_request()
+    request = compile_graph(Path(sys.argv[1]), PRECISIONS[sys.argv[2]], 1).create_infer_request()
     for length in (4, 9):
         inputs, _ = flattened([(1,) * length, (1, 1)])
         outputs = request.infer(inputs)

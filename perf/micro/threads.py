@@ -16,7 +16,7 @@ from functools import partial
 
 from embedding_service.backend import Backend, Batch, BatchResult
 from embedding_service.backend.load import PreparedTrunk, num_cores
-from embedding_service.backend.openvino import OpenVinoBackend, Precision
+from embedding_service.backend.openvino import PRECISIONS, OpenVinoBackend
 from embedding_service.models.prepare import prepare
 from perf.bare_loop import bare_loop
 from perf.report import spread
@@ -36,7 +36,7 @@ Layout = Callable[[int, float], float]
 
 def backend_of(prepared: PreparedTrunk, concurrency: int) -> OpenVinoBackend:
     """*prepared*, run by so many passes at once, or by one with as many threads."""
-    precision: Precision = "bf16" if prepared.engine_name == "openvino-bf16" else "f32"
+    precision = PRECISIONS[prepared.engine_name]
     engine = replace(prepared.engine, concurrency=concurrency)
     return OpenVinoBackend(prepared.spec, engine, prepared.graph, precision, lone_threads=concurrency)
 
@@ -101,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser("python -m perf.micro.threads", description=__doc__)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--engine", choices=("openvino-bf16", "openvino-fp32"), default="openvino-bf16")
+    parser.add_argument("--engine", choices=tuple(PRECISIONS), default="openvino-bf16")
     given = parser.parse_args()
     console, cores = wide_console(), num_cores()
     prepared = prepare(None, cache_dir=paths.cache_dir(), engine=given.engine, progress=console.print)

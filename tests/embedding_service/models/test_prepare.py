@@ -1,9 +1,11 @@
 import errno
 import json
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 
 from embedding_service.backend import BackendError, Batch, View
@@ -58,6 +60,41 @@ def test_a_closed_engine_says_so(tmp_path, engine, is_alone):
     backend.close()
     with pytest.raises(BackendError, match="closed"):
         backend.embed(Batch(ROWS, ((View(),),) * len(ROWS), is_alone=is_alone))
+
+
+def test_int8_weights_are_a_quarter_and_the_vectors_nearly_the_same(tmp_path, monkeypatch):
+    # Random weights are no ground for labels.
+    monkeypatch.setattr("embedding_service.models.build.check_quality", lambda *_: None)
+    trunk, cache = str(make_tiny_trunk(tmp_path / "tiny")), tmp_path / "cache"
+    exact, int8 = (prepare(trunk, cache_dir=cache, engine=engine) for engine in ("openvino-fp32", "openvino-int8"))
+    views = ((View(),),) * len(ROWS)
+    with closing(load_backend(exact)) as one, closing(load_backend(int8)) as other:
+        pairs = list(zip(one.embed(Batch(ROWS, views)), other.embed(Batch(ROWS, views)), strict=True))
+
+    assert "openvino int8" == int8.engine.label
+    assert all(0.99 < float(left[0] @ right[0]) for left, right in pairs)
+    assert any((left[0] != right[0]).any() for left, right in pairs)
+    assert 0 < int8_bytes(int8.graph) < 0.3 * linear_bytes(exact.graph)
+
+
+def int8_bytes(graph):
+    return sum(len(one.raw_data) for one in onnx.load(graph).graph.initializer if one.data_type == onnx.TensorProto.INT8)
+
+
+def linear_bytes(graph):
+    constants = onnx.load(graph).graph.initializer
+    return sum(len(one.raw_data) for one in constants if one.name.startswith("encoder") and len(one.dims) == 2)
+
+
+def test_in_int8_a_text_has_the_same_vector_but_for_rounding_whoever_comes_with_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedding_service.models.build.check_quality", lambda *_: None)
+    prepared = prepare(str(make_tiny_trunk(tmp_path / "tiny")), cache_dir=tmp_path / "cache", engine="openvino-int8")
+    with closing(load_backend(prepared)) as backend:
+        alone = [backend.embed(Batch((row,), ((View(),),)))[0][0] for row in ROWS]
+        together = backend.embed(Batch(ROWS, ((View(),),) * len(ROWS)))
+
+    for expected, [found] in zip(alone, together, strict=True):
+        assert float(found @ expected) > 0.9995
 
 
 @pytest.mark.parametrize("engine", ["onnx-fp32", "openvino-fp32"])
@@ -125,6 +162,12 @@ def test_auto_measures_once_and_says_what_it_saw(tmp_path):
     assert "texts/s here:" in said_again[-1]
 
 
+def test_auto_never_takes_int8_which_changes_labels(tmp_path, monkeypatch):
+    monkeypatch.setattr("embedding_service.models.prepare.texts_per_second", lambda *_: 1.0)
+    monkeypatch.setattr("embedding_service.models.prepare.processor_flags", lambda: frozenset({"avx512_vnni", "amx_int8"}))
+    assert "int8" not in prepare_auto(make_tiny_trunk(tmp_path / "tiny"), tmp_path / "cache")[1][-1]
+
+
 def test_auto_measures_again_on_another_processor_and_after_a_broken_note(tmp_path, monkeypatch):
     trunk, cache = make_tiny_trunk(tmp_path / "tiny"), tmp_path / "cache"
     prepare_auto(trunk, cache)
@@ -174,7 +217,7 @@ def test_a_report_that_cannot_be_read_means_building_again(tmp_path):
 def test_a_self_test_that_crashes_fails_or_hangs_is_told_apart(tmp_path, monkeypatch, script, expected):
     (tmp_path / "crashing.py").write_text(script)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert expected in openvino_fault(tmp_path / "graph.onnx", "bf16", timeout=1.0, module="crashing")
+    assert expected in openvino_fault(tmp_path / "graph.onnx", "openvino-bf16", timeout=1.0, module="crashing")
 
 
 def with_prompts(trunk, settings):
