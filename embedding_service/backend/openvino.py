@@ -27,6 +27,10 @@ _CORE: Final = ov.Core()
 """One for the life of the process. The first compilation gives its thread an alternative signal stack, the end of the last
 core with its graphs frees that stack, and takes it back only from the thread that happens to run then: signals would kill."""
 
+# The first to ask for a dtype makes a table of them behind a C++ lock, and may lose the interpreter meanwhile to a second, which
+# waits for that lock and keeps the interpreter: two first passes at once would stop the process for good (OpenVINO 2026.4.1).
+ov.Type.i64.to_dtype()
+
 MOST_COPIES: Final = 4
 """With as many cores at most, each pass beside others has a compiled graph to itself: one that takes several passes at once
 wakes and waits for threads of its own, a millisecond a pass. With more cores they share one, since each holds the weights."""
