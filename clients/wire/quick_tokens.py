@@ -5,14 +5,12 @@ after both have read the tokenizer's whole vocabulary, and each character there 
 """
 
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from typing import Final
 
+from clients.wire.library_tokens import Read
 from clients.wire.normal_form import normal_form
-
-Read = Callable[[Sequence[str]], list[list[int]]]
-"""Token ids of each text, without special ones around them."""
 
 MAX_KEPT_WORDS: Final = 65_536
 """Whose tokens a thread remembers. Its own habit is 16 times as many, which random words fill at 100 bytes each."""

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal
 
 from clients.wire.chain import NO_STEPS, Chain, UnknownStepError, chain_of
+from clients.wire.library_tokens import library_reader
 from clients.wire.normal_form import normal_form
-from clients.wire.quick_tokens import NotQuick, Read, quick_reader
+from clients.wire.quick_tokens import NotQuick, quick_reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from tokenizers import Tokenizer
 
 
 NORMALIZER: Final = "trunkline-text/1"
@@ -129,11 +128,6 @@ def _kept_of_pair(first: int, second: int, room: int) -> tuple[int, int]:
     return (shorter, room - shorter) if first <= second else (room - shorter, shorter)
 
 
-def _read_by(tokenizer: "Tokenizer") -> Read:
-    """As the tokenizers library does it."""
-    return lambda texts: [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
-
-
 class TextEncoder:
     """Turns texts into token ids for one trunk. Thread-safe once made; the GIL is released while it works.
 
@@ -166,7 +160,7 @@ class TextEncoder:
         if len(special) != 2:
             raise ValueError(f"this tokenizer puts {len(special)} special tokens around a text; a BERT trunk has two")
         self._first, self._last = special
-        self._read = _read_by(self._tokenizer)
+        self._read = library_reader(self._tokenizer)
         self.why_not_quick = ""
         """Why `quick_tokens` was asked for in vain; "" otherwise."""
         if quick_tokens:

@@ -1,13 +1,17 @@
-"""`python -m perf.micro.tokens`: texts to token ids by the tokenizers library and by nanotoken (extra `quick-tokens`)."""
+"""`python -m perf.micro.tokens`: texts to token ids by the tokenizers library and by nanotoken (extra `quick-tokens`).
+
+Both with all that we do for a text. Then the library by itself: as it comes, and with its normaliser before it.
+"""
 
 import argparse
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from rich.console import Console
+from tokenizers import Tokenizer
 
-from clients.wire.text import TextEncoder
+from clients.wire.library_tokens import Read, ids_of, library_reader
+from clients.wire.text import TextEncoder, normalize_text
 from perf.report import ratios, spread
 from perf.settings import wide_console
 from perf.trunks import long_trunk
@@ -16,12 +20,14 @@ from trunkline import paths
 
 TEXTS_A_CALL = (1, 32)
 
+Encode = Callable[[Sequence[str]], object]
 
-def seconds_a_text(encoder: TextEncoder, texts: Sequence[str], at_once: int) -> float:
-    """To encode all *texts*, *at_once* in a call."""
+
+def seconds_a_text(encode: Encode, texts: Sequence[str], at_once: int) -> float:
+    """To *encode* all *texts*, *at_once* in a call."""
     began = time.perf_counter()
     for start in range(0, len(texts), at_once):
-        encoder.encode(texts[start : start + at_once])
+        encode(texts[start : start + at_once])
     return (time.perf_counter() - began) / len(texts)
 
 
@@ -36,16 +42,21 @@ def in_turns(ways: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, 
     return found
 
 
-def compare(encoders: Mapping[str, TextEncoder], given: argparse.Namespace, tokenizer_json: bytes, console: Console) -> None:
-    """Print what each takes, and the second beside the first."""
-    for name in given.workloads:
-        workload = load_workload(name, paths.cache_dir(), tokenizer_json)
-        for at_once in TEXTS_A_CALL:
-            ways = {who: partial(seconds_a_text, encoder, workload.texts, at_once) for who, encoder in encoders.items()}
-            found = in_turns(ways, given.rounds)
-            told = "; ".join(f"{who} {spread(taken, '{:.1f} us')}" for who, taken in found.items())
-            library, quick = found.values()
-            console.print(f"{workload}, {at_once} a call: {told}; ratio {spread(ratios(quick, library))}")
+def compare(encodes: Mapping[str, Encode], texts: Sequence[str], at_once: int, rounds: int) -> str:
+    """What each takes, and the second beside the first."""
+    ways = {who: partial(seconds_a_text, encode, texts, at_once) for who, encode in encodes.items()}
+    found = in_turns(ways, rounds)
+    first, second = found.values()
+    told = "; ".join(f"{who} {spread(taken, '{:.1f} us')}" for who, taken in found.items())
+    return f"{told}; ratio {spread(ratios(second, first))}"
+
+
+def reads_of(tokenizer_json: bytes) -> dict[str, Read]:
+    """The library as it comes, and with its normaliser before it."""
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return {"as it comes": partial(ids_of, tokenizer), "normalised before": library_reader(tokenizer)}
 
 
 def main() -> None:
@@ -64,7 +75,13 @@ def main() -> None:
         raise SystemExit(reason)
     console = wide_console()
     console.print(", ".join(f"{name} is ready after {taken:.2f} s" for name, taken in seconds.items()))
-    compare(encoders, given, tokenizer_json, console)
+    whole, reads = {name: encoder.encode for name, encoder in encoders.items()}, reads_of(tokenizer_json)
+    for name in given.workloads:
+        workload = load_workload(name, paths.cache_dir(), tokenizer_json)
+        normalized = [normalize_text(text) for text in workload.texts]
+        for at_once in TEXTS_A_CALL:
+            console.print(f"{workload}, {at_once} a call: {compare(whole, workload.texts, at_once, given.rounds)}")
+            console.print(f"  the library itself: {compare(reads, normalized, at_once, given.rounds)}")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ class Counting:
 
 def test_every_text_is_encoded_once_by_as_many_a_call_as_asked_for() -> None:
     encoder = Counting()
-    assert seconds_a_text(encoder, ["a", "b", "c"], 2) > 0
+    assert seconds_a_text(encoder.encode, ["a", "b", "c"], 2) > 0
     assert [["a", "b"], ["c"]] == encoder.calls
 
 
