@@ -164,9 +164,16 @@ async def our_service(
 
 @contextlib.asynccontextmanager
 async def our_gateway(
-    heads: Sequence[str], *, engine: Engine = "auto", cache_bytes: int = 0, say: Callable[[str], None] = print
+    heads: Sequence[str],
+    *,
+    engine: Engine = "auto",
+    cache_bytes: int = 0,
+    embedding: Running | None = None,
+    say: Callable[[str], None] = print,
 ) -> AsyncIterator[Running]:
     """The whole local stack, asked for *heads* of the repository in trunkline's home, until the context ends.
+
+    *embedding*, when given, takes the place of the stack's own embedding service.
 
     Raises:
         SystemExit: one of *heads* is not there.
@@ -177,11 +184,19 @@ async def our_gateway(
     missing = [head for head in heads if not (home / "repository" / head).is_dir()]
     if missing:
         raise SystemExit(f"there is no head {missing[0]!r} in {home / 'repository'}: run `trunkline demo` first")
-    settings = StackSettings(home / "repository", paths.cache_dir(), home / "logs", engine=engine)
+    settings = StackSettings(
+        home / "repository",
+        paths.cache_dir(),
+        home / "logs",
+        engine=engine,
+        embedding_address="" if embedding is None else embedding.grpc,
+    )
     stack = Stack(settings.on_any_ports(), say)
     try:
         found = await stack.start()
         pids = {name: child.pid for name, child in stack.children.items()}
+        if embedding is not None:
+            pids["embedding"] = embedding.pid
         gateway = pids.pop("gateway")
         yield Running("gateway", found.gateway, gateway, (classify_route(heads),), found.embedding_grpc, found.heads_grpc, pids)
     finally:

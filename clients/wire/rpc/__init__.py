@@ -7,6 +7,7 @@ after another: a call that does nothing takes 1.5 ms there and 0.25 here. See do
 - headers     header blocks (RFC 7541), and what gRPC says in them
 - messages    the bytes of a stream to messages and back
 - connection  flow control, streams, settings: what both ends share
+- turns       what is written in one turn of the loop leaves together
 - sockets     addresses, and where a server listens; tls: its contexts
 - channel     the calling end, over client_connection and client_call; stream_call is a stream as its caller holds it
 - server      the answering end, over server_connection and server_call; server_context is a call as its handler sees it

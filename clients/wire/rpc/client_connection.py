@@ -10,6 +10,7 @@ from clients.wire.rpc.client_call import Call
 from clients.wire.rpc.connection import Bounds, Connection, Stream
 from clients.wire.rpc.headers import Field
 from clients.wire.rpc.messages import prefixed
+from clients.wire.rpc.turns import TurnTransport
 
 if TYPE_CHECKING:
     from clients.wire.rpc.channel import AsyncChannel
@@ -72,7 +73,7 @@ class ClientConnection(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
-        super().connection_made(transport)
+        super().connection_made(TurnTransport(transport, self.streams))
         self._channel.remember(self)
         bounds = self.bounds
         ours = (

@@ -300,8 +300,9 @@ class Connection(asyncio.Protocol, ABC):
 
     def _lose_streams(self) -> None:
         """All streams are over, and told why."""
-        streams, self.streams = self.streams, {}
-        for stream in streams.values():
+        streams = list(self.streams.values())
+        self.streams.clear()
+        for stream in streams:
             stream.drop_unsent()
             stream.on_lost(self._why)
 

@@ -15,6 +15,7 @@ from clients.wire.rpc.connection import Bounds, Connection, Stream, peer_name
 from clients.wire.rpc.headers import ENCODING, TIMEOUT, Field, block, is_grpc, read_metadata, read_timeout
 from clients.wire.rpc.messages import MessageReader
 from clients.wire.rpc.server_call import CallDetails, Handler, ServerCall, status_block
+from clients.wire.rpc.turns import TurnTransport
 
 if TYPE_CHECKING:
     from clients.wire.rpc.server import AsyncServer
@@ -58,7 +59,7 @@ class ServerConnection(Connection):
         self._last_block: bytearray | None = None
         self._closing_since: float | None = None
         self._stalled_since: float | None = None
-        self._num_unwritten = 0
+        self._num_gone = 0
         self._num_blind = 0
         self._has_said_all = False
         self._preface: bytes | None = b""
@@ -70,7 +71,8 @@ class ServerConnection(Connection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
-        super().connection_made(transport)
+        self._turns = TurnTransport(transport, self.streams)
+        super().connection_made(self._turns)
         if len(self.server.connections) >= self.server.max_connections or self.server.is_stopping:
             self.abort("there is no room for another connection")
             return
@@ -168,9 +170,9 @@ class ServerConnection(Connection):
     def _is_stalled(self, now: float, seconds: float) -> bool:
         """Whether nothing of what was written has left for *seconds*."""
         # By TLS the transport tells nothing of what it wrote, but pauses us all the same.
-        size = max(self.transport.get_write_buffer_size(), int(self._is_paused))
-        before, self._num_unwritten = self._num_unwritten, size
-        if not self._num_unwritten or self._num_unwritten < before:
+        has_more = self._is_paused or self._turns.get_write_buffer_size() > 0
+        before, self._num_gone = self._num_gone, self._turns.num_gone
+        if not has_more or self._num_gone > before:
             self._stalled_since = None
         elif self._stalled_since is None:
             self._stalled_since = now

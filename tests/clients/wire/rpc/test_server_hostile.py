@@ -370,7 +370,8 @@ async def test_many_small_messages_in_one_frame_take_time_in_proportion(attacked
     async with attacked.connected(BEGIN + content + data(1, prefixed(b"") * 200_000)) as (reader, _):
         num_bytes = 0
         while num_bytes < 200_000 * (h2.HEAD_BYTES + 5):
-            num_bytes += len(await reader.read(2**20))
+            num_bytes += len(got := await reader.read(2**20))
+            assert got
 
 
 @pytest.mark.parametrize("message", [b"", b"x" * 9_000], ids=["empty", "not empty"])
