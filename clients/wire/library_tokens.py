@@ -4,14 +4,13 @@ Within a tokenizer the normaliser keeps account of where each character came fro
 lower-case it: the other steps (control characters, Chinese ones, accents) find nothing there. `python -m perf.micro.tokens`.
 """
 
-import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from tokenizers import Tokenizer
+    from tokenizers import AddedToken, Tokenizer
 
 Read = Callable[[Sequence[str]], list[list[int]]]
 """Token ids of each text, without special ones around them."""
@@ -22,12 +21,12 @@ _NEVER: Final = "(?!)"
 
 def library_reader(tokenizer: "Tokenizer") -> Read:
     """What reads as *tokenizer* does, which neither cuts nor pads."""
-    described = json.loads(tokenizer.to_str())
-    if not _may_normalize_before(described):
+    reserved = tokenizer.get_added_tokens_decoder().values()
+    if not _may_normalize_before(tokenizer, reserved):
         return partial(ids_of, tokenizer)
-    normalized, normalize = _without_normalizer(described), tokenizer.normalizer.normalize_str
-    is_lower_casing = described["normalizer"]["lowercase"]
-    holds_reserved = re.compile("|".join(re.escape(token["content"]) for token in described["added_tokens"]) or _NEVER).search
+    normalized, normalize = _without_normalizer(tokenizer), tokenizer.normalizer.normalize_str
+    is_lower_casing = tokenizer.normalizer.lowercase
+    holds_reserved = re.compile("|".join(re.escape(token.content) for token in reserved) or _NEVER).search
 
     def form_of(text: str) -> str:
         if text.isascii() and text.isprintable():
@@ -48,13 +47,17 @@ def ids_of(tokenizer: "Tokenizer", texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
 
 
-def _may_normalize_before(described: dict[str, Any]) -> bool:
+def _may_normalize_before(tokenizer: "Tokenizer", reserved: "Iterable[AddedToken]") -> bool:
     """Whether the normaliser is BERT's, and no reserved word is looked for in what it makes of a text."""
-    is_berts = (described["normalizer"] or {}).get("type") == "BertNormalizer"
-    return is_berts and not any(token["normalized"] for token in described["added_tokens"])
+    from tokenizers.normalizers import BertNormalizer  # noqa: PLC0415 (the clients' base install does without it)
+
+    return isinstance(tokenizer.normalizer, BertNormalizer) and not any(token.normalized for token in reserved)
 
 
-def _without_normalizer(described: dict[str, Any]) -> "Tokenizer":
+def _without_normalizer(tokenizer: "Tokenizer") -> "Tokenizer":
+    """Another reader of the same vocabulary, which is not copied: it is most of what a tokenizer weighs."""
     from tokenizers import Tokenizer  # noqa: PLC0415 (the clients' base install does without it)
 
-    return Tokenizer.from_str(json.dumps(described | {"normalizer": None, "added_tokens": []}))
+    other = Tokenizer(tokenizer.model)
+    other.pre_tokenizer = tokenizer.pre_tokenizer
+    return other

@@ -78,3 +78,18 @@ def test_a_tokenizer_without_reserved_words_reads_as_itself() -> None:
     tokenizer = Tokenizer(WordPiece(WORDS, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = BertNormalizer(), BertPreTokenizer()
     assert ids_of(tokenizer, ["A [CLS] é", ""]) == library_reader(tokenizer)(["A [CLS] é", ""])
+
+
+def test_the_vocabulary_is_not_held_twice() -> None:
+    tokenizer = tokenizer_of()
+    read = library_reader(tokenizer)
+    assert read(["abc"]) != [[WORDS["[UNK]"]]]
+    # What is seen from both sides is one and the same.
+    tokenizer.model.max_input_chars_per_word = 2
+    assert read(["abc"]) == [[WORDS["[UNK]"]]]
+
+
+def test_a_tokenizer_that_cuts_no_words_reads_as_itself() -> None:
+    tokenizer = tokenizer_of()
+    tokenizer.pre_tokenizer = None
+    assert ids_of(tokenizer, ["A, abc", "É"]) == library_reader(tokenizer)(["A, abc", "É"])
