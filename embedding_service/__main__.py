@@ -13,12 +13,13 @@ from pydantic_settings import CliApp
 from clients.wire.guard import is_loopback
 from clients.wire.http_server import allow_many_connections, calm_collector
 from clients.wire.keys import KeysError
+from clients.wire.listening import ListenError
+from clients.wire.logs import problems_of
 from embedding_service import logs
 from embedding_service.backend import Backend
 from embedding_service.backend.load import load_backend
 from embedding_service.backend.tables import Table
 from embedding_service.guarding import guard_of
-from embedding_service.listening import ListenError
 from embedding_service.memory import share_one_heap
 from embedding_service.models.errors import PreparationError
 from embedding_service.models.prepare import prepare
@@ -37,13 +38,13 @@ def main() -> int:
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
+        for problem in problems_of(error):
+            _log.error("%s", problem)
         return 2
     logs.configure(settings.log_format)
-    allow_many_connections()
     share_one_heap()
     try:
+        allow_many_connections()
         # What is wrong with it is told before the trunk is loaded.
         guard_of(settings)
         if settings.keys_file is None and not is_loopback(settings.host):

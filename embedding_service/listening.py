@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import socket
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp
 from clients.wire.guard import Guard
 from clients.wire.guarded_rpc import GuardedRpc
 from clients.wire.http_server import Door, http_config, open_door, queues_at
+from clients.wire.listening import ListenError, listen, why_not
 from clients.wire.rpc.server import AsyncServer
 from clients.wire.rpc.tls import server_context
 from embedding_service.bert_as_service import BertAsService, Embed
@@ -24,17 +24,13 @@ from embedding_service.server import EmbeddingServicer
 from embedding_service.settings import Settings
 
 
-class ListenError(Exception):
-    """A port could not be had; the message says which and what to do."""
-
-
 async def start_grpc(
     servicer: EmbeddingServicer, health: health_aio.HealthServicer, settings: Settings, guard: Guard | None = None
 ) -> tuple[AsyncServer, int]:
     """A started server, and its port. *guard*: who may call; None: everybody.
 
     Raises:
-        ListenError: the port is taken, or the files of TLS cannot be used.
+        ListenError: the port cannot be had, or the files of TLS cannot be used.
     """
     tls = _credentials(settings)
     server = AsyncServer([] if guard is None else [GuardedRpc(guard, RPCS, num_texts)])
@@ -43,8 +39,8 @@ async def start_grpc(
     try:
         address = f"{settings.host}:{settings.grpc_port}"
         port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls)
-    except RuntimeError:
-        raise ListenError(_taken(settings.grpc_port, "--grpc-port")) from None
+    except RuntimeError as error:
+        raise ListenError(why_not(error.__cause__, settings.host, settings.grpc_port, "--grpc-port")) from None
     await server.start()
     return server, port
 
@@ -54,14 +50,9 @@ async def http_server(app: ASGIApp, settings: Settings, door: Door = open_door) 
     """Serve *app*, behind *door*, for as long as the context lasts; gives the port.
 
     Raises:
-        ListenError: the port is taken, or too few files may be open.
+        ListenError: the port cannot be had, or too few files may be open.
     """
-    try:
-        listener = socket.create_server((settings.host, settings.http_port))
-        # uvloop does so by itself; asyncio does not for sockets that do not name their protocol.
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    except OSError:
-        raise ListenError(_taken(settings.http_port, "--http-port")) from None
+    listener = listen(settings.host, settings.http_port, "--http-port")
     tls: dict[str, Any] = {
         "ssl_certfile": settings.tls_certificate_file,
         "ssl_keyfile": settings.tls_key_file,
@@ -70,10 +61,7 @@ async def http_server(app: ASGIApp, settings: Settings, door: Door = open_door) 
     }
     server = uvicorn.Server(http_config(app, drain_seconds=settings.drain_seconds, door=door, lifespan="off", **tls))
     # Signals are this module's business, not uvicorn's.
-    try:
-        queues = queues_at(listener)
-    except OSError as error:
-        raise ListenError(str(error)) from None
+    queues = queues_at(listener)
     task = asyncio.create_task(server._serve(queues))  # noqa: SLF001
     try:
         yield listener.getsockname()[1]
@@ -91,7 +79,7 @@ async def bert_ports(bert: BertAsService, embed: Embed, settings: Settings) -> A
     """Both ports of bert-as-service as HOST:PORT, or none where none are set.
 
     Raises:
-        ListenError: one is taken, or pyzmq is not installed.
+        ListenError: one cannot be had, or pyzmq is not installed.
     """
     if settings.bert_port is None or settings.bert_port_out is None:
         yield ()
@@ -103,9 +91,9 @@ async def bert_ports(bert: BertAsService, embed: Embed, settings: Settings) -> A
     limits = zmq_edge.ZmqLimits(max_message_bytes=settings.max_body_bytes, max_open_bytes=8 * settings.max_body_bytes)
     try:
         sockets = zmq_edge.bind(settings.host, settings.bert_port, settings.bert_port_out, limits)
-    except zmq_edge.PortTakenError as error:
+    except zmq_edge.PortError as error:
         flag = "--bert-port" if error.port == settings.bert_port else "--bert-port-out"
-        raise ListenError(_taken(error.port, flag)) from None
+        raise ListenError(why_not(error.__cause__, settings.host, error.port, flag)) from None
     async with zmq_edge.serving(bert, embed, sockets, limits):
         yield f"{settings.host}:{sockets.port}", f"{settings.host}:{sockets.port_out}"
 
@@ -129,7 +117,3 @@ def _pem(path: Path, setting: str) -> bytes:
     if b"-----BEGIN" not in content:
         raise ListenError(f"{setting} is not PEM")
     return content
-
-
-def _taken(port: int, flag: str) -> str:
-    return f"port {port} is taken; stop what listens there or choose another with {flag} (0: any free one)"

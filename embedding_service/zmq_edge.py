@@ -7,7 +7,6 @@ a request is answered with an error at once; a client never hangs for having ask
 
 import asyncio
 import contextlib
-import errno
 import logging
 import socket
 import time
@@ -49,11 +48,11 @@ _ANSWER_OVERHEAD: Final = 512
 """Bytes an unsent answer costs beside its frames."""
 
 
-class PortTakenError(Exception):
-    """*port* could not be had."""
+class PortError(Exception):
+    """*port* could not be had; what it is from says why."""
 
     def __init__(self, port: int) -> None:
-        super().__init__(f"port {port} is taken")
+        super().__init__(f"port {port} could not be had")
         self.port = port
 
 
@@ -92,7 +91,7 @@ def bind(host: str, port: int, port_out: int, limits: ZmqLimits) -> Sockets:
     """Listen on both ports of *host*; 0 is any free one.
 
     Raises:
-        PortTakenError: one of them could not be had.
+        PortError: one of them could not be had.
     """
     context = zmq.asyncio.Context()
     requests, answers = context.socket(zmq.PULL), zmq.Socket(context, zmq.PUB)
@@ -119,9 +118,7 @@ def _bind(bound: "zmq.Socket[Any]", host: str, port: int) -> int:
     try:
         bound.bind(f"tcp://{name}:{port or '*'}")
     except zmq.ZMQError as error:
-        if error.errno in {errno.EADDRINUSE, errno.EACCES, errno.EADDRNOTAVAIL}:
-            raise PortTakenError(port) from None
-        raise
+        raise PortError(port) from error
     endpoint = bound.get(zmq.LAST_ENDPOINT)
     assert isinstance(endpoint, bytes)
     return int(endpoint.rstrip(b"\0").rpartition(b":")[2])

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import os
-import socket
 import sys
 
 from pydantic import ValidationError
@@ -20,6 +19,8 @@ from clients.wire.http_server import (
     queues_at,
 )
 from clients.wire.keys import KeysError
+from clients.wire.listening import ListenError, listen
+from clients.wire.logs import problems_of
 from gateway import logs
 from gateway.admin import ADMIN_HOST
 from gateway.app import OPEN_ENDED, MissingExtra, create_app, door_of
@@ -36,18 +37,18 @@ def main() -> int:
     try:
         settings = CliApp.run(Settings)
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
+        for problem in problems_of(error):
+            _log.error("%s", problem)
         return 2
     logs.configure(settings.log_format)
-    allow_many_connections()
     try:
-        listener = _listen(settings.host, settings.port, "--port", backlog=2_048)
-        admin = None if settings.admin_port is None else _listen(ADMIN_HOST, settings.admin_port, "--admin-port")
+        allow_many_connections()
+        listener = listen(settings.host, settings.port, "--port", backlog=2_048)
+        admin = None if settings.admin_port is None else listen(ADMIN_HOST, settings.admin_port, "--admin-port")
         drain = Drain()
         app = create_app(settings, admin, drain)
         queues = queues_at(listener)
-    except (OSError, KeysError, CredentialsError, MissingExtra) as error:
+    except (OSError, ListenError, KeysError, CredentialsError, MissingExtra) as error:
         _log.error("%s", error)
         return 1
     if admin is not None:
@@ -64,18 +65,6 @@ def main() -> int:
     except (KeyboardInterrupt, asyncio.CancelledError):
         return 130
     return 0
-
-
-def _listen(host: str, port: int, flag: str, *, backlog: int = 64) -> socket.socket:
-    """A listener.
-
-    Raises:
-        OSError: there is none to be had; its text says what to do.
-    """
-    try:
-        return socket.create_server((host, port), backlog=backlog)
-    except OSError as error:
-        raise OSError(f"port {port} is taken or not ours ({error.strerror}); choose another with {flag}") from None
 
 
 if __name__ == "__main__":

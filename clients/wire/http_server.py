@@ -22,6 +22,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from clients.wire.listening import TOO_FEW_FILES, ListenError
+
 KEEP_ALIVE_SECONDS: Final = 30
 
 GC_THRESHOLDS: Final = (500_000, 50, 100)
@@ -31,6 +33,7 @@ The first is more than the requests and connections of a full server are, so tha
 something behind. Tests see to it that what is answered, refused or fails leaves no circle. When the collector comes after all, it
 takes half a second or more."""
 
+FEW_FILES: Final = 128
 MANY_FILES: Final = 17_408
 """As many connections as two fronts of a process may have, 8,192 each, and some for all else."""
 
@@ -259,16 +262,16 @@ def queues_at(listener: socket.socket) -> list[socket.socket]:
     connect would wait for seconds, and come back on still more connections. The server closes what it is given.
 
     Raises:
-        OSError: this process may not open so many files; its text says what to do, and *listener* is closed.
+        ListenError: this process may not open so many files; *listener* is closed.
     """
     queues = [listener]
     try:
         while len(queues) < ACCEPTED_PER_TURN:
             queues.append(listener.dup())
-    except OSError as error:
+    except OSError:
         for queue in queues:
             queue.close()
-        raise OSError(f"too few files may be open ({error.strerror}); raise the limit, ulimit -n") from None
+        raise ListenError(TOO_FEW_FILES) from None
     return queues
 
 
@@ -329,6 +332,9 @@ def allow_many_connections() -> None:
     """Raise the limit of open files as far as this process may, up to `MANY_FILES`: each connection is one.
 
     Where it is at the usual 1,024, those who come after are hung up on in place of being refused.
+
+    Raises:
+        ListenError: not even `FEW_FILES` may be open, and what opens files at start ends somewhere in the middle of it.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MANY_FILES if hard == resource.RLIM_INFINITY else min(MANY_FILES, hard)
@@ -336,6 +342,8 @@ def allow_many_connections() -> None:
         # Some systems have a bound below the one they tell.
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if hard != resource.RLIM_INFINITY and hard < FEW_FILES:
+        raise ListenError(TOO_FEW_FILES)
 
 
 def calm_collector() -> None:

@@ -11,9 +11,12 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal, TextIO
+from typing import TYPE_CHECKING, Any, Final, Literal, TextIO
 
 import msgspec
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
 
 LogFormat = Literal["text", "json"]
 
@@ -21,6 +24,15 @@ MAX_ID_CHARACTERS: Final = 128
 """Of a request id that is repeated in logs and traces; a longer one is left out."""
 
 _TRACEPARENT: Final = re.compile("[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+
+def problems_of(error: "ValidationError") -> list[str]:
+    """What is wrong with settings, a sentence each; without their values, which may be secret."""
+    found = []
+    for problem in error.errors(include_url=False, include_input=False):
+        where, what = ".".join(map(str, problem["loc"])), problem["msg"].removeprefix("Value error, ")
+        found.append(f"{where}: {what}" if where else what)
+    return found
 
 
 class TextFormatter(logging.Formatter):

@@ -15,6 +15,7 @@ from pydantic_settings import CliApp
 
 from clients.wire.credentials import CredentialsError, embedding_credentials, head_credentials
 from clients.wire.guard import is_loopback
+from clients.wire.logs import problems_of
 from head_service.control.errors import ControlError
 from head_service.control.keep import Kept, open_kept, open_store
 from head_service.control.keys import Scope, add_key
@@ -36,8 +37,8 @@ def main() -> int:
     try:
         return COMMANDS[command](arguments)
     except ValidationError as error:
-        for problem in error.errors(include_url=False, include_input=False):
-            _log.error("%s: %s", ".".join(map(str, problem["loc"])), problem["msg"])
+        for problem in problems_of(error):
+            _log.error("%s", problem)
         return 2
     except ControlError as error:
         _log.error("%s", error)

@@ -8,9 +8,11 @@ import sys
 
 import uvloop
 
+from clients.wire.http_server import allow_many_connections
+from clients.wire.listening import ListenError
 from head_service.serving.errors import ServingError
 from head_service.serving.flags import FlagError, parse_flags
-from head_service.serving.listening import ListenError, listening
+from head_service.serving.listening import listening
 from head_service.serving.settings import Settings, read_settings
 
 _log = logging.getLogger("head_service.serving")
@@ -27,6 +29,7 @@ def main() -> int:
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     try:
         settings = read_settings(parse_flags(sys.argv[1:]))
+        allow_many_connections()
         with listening(settings.flags) as listener:
             _serve(settings, listener)
     except (FlagError, ListenError, ServingError) as error:

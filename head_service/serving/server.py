@@ -19,6 +19,7 @@ from clients.wire.catalogue import MANIFEST_PATH
 from clients.wire.guarded_http import GuardedHttp
 from clients.wire.guarded_rpc import GuardedRpc
 from clients.wire.http_server import http_config
+from clients.wire.listening import ListenError, why_not
 from clients.wire.rpc.connection import Bounds
 from clients.wire.rpc.server import SERVER_BOUNDS, AsyncServer
 from clients.wire.tfs import serving_pb2 as pb
@@ -26,7 +27,6 @@ from head_service.serving.batching import Batcher
 from head_service.serving.errors import ServingError
 from head_service.serving.flags import CONFIG_FLAG, FlagError, Flags, parse_text_proto, read_bytes
 from head_service.serving.guarding import RPCS, refusal_body, rest_needs
-from head_service.serving.listening import ListenError, taken
 from head_service.serving.monitoring import Monitoring, RestMonitor, RpcMonitor
 from head_service.serving.predict import Predictor
 from head_service.serving.rest import RestEdge
@@ -199,8 +199,8 @@ def _bind(server: AsyncServer, settings: Settings) -> int:
             port = server.add_insecure_port(address)
         else:
             port = server.add_secure_port(address, settings.credentials)
-    except RuntimeError:
-        raise taken(flags.port, "--port") from None
+    except RuntimeError as error:
+        raise ListenError(why_not(error.__cause__, flags.host, flags.port, "--port")) from None
     if flags.grpc_socket_path:
         try:
             server.add_insecure_port(f"unix:{flags.grpc_socket_path}")

@@ -19,8 +19,8 @@ from clients import (
     Unavailable,
 )
 from clients.wire.keys import add_key
+from clients.wire.listening import ListenError
 from embedding_service.backend.fake import FakeBackend
-from embedding_service.listening import ListenError
 from embedding_service.settings import Settings
 from tests.certificates import Authority, Pair
 from tests.embedding_service.conftest import Start

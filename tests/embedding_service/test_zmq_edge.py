@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 import embedding_service
+from clients.wire.listening import ListenError
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.bert_as_service import BertAsService, Embed
 from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewVectors
-from embedding_service.listening import ListenError
 from embedding_service.queue import QueueLimits
 from embedding_service.service import Addresses, running
 from embedding_service.settings import Settings

@@ -85,7 +85,7 @@ class AsyncServer:
         """Listen on `host:port` or `unix:path`; the port, 0 for a path.
 
         Raises:
-            RuntimeError: it cannot be listened on.
+            RuntimeError: it cannot be listened on; what it is from says why.
         """
         return self._listen(address, None)
 
@@ -281,7 +281,7 @@ class AsyncServer:
             path, host, port = parse_address(address)
             listener = unix_socket(path) if path else tcp_socket(host, port)
         except (OSError, ValueError) as error:
-            raise RuntimeError(f"{address} cannot be listened on: {error}") from None
+            raise RuntimeError(f"{address} cannot be listened on: {error}") from error
         self._listeners.append((listener, context))
         if path:
             self._paths.append((path, os.stat(path).st_ino))  # noqa: PTH116

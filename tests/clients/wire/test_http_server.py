@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 
 from clients.wire.http_server import (
     ACCEPTED_PER_TURN,
+    FEW_FILES,
     MANY_FILES,
     AnnouncingServer,
     Door,
@@ -23,6 +24,7 @@ from clients.wire.http_server import (
     open_door,
     queues_at,
 )
+from clients.wire.listening import ListenError
 
 QUICK = HttpBounds(receive_seconds=0.1, open_ended={"/stream"})
 ASKING = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
@@ -368,6 +370,12 @@ def test_a_system_that_refuses_more_open_files_is_no_reason_not_to_start(monkeyp
     allow_many_connections()
 
 
+def test_where_hardly_any_file_may_be_open_it_is_told_before_anything_is_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (FEW_FILES - 1, FEW_FILES - 1))
+    with pytest.raises(ListenError, match="ulimit -n"):
+        allow_many_connections()
+
+
 def test_where_too_few_files_may_be_open_a_listener_is_closed_and_the_reason_told() -> None:
     made: list[socket.socket] = []
 
@@ -379,7 +387,7 @@ def test_where_too_few_files_may_be_open_a_listener_is_closed_and_the_reason_tol
             return made[-1]
 
     listener = Scarce()
-    with pytest.raises(OSError, match=r"too few files may be open .* ulimit -n"):
+    with pytest.raises(ListenError, match=r"too few files may be open.* ulimit -n"):
         queues_at(listener)
     assert [-1] * 6 == [one.fileno() for one in [listener, *made]]
 

@@ -56,7 +56,7 @@ def test_a_port_that_is_taken_is_told_in_a_sentence(control, tmp_path: Path):
         port = str(taken.getsockname()[1])
         status, said = control("serve", "--home", str(tmp_path), "--port", port)
 
-    assert (1, True) == (status, f"port {port} cannot be had" in said)
+    assert (1, True) == (status, f"port {port} is taken" in said)
 
 
 def test_migrating_twice_is_migrating_once(control, tmp_path: Path):

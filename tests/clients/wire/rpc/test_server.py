@@ -570,8 +570,9 @@ async def test_a_port_that_is_taken_is_told_at_once_also_where_its_owner_did_not
     first, second = AsyncServer(), AsyncServer()
     port = first.add_insecure_port("127.0.0.1:0")
     for address in (f"127.0.0.1:{port}", "nonsense", "127.0.0.1:99999", "unix:/no/such/folder/s"):
-        with pytest.raises(RuntimeError):
+        with pytest.raises(RuntimeError) as caught:
             second.add_insecure_port(address)
+        assert isinstance(caught.value.__cause__, OSError | ValueError)
     await first.stop(None)
     await second.stop(None)
 
