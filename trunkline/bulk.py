@@ -3,7 +3,9 @@
 import asyncio
 import csv
 import hashlib
+import io
 import json
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +16,7 @@ from clients import AsyncClient, DeadlineExceeded, HeadError, HeadResult, Invali
 TEXT_COLUMNS: Final = ("text", "sentence", "review", "content", "body", "message")
 TEXTS_A_REQUEST: Final = 64
 REQUESTS_IN_FLIGHT: Final = 4
+_LINE_END: Final = re.compile(r"\r\n|\r|\n")
 PATIENCE_SECONDS: Final = 120.0
 """How long a gateway that is full or away is asked again."""
 
@@ -38,14 +41,15 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
         BulkError: no such file, another kind of file, or no text in it where one was looked for.
     """
     try:
-        content = path.read_text(encoding="utf-8-sig")
+        # Line ends as they are: within the quotes of a .csv they belong to the text.
+        content = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise BulkError(f"{path} is not UTF-8: line {line} has a byte that cannot be read") from None
     except OSError as error:
         raise BulkError(f"{path} cannot be read: {error.strerror}") from None
     readers: dict[str, Callable[[str, str | None], Iterator[str]]] = {
-        ".txt": lambda text, _: iter(text.splitlines()),
+        ".txt": lambda text, _: iter(_lines(text)),
         ".csv": lambda text, column: _from_csv(text, column, ","),
         ".tsv": lambda text, column: _from_csv(text, column, "\t"),
         ".jsonl": _from_jsonl,
@@ -55,21 +59,32 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
     return list(readers[path.suffix.lower()](content, text_column))
 
 
+def _lines(content: str) -> list[str]:
+    """Not splitlines: a text may hold the other separators of Unicode as they are."""
+    lines = _LINE_END.split(content)
+    return lines if lines[-1] else lines[:-1]
+
+
 def _from_csv(content: str, column: str | None, delimiter: str) -> Iterator[str]:
-    rows = csv.DictReader(content.splitlines(keepends=True), delimiter=delimiter)
-    names = rows.fieldnames or []
-    found = column or next((name for name in TEXT_COLUMNS if name in names), None)
-    if found not in names:
-        raise BulkError(f"there is no column {column or 'text'!r}; the file has: {', '.join(names)}. Name one with --text-column")
-    return (row[found] or "" for row in rows)
+    rows = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter)
+    try:
+        names = rows.fieldnames or []
+        found = column or next((name for name in TEXT_COLUMNS if name in names), None)
+        if found is None or found not in names:
+            known = ", ".join(names)
+            raise BulkError(f"there is no column {column or 'text'!r}; the file has: {known}. Name one with --text-column")
+        for row in rows:
+            yield row[found] or ""
+    except csv.Error as error:
+        raise BulkError(f"line {rows.line_num + 1} is not a row: {error}") from None
 
 
 def _from_jsonl(content: str, column: str | None) -> Iterator[str]:
-    for number, line in enumerate(content.splitlines(), 1):
+    for number, line in enumerate(_lines(content), 1):
         try:
             value = json.loads(line)
             text = value if isinstance(value, str) else value[column or "text"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise BulkError(f"line {number} is neither a JSON string nor an object with {column or 'text'!r}") from None
         yield str(text)
 

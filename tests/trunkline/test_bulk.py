@@ -116,9 +116,38 @@ def test_texts_are_read_from_what_people_have(tmp_path: Path, name: str, content
     assert expected == read_texts(tmp_path / name)
 
 
+@pytest.mark.parametrize("separator", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\x1d", "\x1e"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_only_the_ends_of_lines_part_texts(tmp_path: Path, separator: str, end: str) -> None:
+    text = f"good{separator}not bad"
+    for name, lines in {
+        "a.txt": [text, "second"],
+        "a.csv": ["text", text, "second"],
+        "a.tsv": ["text", text, "second"],
+        "a.jsonl": [json.dumps(each, ensure_ascii=False) for each in (text, "second")],
+    }.items():
+        (tmp_path / name).write_bytes(end.join([*lines, ""]).encode())
+        # A control character stands escaped in JSON.
+        assert [text, "second"] == read_texts(tmp_path / name), name
+
+
+def test_the_line_ends_within_a_text_stay_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b'text\r\n"one\r\ntwo\nthree"\r\n')
+    assert ["one\r\ntwo\nthree"] == read_texts(tmp_path / "a.csv")
+
+
+def test_an_empty_file_has_no_texts(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.jsonl"):
+        (tmp_path / name).write_bytes(b"")
+        assert [] == read_texts(tmp_path / name)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
+        ("a.csv", b"text\n" + 200_000 * b"x" + b"\n", "line 2 is not a row"),
+        ("a.csv", b"", "no column 'text'"),
+        ("a.jsonl", 100_000 * b"[" + b"\n", "line 1 is neither"),
         ("a.csv", b"x,y\n1,2\n", "no column 'text'; the file has: x, y"),
         ("a.jsonl", b'"one"\n{"t": 1}\n', "line 2"),
         ("a.txt", b"one\n\xff\n", "line 2"),
