@@ -4,6 +4,7 @@ With the control plane its API and one worker run beside them.
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import re
@@ -15,6 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from clients import HeadClient
 from head_service.catalogue import ensure_layout
@@ -334,6 +336,30 @@ def record(path: Path, addresses: Addresses) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"pid": os.getpid(), **asdict(addresses)}))
     temporary.replace(path)
+
+
+def forget(path: Path) -> None:
+    """Remove the record of this process's stack; another's stays."""
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+        if json.loads(path.read_text())["pid"] == os.getpid():
+            path.unlink()
+
+
+def refuse_second(path: Path) -> None:
+    """StackError where a stack is recorded and something of it listens: a number of a process alone may be another's by now."""
+    found = recorded(path)
+    if found is not None and any(map(_is_listening, (found.gateway, found.embedding, found.heads))):
+        said = f"a local stack runs already, with its gateway at {found.gateway}"
+        raise StackError(f"{said}; stop that one first, or set TRUNKLINE_HOME to a folder of its own for this one")
+
+
+def _is_listening(url: str) -> bool:
+    parts = urlsplit(url)
+    try:
+        socket.create_connection((parts.hostname or "", parts.port or 0), timeout=1.0).close()
+    except (OSError, ValueError):
+        return False
+    return True
 
 
 def recorded(path: Path) -> Addresses | None:

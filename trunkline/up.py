@@ -7,14 +7,19 @@ from trunkline import paths
 from trunkline.bundles import cancelled, keeper_of
 from trunkline.demo import address_lines, ensure_heads
 from trunkline.demo_data import prepare_demo_data
-from trunkline.stack import Stack, record
+from trunkline.stack import Stack, forget, record, refuse_second
 from trunkline.training import LiveStack
 
 
 async def run_up(stack: Stack, *, demo_heads: bool, say: Callable[[str], None]) -> None:
-    """Start, say where everything is, and serve until cancelled; then drain and stop."""
-    demo = prepare_demo_data(stack.settings.cache_dir, say) if demo_heads else []
+    """Start, say where everything is, and serve until cancelled; then drain and stop.
+
+    Raises:
+        StackError: a part could not start, or a stack runs already; that one is left as it is.
+    """
     where = paths.home() / "stack.json"
+    refuse_second(where)
+    demo = prepare_demo_data(stack.settings.cache_dir, say) if demo_heads else []
     bundling: asyncio.Task[None] | None = None
     try:
         addresses = await stack.start()
@@ -34,6 +39,6 @@ async def run_up(stack: Stack, *, demo_heads: bool, say: Callable[[str], None]) 
     finally:
         if bundling is not None:
             await cancelled(bundling)
-        where.unlink(missing_ok=True)
+        forget(where)
         say("stopping the services")
         await asyncio.shield(stack.stop())
