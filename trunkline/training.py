@@ -1,7 +1,9 @@
 """`trunkline train`: from a file to a head that answers, against the running stack or with the embedding service alone."""
 
+import contextlib
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -155,20 +157,24 @@ async def train_command(
     wanted: HeadWanted | None = None,
     export: Export = export_here,
 ) -> None:
-    """`train_head` against the running stack; without one, *stack*'s embedding service is started for it."""
+    """`train_head` against the running stack; without one, *stack*'s embedding service is started for it.
+
+    Ctrl-C ends it at once, and what was started for it.
+    """
 
     def go(live: LiveStack) -> None:
-        train_head(
-            live,
-            file,
-            name=head,
-            say=say,
-            text_column=text_column,
-            label_column=label_column,
-            test_file=test_file,
-            wanted=wanted,
-            export=export,
-        )
+        with _interruptible():
+            train_head(
+                live,
+                file,
+                name=head,
+                say=say,
+                text_column=text_column,
+                label_column=label_column,
+                test_file=test_file,
+                wanted=wanted,
+                export=export,
+            )
 
     settings = stack.settings
     running = recorded(paths.home() / "stack.json")
@@ -181,6 +187,16 @@ async def train_command(
         go(LiveStack(address, "", settings.location, settings.cache_dir))
     finally:
         await stack.stop()
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C is raised where the work is. An event loop takes note of it, and acts once the work has had its way."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 class _Paced:
