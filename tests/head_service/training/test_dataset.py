@@ -1,6 +1,6 @@
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -441,6 +441,26 @@ def test_the_split_of_numbers_holds_out_low_and_high_ones() -> None:
     for quantile in (0.1, 0.5, 0.9):
         assert abs(np.quantile(train.truth(), quantile) - np.quantile(held.truth(), quantile)) < 0.25
     assert (train, held) == split(data, 0.2)
+
+
+def grown(task: Task, count: int) -> Dataset:
+    """Rows of *task*: more of them begin with the same ones, but for those that come in between."""
+    random = np.random.default_rng(0)
+    rows = []
+    for n in range(count):
+        labels = tuple(sorted(label for label, odd in {"often": 0.5, "rarely": 0.1}.items() if random.random() < odd))
+        rows.append(Example(f"text {n}", "abc"[n % 3], n, labels=labels, value=float(random.exponential())))
+    return Dataset(tuple(sorted(rows, key=lambda row: row.line * 7 % 101)), task=task)
+
+
+@pytest.mark.parametrize("task", get_args(Task))
+def test_more_rows_and_another_order_move_hardly_any_text_to_the_other_part(task: Task) -> None:
+    train, held = split(grown(task, 1_500))
+    later_train, later_held = split(grown(task, 1_560))
+
+    assert len(set(later_held.texts) & set(train.texts)) <= 0.03 * len(held.texts)
+    assert len(set(later_train.texts) & set(held.texts)) <= 0.03 * len(held.texts)
+    assert set(held.texts) == set(split(Dataset(grown(task, 1_500).examples[::-1], task=task))[1].texts)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
