@@ -198,11 +198,14 @@ class ClientPredictor:
 
     async def _send(self, head: _Head, rows: Sequence[FloatArray], deadline: Deadline) -> Sequence[FloatArray]:
         """One coalesced call, over whichever replicas it takes; the breaker is told how it ended."""
+        began = self._clock()
         try:
             scores = await self._scores(head, rows, deadline)
         except TrunklineError as error:
-            if is_the_heads(error):
-                self._failed(head, self._clock())
+            ended = self._clock()
+            is_impatience = isinstance(error, DeadlineExceeded) and not head.is_long(ended - began)
+            if is_the_heads(error) and not is_impatience:
+                self._failed(head, ended)
             raise
         if not np.isfinite(scores).all():
             # Whose rows they are gets the error; the others' are good. A row that is no numbers itself is not the head's fault.

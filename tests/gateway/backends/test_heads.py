@@ -301,6 +301,17 @@ async def test_impatient_callers_do_not_open_a_breaker() -> None:
     assert [] == facts.seen
 
 
+async def test_impatient_callers_whose_calls_end_before_them_do_not_open_a_breaker_either() -> None:
+    replica, facts = HeadReplica(), Facts()
+    replica.sick["slow"] = DeadlineExceeded("late")
+    async with predictor_of(replica, breakers=BreakerPolicy(max_failures=1), facts=facts) as predictor:
+        assert ["deadline_exceeded"] * 5 == [await outcome(predictor, named("slow"), 0.05) for _ in range(5)]
+        del replica.sick["slow"]
+        assert "ok" == await outcome(predictor, named("slow"))
+
+    assert [] == facts.seen
+
+
 async def test_versions_have_breakers_of_their_own_and_keep_them_when_the_catalogue_is_read_anew() -> None:
     replica = HeadReplica()
     replica.sick["sick"] = ServerFault("broken")
