@@ -120,7 +120,7 @@ class InputTokenizer:
             check_text(f"input {index}", text, limits)
         encoded = dict(zip(texts, self._encode(list(texts.values()), truncation, prompt), strict=True))
         for index, item in encoded.items():
-            if len(item.windows[0].ids) <= 2:
+            if self._encoder.is_nothing(item.windows[0], prompt=prompt):
                 raise InvalidInput(f"input {index} is empty once white space and control characters are gone")
         found = [
             encoded[index] if isinstance(value, str) else TokenizedInput((self._other(index, value, truncation, limits, prompt),))
@@ -144,7 +144,7 @@ class InputTokenizer:
         for name, text in (("first", value.first), ("second", value.second)):
             check_text(f"the {name} text of input {index}", text, limits)
         encoded = self._encoder.encode_pair(value, side="left" if truncation == "left" else "right", prompt=prompt)
-        if encoded.pair_at == 2 or len(encoded.ids) == encoded.pair_at + 1:
+        if self._encoder.is_nothing(encoded, prompt=prompt) or len(encoded.ids) == encoded.pair_at + 1:
             raise InvalidInput(f"a text of input {index} is empty once white space and control characters are gone")
         return encoded
 

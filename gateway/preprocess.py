@@ -118,9 +118,9 @@ def _read(
         return InvalidRequest(said)
     left: TrunklineError | None = None
     for index, pieces in enumerate(encoded):
-        if len(pieces[0].ids) > 2:
+        if not encoder.is_nothing(pieces[0]):
             continue
-        if not reading.steps or len(encoder.encode([given[index]])[0].ids) <= 2:
+        if not reading.steps or encoder.is_nothing(encoder.encode([given[index]])[0]):
             raise InvalidRequest(f"text {index} is empty, or nothing but white space and control characters")
         left = left or InvalidRequest(f"text {index} has nothing in it for this head after {', '.join(reading.steps)}")
     return left or encoded

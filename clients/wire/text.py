@@ -168,6 +168,7 @@ class TextEncoder:
                 self._read = quick_reader(self._tokenizer.to_str(), self._read)
             except NotQuick as reason:
                 self.why_not_quick = str(reason)
+        self._prompt_ids = self._ids(prompt) if prompt else []
 
     def encode(self, texts: "Sequence[str]", *, side: TruncationSide = "right", prompt: str | None = None) -> list[Encoded]:
         """Normalise and tokenise each text, dropping its end (*side* right) or beginning (left) where it is too long."""
@@ -205,6 +206,12 @@ class TextEncoder:
             )
         ids = [self._first, *first, self._last, *second, self._last]
         return Encoded(ids, truncated, pair_at=len(first) + 2)
+
+    def is_nothing(self, encoded: Encoded, *, prompt: str | None = None) -> bool:
+        """Whether a text, or the first of a pair, left nothing in *encoded*, its first window: there is the prompt at most."""
+        expected = self._prompt_ids if prompt is None else self._ids(prompt)
+        stop = encoded.pair_at - 1 if encoded.pair_at else len(encoded.ids) - 1
+        return stop - 1 == len(expected) and encoded.ids[1:stop] == expected
 
     def tokens(self, text: str, *, with_special: bool = True) -> list[Token]:
         """All tokens of *text*, none dropped, without the prompt; the special ones only *with_special*."""

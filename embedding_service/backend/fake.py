@@ -31,6 +31,7 @@ class FakeBackend:
         concurrency: int = 1,
         seconds_per_token: float = 0.0,
         max_tokens: int = 64,
+        prompt: str = "",
         prompts: Mapping[str, str] | None = None,
         fault: Callable[[Batch], None] | None = None,
         pass_cost: PassCost | None = None,
@@ -43,7 +44,7 @@ class FakeBackend:
             vocab_size=30_522,
             max_tokens=max_tokens,
             default_view=View(normalize=False),
-            prompt="",
+            prompt=prompt,
             tokenizer_json=tokenizer_json,
             prompts=prompts or {},
         )

@@ -41,6 +41,18 @@ async def test_every_window_of_a_long_text_has_the_prompt(start: Start, tokenize
     assert {(2, 104, 5, 6, 7, 8, 3), (2, 104, 8, 9, 10, 11, 3)} == set(rows)
 
 
+@pytest.mark.parametrize("prompt_name", ["", "query"])
+async def test_a_prompt_does_not_make_something_of_nothing(start: Start, tokenizer_json: bytes, prompt_name: str) -> None:
+    addresses = await start(FakeBackend(tokenizer_json, prompt="w7 ", prompts=PROMPTS))
+    async with AsyncEmbeddingClient(addresses.grpc) as client:
+        for nothing in (" \x00 ", TextPair(" ", "w1"), TextPair("w1", "\x00")):
+            with pytest.raises(InvalidRequest, match="is empty"):
+                await client.embed([nothing], prompt_name=prompt_name)
+        with pytest.raises(InvalidRequest, match="is empty"):
+            await client.embed([" \x00 "], prompt_name=prompt_name, truncation="window")
+        assert 2 == len((await client.embed(["w7", "w100"], prompt_name=prompt_name)).vectors)
+
+
 async def test_a_trunk_without_prompts_says_so(start: Start, tokenizer_json: bytes) -> None:
     addresses = await start(FakeBackend(tokenizer_json))
     async with AsyncEmbeddingClient(addresses.grpc) as client:

@@ -75,6 +75,16 @@ async def test_an_empty_text_is_a_mistake_whoever_is_asked(encoder: TextEncoder,
         await prepare(encoder, ["<br>" if STRIP in readings else "a", " \x00"], readings)
 
 
+@pytest.mark.parametrize("readings", [(), (PLAIN,), (STRIP,), (WINDOWS,)])
+async def test_an_empty_text_is_a_mistake_where_the_trunk_has_a_prompt(
+    tokenizer_json: bytes, readings: tuple[Reading, ...]
+) -> None:
+    encoder = TextEncoder(tokenizer_json, max_tokens=10, prompt="w1 w2 ")
+    with pytest.raises(InvalidRequest, match="text 0 is empty"):
+        await prepare(encoder, [" \x00", "w3"], readings)
+    assert 1 == len((await prepare(encoder, ["w1 w2"], readings)).texts)
+
+
 async def test_with_nobody_to_read_it_a_text_is_looked_at_all_the_same(encoder: TextEncoder) -> None:
     assert [5] == [fact.num_tokens for fact in (await prepare(encoder, ["a b c"], ())).texts]
 
