@@ -17,6 +17,7 @@ from clients._errors import (
     Unavailable,
     error_for_http,
 )
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, RETRY_AFTER, RETRY_AFTER_MS
 
 _T = TypeVar("_T")
@@ -269,7 +270,7 @@ class Unanswered:
     def _settled(self, content: bytes) -> Result | TextError | None:
         try:
             line = _stream_line.decode(content)
-        except msgspec.DecodeError as error:
+        except NOT_DECODED as error:
             raise InvalidResponse(f"the gateway's answer is not what was asked for: {error}") from None
         if line.done is not None:
             if not line.done or self._lines:
@@ -346,7 +347,7 @@ def _decode(response: httpx.Response, kind: type[_T]) -> _T:
         raise error_for_response(response)
     try:
         return msgspec.json.decode(response.content, type=kind)
-    except msgspec.DecodeError as error:
+    except NOT_DECODED as error:
         raise InvalidResponse(f"the gateway's answer is not what was asked for: {error}") from None
 
 
@@ -355,7 +356,7 @@ def error_for_response(response: httpx.Response) -> TrunklineError:
     status = response.status_code
     try:
         told = msgspec.json.decode(response.content, type=_Failure).error
-    except msgspec.DecodeError:
+    except NOT_DECODED:
         told = _Error()
     kind = error_for_http(status) if status >= 400 else InvalidResponse
     return kind(

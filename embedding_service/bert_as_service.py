@@ -27,6 +27,7 @@ from typing import Any, Final, Literal
 import msgspec
 import numpy as np
 
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.text import TextEncoder, TextPair
 from embedding_service.backend import FloatArray, Pooling
 from embedding_service.errors import HTTP_STATUS, DeadlineExceeded, EmbedError, InvalidInput, Overloaded
@@ -123,7 +124,7 @@ def parse_texts(message: bytes, *, max_bytes: int) -> Texts:
         found = _TEXTS.decode(message)
     except msgspec.ValidationError:
         raise InvalidInput("the message is not a list of texts or of lists of tokens") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_DECODED:
         raise InvalidInput("the message is neither JSON in UTF-8 nor a control word") from None
     return checked_texts(found)
 

@@ -16,6 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.http_server import Endpoint
 from embedding_service.backend import FloatArray
 from embedding_service.bert_as_service import PROTOCOL_VERSION, BertAsService, Texts, checked_texts
@@ -99,7 +100,7 @@ def _parse(body: bytes) -> EncodeBody:
         return msgspec.json.decode(body, type=EncodeBody)
     except msgspec.ValidationError as error:
         raise InvalidInput(f"the body has the wrong shape: {str(error)[:200]}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_DECODED:
         raise InvalidInput("the body is not valid JSON in UTF-8") from None
 
 

@@ -19,6 +19,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.http_server import Endpoint, Shortcuts, shortcuts
 from embedding_service.edge import (
     embed_while_connected,
@@ -133,7 +134,7 @@ def parse_embeddings(body: bytes) -> EmbeddingsBody:
     # msgspec bounds its recursion, also where it skips fields it does not know.
     except msgspec.ValidationError as error:
         raise InvalidInput(f"the body has the wrong shape: {str(error)[:200]}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_DECODED:
         raise InvalidInput("the body is not valid JSON in UTF-8") from None
 
 

@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.http_server import Endpoint
 from clients.wire.text import Token
 from embedding_service.edge import (
@@ -214,7 +215,7 @@ class TeiEdge:
             return msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as error:
             raise HTTPException(422, f"the body has the wrong shape: {str(error)[:200]}") from None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_DECODED:
             raise HTTPException(400, "the body is not valid JSON in UTF-8") from None
 
 

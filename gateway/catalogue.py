@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Final, Protocol
 
 import httpx
-import msgspec
 
 from clients.wire.catalogue import Catalogue, decode_catalogue
+from clients.wire.decoding import NOT_DECODED
 from gateway.ports import CatalogueFollower
 
 _log = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class CataloguePoller:
             if self._is_in_order:
                 self._checked = time.monotonic()
                 self._complaint = ""
-        except (OSError, httpx.HTTPError, msgspec.ValidationError, msgspec.DecodeError) as error:
+        except (OSError, httpx.HTTPError, *NOT_DECODED) as error:
             if self._complaint != str(error):
                 self._complaint = str(error)
                 _log.warning("the catalogue cannot be read (%s); the last good one stays in force", error)

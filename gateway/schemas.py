@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from clients import InvalidRequest
+from clients.wire.decoding import NOT_DECODED
 from gateway.classification import Answer, Classification, HeadAnswer, HeadOutcome, StageTimings, Truncation
 from gateway.ports import PriorityName
 
@@ -203,7 +204,7 @@ def decode(decoder: "msgspec.json.Decoder[Body]", body: bytes) -> Body:
     # msgspec bounds its recursion, also where it skips.
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the body has the wrong shape: {_safe(str(error))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_DECODED:
         raise InvalidRequest("the body is not valid JSON in UTF-8") from None
 
 

@@ -24,6 +24,7 @@ import numpy as np
 from clients import HeadClient, TrunklineError
 from clients.wire.catalogue import MANIFEST_PATH, Catalogue, Manifest, bundles_of, members_of, views_of
 from clients.wire.credentials import NO_CREDENTIALS, Credentials
+from clients.wire.decoding import NOT_DECODED
 from head_service import configuration
 from head_service.errors import ConflictError, HeadServiceError, ManifestError, RepositoryError
 from head_service.head_server import loaded, wait_until_available
@@ -242,7 +243,7 @@ def _unfit_of(repository: Repository, name: str) -> list[Version]:
     stored = repository.store.read(f"{name}/{_UNFIT}")
     try:
         return msgspec.json.decode(stored.content, type=list[Version]) if stored else []
-    except (msgspec.ValidationError, msgspec.DecodeError):
+    except NOT_DECODED:
         return []
 
 

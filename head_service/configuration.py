@@ -12,6 +12,7 @@ import msgspec
 from google.protobuf import text_format
 
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, bundles_of, decode_catalogue, encode, members_of
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.tfs import serving_pb2 as pb
 from head_service.errors import RepositoryError
 from head_service.store import Store, Stored
@@ -53,7 +54,7 @@ def parse_catalogue(content: bytes, where: str) -> Catalogue:
     """
     try:
         return decode_catalogue(content)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except NOT_DECODED as error:
         raise RepositoryError(
             f"{where} is not a catalogue: {error}; put a good copy in its place, or move it away and promote the heads again"
         ) from None
@@ -144,7 +145,7 @@ def base_paths(store: Store) -> dict[str, str]:
     stored = store.read(BASE_PATHS)
     try:
         return msgspec.json.decode(stored.content, type=dict[str, str]) if stored else {}
-    except (msgspec.ValidationError, msgspec.DecodeError):
+    except NOT_DECODED:
         raise RepositoryError(f"{BASE_PATHS} cannot be read; remove it and run `trunkline heads config` again") from None
 
 

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from clients.wire.decoding import NOT_DECODED
 from head_service.store import Store
 
 HISTORY: Final = "history.jsonl"
@@ -40,7 +41,7 @@ def events(store: Store, name: str) -> list[Event]:
     for line in stored.content.splitlines() if stored else ():
         try:
             found.append(msgspec.json.decode(line, type=Event))
-        except (msgspec.ValidationError, msgspec.DecodeError):
+        except NOT_DECODED:
             continue
     return found
 

@@ -15,6 +15,7 @@ from typing import Final
 import msgspec
 
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest
+from clients.wire.decoding import NOT_DECODED
 from head_service import configuration, history, roles
 from head_service.configuration import MODELS_CONFIG, ServedHead, bundle_entry, entry_of
 from head_service.errors import ConflictError, RefusedError, RepositoryError
@@ -213,7 +214,7 @@ class Lifecycle:
         stored = self.repository.store.read(_gate_key(name, version))
         try:
             return msgspec.json.decode(stored.content, type=Comparison) if stored else None
-        except (msgspec.ValidationError, msgspec.DecodeError):
+        except NOT_DECODED:
             return None
 
     def remove(self, name: str, version: int | None = None, *, reason: str = "") -> None:

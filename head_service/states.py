@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from clients.wire.catalogue import CatalogueHead
+from clients.wire.decoding import NOT_DECODED
 
 State = Literal["reserved", "candidate", "retiring", "removing", "removed", "refused"]
 
@@ -50,7 +51,7 @@ def decode_mark(content: bytes) -> Mark:
     """The mark; one that cannot be read keeps its version out, which is the safe side."""
     try:
         return msgspec.json.decode(content, type=Mark)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
+    except NOT_DECODED as error:
         return Mark("refused", 0.0, reason=f"its state file cannot be read: {error}")
 
 

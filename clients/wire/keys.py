@@ -20,6 +20,7 @@ from typing import Annotated, Final, Literal, get_args
 
 import msgspec
 
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.rates import Rate
 
 Scope = Literal["classify", "embed", "feedback", "train", "admin"]
@@ -165,7 +166,7 @@ def read_keys(path: Path) -> tuple[KeyEntry, ...]:
         return msgspec.json.decode(path.read_bytes(), type=_KeyList).keys
     except OSError as error:
         raise KeysError(f"the keys in {path} cannot be read: {error.strerror}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_DECODED:
         raise KeysError(f"{path} is not a file of keys; make one with `trunkline keys add`") from None
 
 

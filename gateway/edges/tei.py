@@ -13,6 +13,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
 from clients import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.http_errors import clipped
 from gateway.classification import Answer, Classification, HeadAnswer
 from gateway.errors import TooLarge, WrongMediaType, headers_of
@@ -182,7 +183,7 @@ def _read(content: bytes) -> PredictBody:
         return _decoder.decode(content)
     except msgspec.ValidationError:
         raise WrongShape("the body has the wrong shape: inputs is a text, a list with one, or a list of such lists") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_DECODED:
         raise Unreadable("the body is not valid JSON in UTF-8") from None
 
 

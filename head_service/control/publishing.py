@@ -12,6 +12,7 @@ from typing import Final
 import msgspec
 
 from clients.wire.catalogue import MANIFEST_PATH, encode
+from clients.wire.decoding import NOT_DECODED
 from head_service.errors import RepositoryError
 from head_service.manifest import hash_files, read_manifest
 from head_service.repository import Export, Repository
@@ -88,7 +89,7 @@ def _run_of(repository: Repository, name: str, version: int) -> str | None:
     stored = repository.store.read(f"{name}/{version}/{RUN_PATH}")
     try:
         return msgspec.json.decode(stored.content, type=_RunMark).run if stored else None
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except NOT_DECODED:
         return None
 
 

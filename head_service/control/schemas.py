@@ -6,6 +6,7 @@ import msgspec
 
 from clients import InvalidRequest
 from clients.wire.chain import STEPS, UnknownStepError, with_versions
+from clients.wire.decoding import NOT_DECODED
 from clients.wire.text import normalize_text
 from head_service.control.feedback import FeedbackCounts, Given
 from head_service.control.runs import Line, RunFacts
@@ -150,7 +151,7 @@ def parse(body: bytes, kind: type[_Body]) -> _Body:
     # msgspec bounds its recursion, also where it skips.
     except msgspec.ValidationError as error:
         raise InvalidRequest(f"the body has the wrong shape: {_safe(str(error))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except NOT_DECODED:
         raise InvalidRequest("the body is not valid JSON in UTF-8") from None
 
 

@@ -15,6 +15,7 @@ from huey.exceptions import HueyException  # type: ignore[import-untyped]
 from huey.registry import Message  # type: ignore[import-untyped]
 from huey.serializer import Serializer  # type: ignore[import-untyped]
 
+from clients.wire.decoding import NOT_DECODED
 from head_service.control.errors import ControlError
 
 _log = logging.getLogger(__name__)
@@ -41,7 +42,7 @@ class RunIdSerializer(Serializer):  # type: ignore[misc]  # huey is published wi
     def _deserialize(self, data: Any) -> Any:
         try:
             wake = msgspec.json.decode(bytes(data), type=_Wake)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except NOT_DECODED:
             raise ValueError("a message in the queue is not one of ours") from None
         if not _RUN_ID.fullmatch(wake.run):
             raise ValueError("a message in the queue does not name a run")

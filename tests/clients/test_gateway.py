@@ -166,6 +166,9 @@ def test_an_error_page_of_something_between_us_is_still_an_error_of_ours():
     ("status", "body"),
     [
         (200, b"not json"),
+        (200, b'{"results": "caf\xe9"}'),
+        (200, b"[" * 100_000),
+        (502, b'{"error": "caf\xe9"}'),
         (200, {"results": []}),
         (200, {"results": [{"heads": {}}]}),
         (200, {"results": [{"heads": {"a": {"score": "high"}}, "num_tokens": 1, "truncated": False}]}),
@@ -403,6 +406,7 @@ async def test_texts_may_come_by_and_by():
     "line",
     [
         b"no JSON\n",
+        b'{"index": 0, "x": "caf\xe9"}\n',
         b'{"index": 1, "heads": {}}\n',
         b'{"index": 0}\n',
         b'{"index": 0, "heads": {}}\n{"index": 1, "heads": {}}\n',

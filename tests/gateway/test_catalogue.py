@@ -8,6 +8,20 @@ from clients.wire.catalogue import Catalogue
 from gateway.catalogue import CataloguePoller, FileFetch
 
 
+@pytest.mark.parametrize("broken", [b'{"heads": {"caf\xe9": {}}}', b"[" * 100_000, b"\xff\xfe", b""])
+async def test_what_is_no_catalogue_is_complained_of_and_nothing_more(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, broken: bytes
+) -> None:
+    path = tmp_path / "catalogue.json"
+    path.write_bytes(broken)
+    poller = CataloguePoller(FileFetch(path), poll_seconds=1)
+
+    await poller.refresh()
+
+    assert not poller.is_loaded
+    assert ["the catalogue cannot be read"] == [message.partition(" (")[0] for message in caplog.messages]
+
+
 async def test_a_catalogue_whose_stable_version_is_missing_never_replaces_a_good_one(tmp_path: Path) -> None:
     path = tmp_path / "catalogue.json"
     path.write_text('{"heads": {}}')
