@@ -201,8 +201,13 @@ async def respond(
     request: Request,
     handle: Callable[[Request, State], Awaitable[Response]],
     tell: Callable[[TrunklineError, str], Response] = response_of,
+    *,
+    is_whole: bool = True,
 ) -> Response:
-    """What *handle* answers, with the request's id; where it raises, the error as *tell* shapes it, which has the id in it."""
+    """What *handle* answers, with the request's id; where it raises, the error as *tell* shapes it, which has the id in it.
+
+    An answer that is not whole by then counts its request itself, at its end.
+    """
     # Here and below, cheaper than by Starlette's own: this is the hot path.
     state: State = request.scope["state"]["gateway"]
     request_id = request_id_of(request)
@@ -215,6 +220,8 @@ async def respond(
         state.telemetry.refused(499, "departed")
         return Response(status_code=499)
     response.raw_headers.append((REQUEST_ID_KEY, request_id.encode()))
+    if is_whole:
+        state.telemetry.served(response.status_code)
     return response
 
 

@@ -96,9 +96,8 @@ class Telemetry:
         return self._registry
 
     def answered(self, answer: Answer) -> None:
-        """A request was answered."""
+        """Texts were classified."""
         timings = answer.timings
-        self._requests.add(("200",))
         num_texts = len(answer.texts)
         self._texts.add((), num_texts)
         self._tokens.add((), sum([text.num_tokens for text in answer.texts]))
@@ -112,6 +111,10 @@ class Telemetry:
         for name, outcome in answer.outcomes.items():
             self._heads.add((name.partition("@")[0], "ok" if isinstance(outcome, list) else _code(outcome.code)), num_texts)
         exchange.answered(answer)
+
+    def served(self, status: int) -> None:
+        """A request ended with *status*, and was no refusal."""
+        self._requests.add((str(status),))
 
     def refused(self, status: int, reason: str = "") -> None:
         """A request ended with an error's *status*; *reason* is the error's code, "quota", "departed" or the like."""

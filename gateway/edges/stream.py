@@ -88,7 +88,7 @@ def _lines(schema: str) -> dict[str, object]:
 )
 async def classify_stream(request: Request) -> Response:
     """Each line is answered on its own, an error being that line's alone. Lines of white space are passed over, uncounted."""
-    return await respond(request, _open)
+    return await respond(request, _open, is_whole=False)
 
 
 async def _open(request: Request, state: State) -> Response:
@@ -132,7 +132,9 @@ class StreamAnswer(Response):
             with self._state.streams.opened():
                 await self._run(receive, send)
         except CallerLeftError:
-            self._state.telemetry.refused(499)
+            self._state.telemetry.refused(499, "departed")
+        else:
+            self._state.telemetry.served(200)
 
     async def _run(self, receive: Receive, send: Send) -> None:
         try:

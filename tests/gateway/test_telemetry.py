@@ -43,6 +43,28 @@ async def test_a_request_is_counted_by_stage_text_token_and_head(tmp_path: Path)
     assert 1 == found['trunkline_gateway_head_errors_total{head="slow",outcome="deadline_exceeded",version="1"}']
 
 
+async def test_every_way_in_counts_its_requests_once_served_or_refused(tmp_path: Path) -> None:
+    async with fake_gateway(tmp_path) as (app, state), client_of(app) as http:
+        for path, body in {
+            "/v1/embeddings": {"input": ["one", "two"], "model": "x"},
+            "/v1/heads/spam/classify": {"text": "one"},
+            "/heads/spam/predict": {"inputs": "one"},
+            "/v1/classify/stream": {"text": "one"},
+        }.items():
+            before = read(state.telemetry)
+            answer = await http.post(path, json=body)
+            found = read(state.telemetry)
+            ended = {key: found[key] - before.get(key, 0) for key in found if key.startswith("trunkline_gateway_requests_total")}
+            assert 200 == answer.status_code, path
+            assert {'trunkline_gateway_requests_total{status="200"}': 1} == {
+                key: count for key, count in ended.items() if count
+            }, path
+        assert 200 == (await http.get("/v1/models")).status_code
+        after = read(state.telemetry)
+
+    assert 1 == sum(after.values()) - sum(found.values())
+
+
 def test_what_is_asked_when_metrics_are_read() -> None:
     telemetry = Telemetry()
     telemetry.watch_queue("embed", lambda: 4)

@@ -228,6 +228,8 @@ async def test_a_caller_who_leaves_takes_its_work_along(trunks: FakeTrunks, has_
         await caller.task
     assert 1 == embedder.num_cancelled
     assert (0, 0) == (app.state.admission.num_texts, app.state.streams.num_open)
+    counted = app.state.telemetry.render(inside=0, catalogue_age=0.0).decode()
+    assert 'trunkline_gateway_refusals_total{reason="departed"} 1.0' in counted
 
 
 async def test_a_caller_who_neither_sends_nor_reads_is_let_go(gateway: FakeGateway, monkeypatch: pytest.MonkeyPatch) -> None:
