@@ -57,11 +57,12 @@ class HttpBounds:
     """Of one connection.
 
     A request arrives within *receive_seconds* of its first byte, or of its connection's beginning. The body of one to a path of
-    *open_ended* may take as long as it likes, but not so long without any byte. *max_header_bytes* are those of names and values
-    together.
+    *open_ended* may take as long as it likes, but not so long without any byte. A caller who takes nothing of an answer for
+    *send_seconds* is hung up on before twice as many are over. *max_header_bytes* are those of names and values together.
     """
 
     receive_seconds: float = 30.0
+    send_seconds: float = 30.0
     max_header_bytes: int = 32_768
     max_url_bytes: int = 8_192
     max_connections: int = 8_192
@@ -81,6 +82,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
         self._late: asyncio.TimerHandle | None = None
+        self._look: asyncio.TimerHandle | None = None
+        self._num_unsent = 0
+        """Bytes that were waiting for the caller to read at the last look; 0 where none were, or it has read some since."""
         self._is_whole = False
         """Whether the request that is being read has arrived."""
         self._num_header_bytes = 0
@@ -95,10 +99,13 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         super().connection_made(transport)
         self._expect()
+        self._look_later()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See `asyncio.Protocol`."""
         self._arrived()
+        if self._look is not None:
+            self._look.cancel()
         if self.transport is not None:
             super().connection_lost(exc)
 
@@ -111,6 +118,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self._arrived()
         elif self._late is None or self._is_open_ended:
             self._expect()
+
+    def resume_writing(self) -> None:
+        """See `asyncio.Protocol`."""
+        self._num_unsent = 0
+        super().resume_writing()
 
     def on_message_begin(self) -> None:
         """See httptools."""
@@ -201,6 +213,22 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._late is not None:
             self._late.cancel()
             self._late = None
+
+    def _look_later(self) -> None:
+        self._look = self.loop.call_later(self.bounds.send_seconds, self._look_at_unsent)
+
+    def _look_at_unsent(self) -> None:
+        """Hang up where nothing has left since the last look: a transport that is to close waits for that without end.
+
+        Only of one that takes no more is it known that what waits is what waited before.
+        """
+        is_full = self.flow.write_paused or self.transport.is_closing()
+        size = self.transport.get_write_buffer_size() if is_full else 0
+        if size >= self._num_unsent > 0:
+            self.transport.abort()
+            return
+        self._num_unsent = size
+        self._look_later()
 
     def _on_late(self) -> None:
         self._late = None

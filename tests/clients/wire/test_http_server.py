@@ -4,6 +4,7 @@ import errno
 import resource
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import uvicorn
 import uvloop
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
 
 from clients.wire.http_server import (
     ACCEPTED_PER_TURN,
@@ -22,11 +24,12 @@ from clients.wire.http_server import (
     allow_many_connections,
     http_config,
     open_door,
+    protocol_with,
     queues_at,
 )
 from clients.wire.listening import ListenError
 
-QUICK = HttpBounds(receive_seconds=0.1, open_ended={"/stream"})
+QUICK = HttpBounds(receive_seconds=0.1, send_seconds=0.1, open_ended={"/stream"})
 ASKING = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
 
 
@@ -120,6 +123,64 @@ async def test_whoever_works_on_a_request_hears_that_its_caller_was_hung_up_on()
         while not app.seen:
             await asyncio.sleep(0)
     assert ["http.disconnect"] == app.seen
+
+
+LARGE = b"x" * 8_000_000
+
+
+async def large_answers(scope: Scope, receive: Receive, send: Send) -> None:
+    """Far more than any socket's buffer holds."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % len(LARGE))]})
+    await send({"type": "http.response.body", "body": LARGE})
+
+
+@contextlib.asynccontextmanager
+async def large_answers_by(bounds: HttpBounds, num_asked: int) -> AsyncIterator[tuple[socket.socket, ServerState]]:
+    """The caller's end of a connection on which that many were asked for."""
+    config, state = http_config(large_answers, drain_seconds=1, lifespan="off", timeout_keep_alive=0), ServerState()
+    config.load()
+    make = partial(protocol_with(bounds), config=config, server_state=state, app_state={})
+    ours, callers = socket.socketpair()
+    with ours, callers:
+        callers.setblocking(False)
+        callers.send(num_asked * (ASKING + b"once"))
+        transport, _ = await asyncio.get_running_loop().create_connection(make, sock=ours)
+        try:
+            async with asyncio.timeout(20):
+                yield callers, state
+        finally:
+            if not transport.is_closing():
+                transport.abort()
+            await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("num_asked", [1, 3])
+async def test_a_caller_who_never_reads_is_hung_up_on_and_nothing_of_it_stays(num_asked: int) -> None:
+    async with large_answers_by(QUICK, num_asked) as (_, state):
+        while not state.connections:
+            await asyncio.sleep(0)
+        while state.connections or state.tasks:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_caller_who_reads_a_little_between_two_looks_is_left_alone() -> None:
+    async with large_answers_by(HttpBounds(), 1) as (caller, state):
+        while not state.connections:
+            await asyncio.sleep(0)
+        [protocol] = state.connections
+        transport, loop = protocol.transport, asyncio.get_running_loop()
+        while not transport.get_write_buffer_size():
+            await asyncio.sleep(0)
+        for _ in range(10):
+            before = transport.get_write_buffer_size()
+            protocol._look_at_unsent()
+            while transport.get_write_buffer_size() == before:
+                await loop.sock_recv(caller, 65_536)
+        assert [protocol] == list(state.connections)
+        protocol._look_at_unsent()
+        protocol._look_at_unsent()
+        while state.connections:
+            await asyncio.sleep(0)
 
 
 async def test_an_open_ended_body_may_take_its_time_while_it_comes() -> None:
