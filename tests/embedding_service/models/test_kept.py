@@ -37,6 +37,24 @@ def test_a_damaged_graph_is_found(cache):
     assert "not those that were measured" in fault
 
 
+@pytest.mark.parametrize("report", [b"", b"\xff", b'{"engine": "of tomorrow"}'])
+def test_a_report_that_cannot_be_read_is_no_graph_and_is_removed_with_what_is_old(cache, report):
+    [graph] = kept_graphs(cache)
+    (graph.folder / "report.json").write_bytes(report)
+
+    assert [] == kept_graphs(cache)
+    assert 0 < remove_old(cache)
+    assert not graph.folder.exists()
+
+
+def test_a_graph_of_an_engine_that_is_not_known_here_is_not_listed(cache):
+    [graph] = kept_graphs(cache)
+    path = graph.folder / "report.json"
+    path.write_text(path.read_text().replace("onnx-fp32", "onnx-fp8"))
+
+    assert [] == kept_graphs(cache)
+
+
 def test_old_versions_and_leftovers_are_removed_and_nothing_else(cache):
     [graph] = kept_graphs(cache)
     (graph.folder.parent / ".building-killed").mkdir()

@@ -196,13 +196,40 @@ def test_both_precisions_of_openvino_share_one_file(tmp_path, monkeypatch):
     assert full.graph.stat().st_ino == half.graph.stat().st_ino
 
 
-def test_a_report_that_cannot_be_read_means_building_again(tmp_path):
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("graph.onnx", None),
+        ("report.json", None),
+        ("report.json", b""),
+        ("report.json", b"[]"),
+        ("report.json", b"\xff"),
+        ("report.json", b'{"quality": {"agreement": 1.0}}'),
+    ],
+)
+def test_what_is_damaged_is_built_again_and_once(tmp_path, file, content):
     trunk, cache = str(make_tiny_trunk(tmp_path / "tiny")), tmp_path / "cache"
-    first = prepare(trunk, cache_dir=cache, engine="onnx-fp32")
-    (first.graph.parent / "report.json").write_text('{"quality": {"agreement": 1.0}}')
+    damaged = prepare(trunk, cache_dir=cache, engine="onnx-fp32").graph.with_name(file)
+    damaged.unlink()
+    if content is not None:
+        damaged.write_bytes(content)
     said = []
-    prepare(trunk, cache_dir=cache, engine="onnx-fp32", progress=said.append)
+
+    mended = [prepare(trunk, cache_dir=cache, engine="onnx-fp32", progress=said.append) for _ in range(2)]
+
     assert ["preparing tiny for onnxruntime fp32"] == said
+    load_backend(mended[1]).close()
+
+
+@pytest.mark.parametrize("note", [b"", b"[]", b"\xff", b'{"processor": 1}'])
+def test_a_broken_note_of_what_was_chosen_means_measuring_again_and_once(tmp_path, note):
+    trunk, cache = make_tiny_trunk(tmp_path / "tiny"), tmp_path / "cache"
+    prepare_auto(trunk, cache)
+    [kept] = (cache / "graphs").glob("*.auto.json")
+    kept.write_bytes(note)
+
+    assert "texts/s here:" in prepare_auto(trunk, cache)[1][-1]
+    assert "as measured on this processor before" in prepare_auto(trunk, cache)[1][-1]
 
 
 @pytest.mark.parametrize(
