@@ -57,7 +57,7 @@ class TextEmbedder:
     ) -> TextVectors:
         texts = [one for one in inputs if isinstance(one, str)]
         if texts:
-            prepared = await prepare(trunk.encoder, texts, [Reading()])
+            prepared = await prepare(trunk.encoder, texts, [Reading()], deadline=deadline)
             distinct = prepared.inputs
             places = [pieces[0] for pieces in prepared.places[Reading()]]
         else:

@@ -70,7 +70,7 @@ class Pipeline:
         timings = StageTimings()
         plan = self._planner.plan(self._catalogue.catalogue, trunk, request)
         check_size(plan, request)
-        prepared = await prepare(trunk.encoder, request.texts, plan.readings, request.truncation)
+        prepared = await prepare(trunk.encoder, request.texts, plan.readings, request.truncation, deadline=deadline)
         work = look_up(self._outputs, plan, prepared, may_reuse=request.may_reuse)
         timings.preprocess = time.perf_counter() - started
         vectors = await self._embed(trunk, prepared.inputs, work, request, deadline)

@@ -4,15 +4,20 @@ Heads may want texts to be read in several ways; what comes out the same is one 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Final, NamedTuple, TypeVar
 
-from clients import InvalidRequest, ServerFault, TrunklineError
+from clients import Deadline, DeadlineExceeded, InvalidRequest, ServerFault, TrunklineError
 from clients.wire.catalogue import Manifest
 from clients.wire.chain import StepFailedError, chain_of
 from clients.wire.text import Encoded, TextEncoder
 from gateway.classification import TextFacts, Truncation
+
+T = TypeVar("T")
+
+NEVER: Final = Deadline.after(10**9)
 
 INLINE_CHARACTERS: Final = 20_000
 """Up to here tokenising takes about a millisecond and stays on the loop."""
@@ -54,12 +59,18 @@ def reading_of(manifest: Manifest) -> Reading:
 
 
 async def prepare(
-    encoder: TextEncoder, texts: Sequence[str], readings: Sequence[Reading], truncation: Truncation = "right"
+    encoder: TextEncoder,
+    texts: Sequence[str],
+    readings: Sequence[Reading],
+    truncation: Truncation = "right",
+    *,
+    deadline: Deadline = NEVER,
 ) -> Prepared:
     """Prepare and tokenise *texts* in the ways of *readings*; equal inputs become one.
 
     Raises:
         InvalidRequest: a text is empty, or too long to look at; the message says which by its index.
+        DeadlineExceeded: *deadline* passed before it was done.
         ServerFault: a step of the trunk's own chain failed.
     """
     for index, text in enumerate(texts):
@@ -71,9 +82,22 @@ async def prepare(
     try:
         if is_quick:
             return _prepare(encoder, texts, readings or (PLAIN,), truncation)
-        return await asyncio.to_thread(_prepare, encoder, texts, readings or (PLAIN,), truncation)
+        return await on_a_thread(partial(_prepare, encoder, texts, readings or (PLAIN,), truncation), deadline)
     except StepFailedError as error:
         raise ServerFault(str(error)) from None
+
+
+async def on_a_thread(work: Callable[[], T], deadline: Deadline) -> T:
+    """What *work* with long texts gives. It is not begun where *deadline* passes while it waits for a thread.
+
+    Raises:
+        DeadlineExceeded: *deadline* passed before it was done.
+    """
+    try:
+        async with asyncio.timeout(max(0.0, deadline.remaining())):
+            return await asyncio.to_thread(work)
+    except TimeoutError:
+        raise DeadlineExceeded("the deadline passed while the texts were prepared") from None
 
 
 def _prepare(encoder: TextEncoder, texts: Sequence[str], readings: Sequence[Reading], truncation: Truncation) -> Prepared:

@@ -1,6 +1,5 @@
 """The HTTP edge. The hot route reads and writes bytes by msgspec; FastAPI keeps the documentation."""
 
-import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -31,7 +30,7 @@ from gateway.fanout import as_the_callers
 from gateway.pipeline import Pipeline
 from gateway.plan import refusal
 from gateway.ports import LiveTrunk
-from gateway.preprocess import INLINE_CHARACTERS
+from gateway.preprocess import INLINE_CHARACTERS, on_a_thread
 from gateway.quota import QuotaUsedUp, charge
 from gateway.schemas import Asked, classify_answer, parse_classify, parse_head_classify, server_timing
 from gateway.settings import Settings
@@ -146,8 +145,9 @@ async def _classify_by_head(request: Request, state: State) -> Response:
 
 
 async def _answer(request: Request, state: State, asked: Asked) -> Response:
-    answer = await classified(request, state, asked)
-    body = classify_answer(answer, await notes_of(asked.work.texts))
+    deadline = Deadline.after(patience(request, asked.timeout, state.settings))
+    answer = await classified(request, state, asked, deadline)
+    body = classify_answer(answer, await notes_of(asked.work.texts, deadline))
     return JsonAnswer(_encoder.encode(body), (_SERVER_TIMING_KEY, server_timing(body.timings).encode()))
 
 
@@ -161,15 +161,14 @@ class JsonAnswer(Response):
         self.raw_headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)), *headers]
 
 
-async def classified(request: Request, state: State, asked: Asked) -> Answer:
-    """The answer to *asked*, for a caller who stays to read it.
+async def classified(request: Request, state: State, asked: Asked, deadline: Deadline) -> Answer:
+    """The answer to *asked* within *deadline*, for a caller who stays to read it.
 
     Raises:
         TrunklineError: nothing can be answered.
         HeadFailed: a head has no answer, where *asked* is strict.
         CallerLeftError: nobody reads it.
     """
-    deadline = Deadline.after(patience(request, asked.timeout, state.settings))
     num_texts, is_bulk = len(asked.work.texts), asked.work.priority == "bulk"
     with state.admission.admit(num_texts, is_bulk=is_bulk, pay=partial(charge, request, num_texts)):
         async with while_connected(request.receive):
@@ -182,11 +181,15 @@ async def classified(request: Request, state: State, asked: Asked) -> Answer:
     return answer
 
 
-async def notes_of(texts: Sequence[str]) -> list[tuple[str, ...]]:
-    """What normalising changed in each of *texts*."""
+async def notes_of(texts: Sequence[str], deadline: Deadline) -> list[tuple[str, ...]]:
+    """What normalising changed in each of *texts*.
+
+    Raises:
+        DeadlineExceeded: *deadline* passed before it was known.
+    """
     if sum(map(len, texts)) <= INLINE_CHARACTERS:
         return [normalization_notes(text) for text in texts]
-    return await asyncio.to_thread(lambda: [normalization_notes(text) for text in texts])
+    return await on_a_thread(lambda: [normalization_notes(text) for text in texts], deadline)
 
 
 class HeadFailed(Exception):

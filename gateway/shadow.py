@@ -138,7 +138,7 @@ class Shadows:
 
     async def _embedded(self, run: ShadowRun, deadline: Deadline) -> tuple[Rows, Sequence[Sequence[int]]]:
         reading = reading_of(run.shadow)
-        prepared = await prepare(run.trunk.encoder, run.texts, [reading], run.truncation)
+        prepared = await prepare(run.trunk.encoder, run.texts, [reading], run.truncation, deadline=deadline)
         if reading in prepared.failed:
             raise prepared.failed[reading]
         views = tuple(dict.fromkeys(views_of(run.shadow)))

@@ -296,7 +296,8 @@ async def _infer(request: Request, state: State) -> Response:
         sticky_key=sticky_key_of(request),
         may_reuse=may_reuse(request),
     )
-    answer = await classified(request, state, Asked(work, is_strict=True))
+    deadline = Deadline.after(patience(request, None, state.settings))
+    answer = await classified(request, state, Asked(work, is_strict=True), deadline)
     said = answer.outcomes[word]
     assert isinstance(said, list)  # the request was strict
     version = said[0].version

@@ -220,13 +220,13 @@ class StreamAnswer(Response):
         asked = [line.asked for line in lines if isinstance(line.asked, StreamLine)]
         try:
             answer = await self._when_there_is_room(asked, is_charged=is_charged)
+            notes = await notes_of([line.text for line in asked], Deadline.after(self._timeout))
         except TrunklineError as error:
             # One text can make the whole request one that cannot be served; a head that is not there is so for all.
             if isinstance(error, InvalidRequest) and not isinstance(error, NotFound) and len(lines) > 1:
                 return [result for line in lines for result in await self._classified([line], is_charged=True)]
             return [failed(line, public(error)) for line in lines]
         self._state.telemetry.answered(answer)
-        notes = await notes_of([line.text for line in asked])
         return [
             StreamResult(line.index, line.id, body.heads, body.num_tokens, body.truncated, body.cached, body.notes)
             for line, body in zip(lines, result_bodies(answer, notes), strict=True)

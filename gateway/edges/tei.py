@@ -12,12 +12,23 @@ import msgspec
 from fastapi import APIRouter, Request
 from starlette.responses import PlainTextResponse, Response
 
-from clients import DeadlineExceeded, InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
+from clients import Deadline, DeadlineExceeded, InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
 from clients.wire.decoding import NOT_DECODED
 from clients.wire.http_errors import clipped
 from gateway.classification import Answer, Classification, HeadAnswer
 from gateway.errors import TooLarge, WrongMediaType, headers_of
-from gateway.routes import HEAD_NAME, REQUEST_HEADERS, State, classified, may_reuse, read_body, ref, respond, sticky_key_of
+from gateway.routes import (
+    HEAD_NAME,
+    REQUEST_HEADERS,
+    State,
+    classified,
+    may_reuse,
+    patience,
+    read_body,
+    ref,
+    respond,
+    sticky_key_of,
+)
 from gateway.schemas import Asked, TopK, components_of
 
 router = APIRouter()
@@ -166,7 +177,8 @@ async def _answer(request: Request, state: State, head: str) -> Response:
         sticky_key=sticky_key_of(request),
         may_reuse=may_reuse(request),
     )
-    answer = await classified(request, state, Asked(work, is_strict=True))
+    deadline = Deadline.after(patience(request, None, state.settings))
+    answer = await classified(request, state, Asked(work, is_strict=True), deadline)
     outcome = answer.outcomes[head]
     assert isinstance(outcome, list)  # the request was strict
     raw = bool(body.raw_scores) or parameters.function_to_apply == "none"

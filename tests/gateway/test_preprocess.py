@@ -1,6 +1,12 @@
+import asyncio
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
-from clients import InvalidRequest, ServerFault
+from clients import Deadline, DeadlineExceeded, InvalidRequest, ServerFault
 from clients.wire.chain import Chain
 from clients.wire.text import Encoded, TextEncoder
 from gateway import preprocess
@@ -83,6 +89,35 @@ async def test_an_empty_text_is_a_mistake_where_the_trunk_has_a_prompt(
     with pytest.raises(InvalidRequest, match="text 0 is empty"):
         await prepare(encoder, [" \x00", "w3"], readings)
     assert 1 == len((await prepare(encoder, ["w1 w2"], readings)).texts)
+
+
+class NotingEncoder(TextEncoder):
+    """Remembers what it was asked for."""
+
+    def __init__(self, tokenizer_json: bytes) -> None:
+        super().__init__(tokenizer_json, max_tokens=10)
+        self.asked: list[str] = []
+
+    def encode(self, texts: Sequence[str], **options: Any) -> list[Encoded]:
+        self.asked += texts
+        return super().encode(texts, **options)
+
+
+async def test_long_texts_are_not_waited_for_beyond_the_deadline_nor_begun_after_it(tokenizer_json: bytes) -> None:
+    encoder, loop, go = NotingEncoder(tokenizer_json), asyncio.get_running_loop(), threading.Event()
+    long = "a " * (INLINE_CHARACTERS // 2 + 1)
+    loop.set_default_executor(ThreadPoolExecutor(1))
+    held = loop.run_in_executor(None, go.wait, 30)
+
+    with pytest.raises(DeadlineExceeded):
+        await prepare(encoder, [long], [PLAIN], deadline=Deadline.after(0.01))
+    go.set()
+    await held
+    await loop.run_in_executor(None, int)
+    assert [] == encoder.asked
+
+    assert 10 == (await prepare(encoder, [long], [PLAIN])).texts[0].num_tokens
+    assert [long] == encoder.asked
 
 
 async def test_with_nobody_to_read_it_a_text_is_looked_at_all_the_same(encoder: TextEncoder) -> None:
