@@ -6,6 +6,7 @@ follows a pass that runs, on the same thread and without us.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -194,6 +195,7 @@ class Batcher:
         """The pass that began alone, while it runs."""
         self._tokens_per_second = 0.0
         self._draining = False
+        self._has_dispatched = asyncio.Event()
         self._will_dispatch = False
         self._late_classes: frozenset[bool] = frozenset()
         self.is_healthy = True
@@ -262,12 +264,22 @@ class Batcher:
         self._draining = True
         self._dispatch()
         give_up = time.monotonic() + grace
-        while self._running and (left := give_up - time.monotonic()) > 0:
-            await asyncio.wait(self._running, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        while (self._running or self._queue.num_entries) and (left := give_up - time.monotonic()) > 0:
+            await self._moved_on(left)
         for entry in self._queue.take_all():
             _fail(entry, Unavailable("the embedding service is stopping"))
         for thread in self._threads:
             thread.shutdown(wait=not self._running, cancel_futures=True)
+
+    async def _moved_on(self, seconds: float) -> None:
+        """Wait until something of what is to be drained may have changed; others may have all slots, and then nothing runs."""
+        if self._running:
+            await asyncio.wait(self._running, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return
+        self._has_dispatched.clear()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._has_dispatched.wait()
 
     def _reason_to_refuse(self, entries: list[Entry], *, is_bulk: bool) -> str:
         limits = self._queue.limits
@@ -296,6 +308,8 @@ class Batcher:
         if leader is not None:
             has_long_room = self._has_long_room(without=leader)
             self._follow(leader, self._queue.take_ahead(time.monotonic(), has_long_room=has_long_room))
+        if self._draining:
+            self._has_dispatched.set()
 
     def _has_long_room(self, without: "asyncio.Future[Pass] | None" = None) -> bool | None:
         running = [batch.rows for future, batch in self._running.items() if future is not without]

@@ -350,13 +350,16 @@ class Queue:
         """Cut the next batch for a thread that is not free yet, where nothing that may come would make a better one.
 
         That is a full one of short rows, where as many wait as a batch may carry; without bulk rows, which may be overtaken to
-        the last moment, and in no long row's turn. *has_long_room* as it will be when the thread is free. The dead that were not
-        met yet count as well.
+        the last moment, and in no long row's turn, nor in that of a bulk row which has waited until it outranks all: a thread
+        that always has its next batch never asks whose turn it is. *has_long_room* as it will be when the thread is free. The
+        dead that were not met yet count as well.
         """
         taken = Taken()
         if self._num_short < self.limits.max_batch_requests and self._short_tokens < self.limits.max_batch_tokens:
             return taken
         self._drop_dead_heads(now, taken)
+        if self._num_bulk and self._is_bulks_turn(now):
+            return taken
         waiting = [lane for lane in self._lanes if not lane[0]]
         short = [lane for lane in waiting if lane[1] < self.limits.long_tokens]
         if short and (has_long_room is False or len(short) == len(waiting)):
@@ -365,6 +368,9 @@ class Queue:
             if self._is_full(lanes):
                 self._move(lanes, taken, now)
         return taken
+
+    def _is_bulks_turn(self, now: float) -> bool:
+        return min(self._lanes, key=lambda lane: self._rank(lane, now))[0]
 
     def _seed(self, now: float, has_long_room: bool | None) -> tuple[bool, int]:
         """The lane of lowest rank; of its class the lowest of the long or of the short ones, where there are both."""
@@ -393,7 +399,8 @@ class Queue:
 
     def _around(self, seed: tuple[bool, int], budget: int, wanted: Iterable[tuple[bool, int]]) -> list[tuple[bool, int]]:
         """For each row of a batch around *seed*, of *budget* tokens at most, the lane it is in: one of *wanted*."""
-        nearest = sorted(wanted, key=lambda key: (abs(key[1] - seed[1]), key[0]))
+        # The seed first, whatever else is as long: it is its turn.
+        nearest = sorted(wanted, key=lambda key: (abs(key[1] - seed[1]), key != seed, key[0]))
         lanes = list(islice((lane for lane in nearest for _ in self._lanes[lane]), self.limits.max_batch_requests))
         return lanes[: cut([length for _, length in lanes], budget=budget, cost=self._cost)]
 

@@ -131,7 +131,13 @@ class Reuse:
             else:
                 fresh[key] = _Flight(entry, self)
         if fresh and not self._is_looked_up(fresh):
-            self._batcher.admit([flight.entry for flight in fresh.values()])
+            try:
+                self._batcher.admit([flight.entry for flight in fresh.values()])
+            except EmbedError:
+                # Each knows its entry, and that knows it: refusals are too many to be left to the collector.
+                for flight in fresh.values():
+                    flight.let_go()
+                raise
         self._flights.update(fresh)
         for entry, flight in joining:
             flight.join(entry)
@@ -230,7 +236,7 @@ class _Flight:
 
     def tell(self, vectors: list[FloatArray], queue_seconds: float, inference_seconds: float) -> None:
         """All who wait get *vectors*."""
-        for member in self._let_go():
+        for member in self.let_go():
             # Who joined late has queued for less.
             queued = max(0.0, queue_seconds - (member.arrived - self.entry.arrived))
             _waiter(member).put(member.index, vectors, queued, inference_seconds)
@@ -243,10 +249,10 @@ class _Flight:
     def fail(self, error: EmbedError) -> None:
         """See `batching.Waiter`."""
         self._reuse.ended(self)
-        for member in self._let_go():
+        for member in self.let_go():
             _waiter(member).fail(error)
 
-    def _let_go(self) -> list[Entry]:
+    def let_go(self) -> list[Entry]:
         """All who waited. Their vectors would otherwise live until the collector finds flight and entry in a circle."""
         members, self._members = self._members, []
         self.entry.ticket = _LANDED

@@ -497,6 +497,59 @@ async def test_draining_finishes_what_is_queued_and_refuses_what_comes() -> None
         await asyncio.gather(draining, *calls)
 
 
+async def test_draining_waits_for_what_another_trunk_has_the_processor_of() -> None:
+    gate, slots = Gate(), PassSlots(1)
+    busy = Batcher(FakeBackend(fault=gate), QueueLimits(), CountingTelemetry(), slots)
+    waiting = Batcher(FakeBackend(), QueueLimits(), CountingTelemetry(), slots)
+    first = await started(busy, row(1))
+    second = asyncio.create_task(waiting.run([row(2)], deadline=soon()))
+    await until(lambda: waiting.queue.num_entries == 1)
+
+    draining = [asyncio.create_task(batcher.drain(5)) for batcher in (waiting, busy)]
+    await asyncio.sleep(0)
+    assert not second.done()
+    gate.open()
+
+    await asyncio.gather(*draining, first, second)
+
+
+async def test_draining_waits_for_another_trunk_no_longer_than_its_grace() -> None:
+    gate, slots = Gate(), PassSlots(1)
+    busy = Batcher(FakeBackend(fault=gate), QueueLimits(), CountingTelemetry(), slots)
+    waiting = Batcher(FakeBackend(), QueueLimits(), CountingTelemetry(), slots)
+    first = await started(busy, row(1))
+    second = asyncio.create_task(waiting.run([row(2)], deadline=soon()))
+    await until(lambda: waiting.queue.num_entries == 1)
+
+    await waiting.drain(0.01)
+
+    with pytest.raises(Unavailable, match="stopping"):
+        await second
+    gate.open()
+    await first
+    await busy.drain(5)
+
+
+async def test_a_bulk_row_gets_its_turn_while_the_next_batch_of_interactive_ones_is_always_there() -> None:
+    gate = Gate()
+    backend = FakeBackend(fault=gate)
+    async with batching(backend, max_batch_requests=4, ageing=1e9) as batcher:
+
+        async def keep_asking(number: int) -> None:
+            for turn in range(2, 52):
+                await batcher.run([row(number, turn)], deadline=soon())
+
+        asking = [asyncio.create_task(keep_asking(number)) for number in range(2, 34)]
+        await until(lambda: "1 running, 1 cut ahead" in repr(batcher))
+        bulk = asyncio.create_task(batcher.run([row(1)], deadline=soon(), is_bulk=True))
+        await until(lambda: batcher.queue.num_entries - batcher.queue.rows.num_interactive == 1)
+        gate.open()
+        await asyncio.gather(bulk, *asking)
+
+    [turn] = [place for place, batch in enumerate(backend.batches) if (1,) in batch.token_ids]
+    assert turn < 20 < len(backend.batches) / 2
+
+
 async def test_what_does_not_finish_within_the_grace_is_told_so() -> None:
     gate = Gate()
     async with batching(FakeBackend(fault=gate)) as batcher:

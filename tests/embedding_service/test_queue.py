@@ -87,6 +87,17 @@ def test_what_is_cut_for_a_thread_that_is_not_free_yet(
     assert len(entries) - len(expected) == queue.num_entries
 
 
+@pytest.mark.parametrize("has_long_room", [None, True, False])
+def test_nothing_is_cut_ahead_once_it_is_a_bulk_rows_turn(has_long_room: bool | None) -> None:
+    for now, expected in ((1.0, [8] * 32), (3.0, [])):
+        bulk = entry(8, bulk=True)
+        queue = queue_of(*[entry(8, arrived=now)] * 80, bulk, bulk_penalty=4_096, ageing=2_048)
+        assert expected == lengths(queue.take_ahead(now, has_long_room=has_long_room).batch)
+
+    assert bulk in queue.take(now, has_long_room=has_long_room).batch
+    assert [8] * 32 == lengths(queue.take_ahead(now, has_long_room=has_long_room).batch)
+
+
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [

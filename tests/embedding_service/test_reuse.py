@@ -16,7 +16,8 @@ from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.batching import Batcher, Row
 from embedding_service.errors import DeadlineExceeded, EmbedError, Overloaded, Unavailable
 from embedding_service.queue import Entry, QueueLimits
-from embedding_service.reuse import Reuse, VectorCache
+from embedding_service.reuse import Reuse, VectorCache, _Flight
+from tests.collector import no_collector, num_alive
 from tests.embedding_service.test_batching import VIEW, CountingTelemetry, Gate, row, soon, until
 
 IDS = (1, 2, 3)
@@ -209,6 +210,23 @@ async def test_a_failed_pass_fails_all_who_shared_it_and_is_not_remembered() -> 
 
     assert [Unavailable, Unavailable] == [type(error) for error in failed]
     np.testing.assert_array_equal(checksum_vector(IDS), outcome.vectors[0][0])
+
+
+async def test_who_is_refused_leaves_nothing_for_the_collector() -> None:
+    gate = Gate()
+    async with reusing(FakeBackend(fault=gate), max_queued_tokens=4, max_batch_requests=1) as reuse:
+        calls = [asyncio.create_task(reuse.run([row(number)], deadline=soon())) for number in range(1, 4)]
+        await until(gate.is_reached.is_set)
+        with no_collector():
+            before = num_alive(_Flight)
+            for _ in range(5):
+                with pytest.raises(Overloaded):
+                    await reuse.run([row(7, 7, 7), row(8, 8, 8)], deadline=soon())
+            after = num_alive(_Flight)
+        gate.open()
+        await asyncio.gather(*calls)
+
+    assert before == after
 
 
 async def test_a_refused_list_answers_nothing_even_where_a_part_was_known() -> None:
