@@ -127,6 +127,19 @@ def weigh(
     return decide(candidate, live, golden, live_metrics=_same_data(candidate, live, remeasure), tolerance=tolerance)
 
 
+def as_found(kept: Comparison) -> Remeasure:
+    """What *kept* says of the live version: where that one is live still, and for the very texts that *kept* is of."""
+
+    def remeasure(live: Manifest, candidate: Metrics) -> Metrics | None:
+        if kept.live is None or (kept.live_version, kept.data) != (live.version, candidate.data):
+            return None
+        # Not a number, which is compared with nothing, in the place of the metric that was not kept.
+        known = {"accuracy": math.nan, "macro_f1": math.nan} | {kept.metric: kept.live}
+        return msgspec.structs.replace(candidate, **known)
+
+    return remeasure
+
+
 def _same_data(candidate: Manifest, live: Manifest | None, remeasure: Remeasure | None) -> Metrics | None:
     if live is None or candidate.metrics is None:
         return None

@@ -1,10 +1,13 @@
-"""From a published version to a live one, through the gate: load it, weigh it, then promote it or keep it out."""
+"""From a published version to a live one, through the gate: load it, weigh it, then promote it or keep it out.
+
+What is examined where its test part is at hand may be promoted later, where it is not.
+"""
 
 from typing import Final
 
 from clients.wire.catalogue import Manifest
 from head_service.errors import ConflictError
-from head_service.gate import METRIC_TOLERANCE, Comparison, Remeasure, Scorer, weigh
+from head_service.gate import METRIC_TOLERANCE, Comparison, Remeasure, Scorer, as_found, weigh
 from head_service.lifecycle import Lifecycle
 
 _ATTEMPTS: Final = 3
@@ -23,7 +26,7 @@ def release(
     """Promote *version* if the gate lets it; what the gate found, which is kept beside the version whatever it is.
 
     passed: the version is live. refused: it is marked so, and loaded no more. incomparable: it stays published, and a person may
-    force it.
+    force it. Without *remeasure* the live version is taken for as good as `examine` found it, where that one is live still.
 
     Raises:
         RefusedError: it was refused before.
@@ -36,6 +39,22 @@ def release(
             # Another version went live while this one was weighed against the former.
             continue
     return _release(lifecycle, name, version, scorer, remeasure, tolerance, reason)
+
+
+def examine(
+    lifecycle: Lifecycle,
+    name: str,
+    version: int,
+    *,
+    scorer: Scorer,
+    remeasure: Remeasure | None = None,
+    tolerance: float = METRIC_TOLERANCE,
+) -> Comparison:
+    """What the gate finds of *version*, kept as by `release`, and raised like it; what passes waits to be released."""
+    comparison, _ = _weighed(lifecycle, name, version, scorer, remeasure, tolerance)
+    if comparison.verdict == "passed":
+        lifecycle.drop_candidate(name, version)
+    return comparison
 
 
 def force(lifecycle: Lifecycle, name: str, version: int, *, reason: str = "") -> None:
@@ -54,6 +73,16 @@ def _release(
     tolerance: float,
     reason: str,
 ) -> Comparison:
+    comparison, live = _weighed(lifecycle, name, version, scorer, remeasure or _as_examined(lifecycle, name, version), tolerance)
+    if comparison.verdict == "passed":
+        lifecycle.promote(name, version, reason=reason or comparison.reason, expected_live=live)
+    return comparison
+
+
+def _weighed(
+    lifecycle: Lifecycle, name: str, version: int, scorer: Scorer, remeasure: Remeasure | None, tolerance: float
+) -> tuple[Comparison, int | None]:
+    """What was found, which is kept, and the version that was live then. Only what passed is loaded still."""
     candidate = lifecycle.load_candidate(name, version)
     live = _live(lifecycle, name)
     try:
@@ -63,13 +92,16 @@ def _release(
         raise
     if comparison.verdict == "refused" and not (live and live.version == version):
         lifecycle.refuse(name, version, comparison)
-        return comparison
-    lifecycle.keep_comparison(name, version, comparison)
-    if comparison.verdict == "passed":
-        lifecycle.promote(name, version, reason=reason or comparison.reason, expected_live=live.version if live else None)
     else:
-        lifecycle.drop_candidate(name, version)
-    return comparison
+        lifecycle.keep_comparison(name, version, comparison)
+        if comparison.verdict != "passed":
+            lifecycle.drop_candidate(name, version)
+    return comparison, live.version if live else None
+
+
+def _as_examined(lifecycle: Lifecycle, name: str, version: int) -> Remeasure | None:
+    kept = lifecycle.comparison(name, version)
+    return as_found(kept) if kept else None
 
 
 def _live(lifecycle: Lifecycle, name: str) -> Manifest | None:

@@ -16,7 +16,7 @@ from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.head_server import scorer_at, wait_until_available
 from head_service.lifecycle import Lifecycle
 from head_service.pieces import named_steps
-from head_service.release import release
+from head_service.release import examine, release
 from head_service.training.dataset import Dataset, read_dataset, test_part
 from head_service.training.embeddings import EmbeddingCache
 from head_service.training.fit import HEAD_CHOICES, FitOptions
@@ -105,11 +105,13 @@ def _remeasure(order: TrainingOrder, run: RunContext, scorer: Scorer, live: Mani
 def _release(
     order: TrainingOrder, run: RunContext, scorer: Scorer, head: str, version: int, remeasure: Remeasure | None
 ) -> Comparison | None:
-    """Through the gate, unless the order says that the version shall not answer yet. Done again it changes nothing."""
-    if order.publish == "version":
-        return None
+    """Through the gate; what passes waits there where the order says so. Done again it changes nothing."""
     lifecycle = Lifecycle(run.repository, partial(wait_until_available, run.heads_address, credentials=run.to_heads))
     known, entry = lifecycle.comparison(head, version), lifecycle.state(head).entry
+    if order.publish == "version":
+        # One that is held in a role was put there by a person since.
+        is_held = entry is not None and version in entry.versions
+        return known if known or is_held else examine(lifecycle, head, version, scorer=scorer, remeasure=remeasure)
     if (known is not None and known.verdict != "passed") or (entry is not None and entry.stable >= version):
         # An attempt before this one was through, and another version may have followed since: never backwards.
         return known

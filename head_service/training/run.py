@@ -111,7 +111,7 @@ class TrainingResult:
 
     @property
     def is_live(self) -> bool:
-        """Whether the version answers by now."""
+        """Whether the gate let the version through; it answers by now, where *go_live* promotes what passes."""
         return self.comparison is not None and self.comparison.verdict == "passed"
 
 

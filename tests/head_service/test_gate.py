@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clients.wire.catalogue import GoldenExample, Manifest, Metrics, Task
-from head_service.gate import GOLDEN_TOLERANCE, Comparison, check_golden, decide, metric_of, weigh
+from head_service.gate import GOLDEN_TOLERANCE, Comparison, as_found, check_golden, decide, metric_of, weigh
 from tests.head_service.lifecycles import GOLDEN
 from tests.head_service.versions_on_disk import manifest
 
@@ -121,3 +121,24 @@ def test_a_live_version_of_another_trunk_is_none_to_compare_with() -> None:
     found = weigh(moved, live, scorer=lambda *_: SCORES)
 
     assert ("passed", None) == (found.verdict, found.live_version)
+
+
+@pytest.mark.parametrize(
+    ("changed", "verdict"),
+    [
+        ({}, "passed"),
+        ({"live": 0.99}, "refused"),
+        ({"live": None}, "incomparable"),
+        ({"live_version": 7}, "incomparable"),
+        ({"live_version": None}, "incomparable"),
+        ({"data": "sha256:c"}, "incomparable"),
+        ({"metric": "macro_f1"}, "incomparable"),
+    ],
+)
+def test_what_was_found_before_stands_for_the_same_live_version_and_texts_alone(changed: dict[str, object], verdict: str) -> None:
+    kept = Comparison(verdict="passed", reason="", version=2, live_version=1, live=0.8, data="sha256:b")
+    before = as_found(msgspec.structs.replace(kept, **changed))
+
+    found = weigh(head(2, 0.9, "sha256:b"), head(1, 0.5), scorer=lambda *_: SCORES, remeasure=before)
+
+    assert verdict == found.verdict

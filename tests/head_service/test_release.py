@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from clients.wire.catalogue import Manifest
+from clients.wire.catalogue import Manifest, Metrics
 from head_service import history
 from head_service.errors import RefusedError, RepositoryError
-from head_service.release import force, release
+from head_service.gate import Remeasure
+from head_service.release import examine, force, release
 from tests.head_service.lifecycles import GOLDEN, World
 
 SCORES = tuple(example.scores for example in GOLDEN)
@@ -13,6 +14,11 @@ SCORES = tuple(example.scores for example in GOLDEN)
 
 def scorer(manifest: Manifest, texts: object) -> tuple[tuple[float, ...], ...]:
     return SCORES
+
+
+def live_scores(accuracy: float) -> Remeasure:
+    """What the live version scores on a candidate's test part, whichever that is."""
+    return lambda live, candidate: Metrics(accuracy, accuracy, 80, 20, candidate.data)
 
 
 @pytest.fixture
@@ -93,3 +99,62 @@ def test_a_version_is_weighed_again_when_another_went_live_meanwhile(world: Worl
     assert [candidate, candidate] == asked
     assert ("refused", better) == (found.verdict, found.live_version)
     assert better == world.catalogue().heads["spam"].stable
+
+
+def test_a_version_may_be_examined_without_going_live(world: World) -> None:
+    release(world.lifecycle, "spam", world.publish(accuracy=0.8), scorer=scorer)
+    candidate = world.publish(accuracy=0.9, data="sha256:other")
+
+    found = examine(world.lifecycle, "spam", candidate, scorer=scorer, remeasure=live_scores(0.7))
+
+    assert ("passed", 0.9, 0.7) == (found.verdict, found.candidate, found.live)
+    assert found == world.lifecycle.comparison("spam", candidate)
+    assert ({1}, 1) == (world.served()["spam"].versions, world.catalogue().heads["spam"].stable)
+    assert ({}, []) == (world.repository.marks("spam"), world.problems())
+
+
+def test_a_worse_version_is_refused_when_it_is_examined(world: World) -> None:
+    release(world.lifecycle, "spam", world.publish(accuracy=0.8), scorer=scorer)
+    candidate = world.publish(accuracy=0.9, data="sha256:other")
+
+    found = examine(world.lifecycle, "spam", candidate, scorer=scorer, remeasure=live_scores(0.95))
+
+    assert "refused" == found.verdict
+    with pytest.raises(RefusedError, match=r"0\.9000 against 0\.9500"):
+        release(world.lifecycle, "spam", candidate, scorer=scorer)
+    assert ({1}, 1) == (world.served()["spam"].versions, world.catalogue().heads["spam"].stable)
+
+
+def test_an_examined_version_goes_live_without_the_texts_it_was_examined_on(world: World) -> None:
+    release(world.lifecycle, "spam", world.publish(accuracy=0.8), scorer=scorer)
+    candidate = world.publish(accuracy=0.9, data="sha256:other")
+    examine(world.lifecycle, "spam", candidate, scorer=scorer, remeasure=live_scores(0.7))
+
+    found = release(world.lifecycle, "spam", candidate, scorer=scorer)
+
+    assert ("passed", 0.9, 0.7) == (found.verdict, found.candidate, found.live)
+    assert candidate == world.catalogue().heads["spam"].stable
+
+
+def test_an_examined_version_is_checked_by_its_golden_examples_again(world: World) -> None:
+    release(world.lifecycle, "spam", world.publish(accuracy=0.8), scorer=scorer)
+    candidate = world.publish(accuracy=0.9, data="sha256:other")
+    examine(world.lifecycle, "spam", candidate, scorer=scorer, remeasure=live_scores(0.7))
+
+    found = release(world.lifecycle, "spam", candidate, scorer=lambda *_: ((0.5, 0.5), (0.5, 0.5)))
+
+    assert "refused" == found.verdict
+    assert 1 == world.catalogue().heads["spam"].stable
+
+
+def test_what_was_found_does_not_count_once_another_version_is_live(world: World) -> None:
+    release(world.lifecycle, "spam", world.publish(accuracy=0.8), scorer=scorer)
+    candidate = world.publish(accuracy=0.9, data="sha256:other")
+    examine(world.lifecycle, "spam", candidate, scorer=scorer, remeasure=live_scores(0.7))
+    other = world.publish(accuracy=0.99)
+    release(world.lifecycle, "spam", other, scorer=scorer)
+
+    found = release(world.lifecycle, "spam", candidate, scorer=scorer)
+
+    assert ("incomparable", other) == (found.verdict, found.live_version)
+    assert other == world.catalogue().heads["spam"].stable

@@ -1,12 +1,15 @@
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from clients.wire.catalogue import Manifest, Metrics
 from head_service.configuration import MODELS_CONFIG, parse_config
 from head_service.errors import HeadServiceError
 from head_service.gate import Comparison
+from head_service.release import examine
 from tests.head_service.lifecycles import World
 from trunkline.cli import app
 from trunkline.heads import HeadsError
@@ -84,6 +87,28 @@ def test_a_promotion_without_a_stack_is_a_persons_decision(world: World, run: Ru
 
     assert "spam version 1 is live" in run("promote", "spam", 1, "--force").output
     assert 1 == world.catalogue().heads["spam"].stable
+
+
+def test_a_version_that_was_examined_when_it_was_trained_is_promoted_without_force(
+    world: World, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def scorer(manifest: Manifest, texts: object) -> list[tuple[float, ...]]:
+        return [example.scores for example in manifest.golden]
+
+    monkeypatch.setattr("trunkline.heads._scorer", lambda: contextlib.nullcontext(scorer))
+    unseen, examined = (world.publish(accuracy=0.6, data="sha256:other") for _ in range(2))
+    examine(
+        world.lifecycle,
+        "spam",
+        examined,
+        scorer=scorer,
+        remeasure=lambda live, candidate: Metrics(0.5, 0.5, 80, 20, candidate.data),
+    )
+
+    assert "measured on other texts" in str(run("promote", "spam", unseen).exception)
+    assert 2 == world.catalogue().heads["spam"].stable
+    assert "gate: accuracy 0.6000 against 0.5000 of live version 2" in run("promote", "spam", examined).output
+    assert examined == world.catalogue().heads["spam"].stable
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,12 @@ from head_service.catalogue import read_catalogue
 from head_service.control.publishing import RunRepository, published_by
 from head_service.control.trainer import keep_bundles, train_head, with_bundles
 from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
-from head_service.errors import DataError, RepositoryError
+from head_service.errors import DataError, RefusedError, RepositoryError
 from head_service.exporting import Export, export_here
+from head_service.gate import Comparison
+from head_service.head_server import scorer_at
+from head_service.lifecycle import Lifecycle, already_available
+from head_service.release import release
 from tests.head_service.training.test_embeddings import FakeEmbedder
 
 RUN = "a" * 32
@@ -60,6 +64,17 @@ class Training:
     def train(self, published: int | None = None, run_id: str = RUN, **order) -> Outcome:
         return train_head(TrainingOrder(head="parity", **order), self.context(published, run_id))
 
+    def publish_alone(self, run_id: str = RUN) -> int:
+        """Train and end right before the gate, as an attempt does that is killed there; the version."""
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("head_service.control.trainer._release", lambda *_: None)
+            return self.train(run_id=run_id).result.version
+
+    def promote(self, version: int) -> Comparison:
+        """By hand, later: without the rows."""
+        with scorer_at("", Client("", timeout=1.0, api_key=None, tls=None), self.repository()) as scorer:
+            return release(Lifecycle(self.repository(), already_available), "parity", version, scorer=scorer)
+
     def write(self, number: int) -> None:
         rows = "".join(f"text {n},{'odd' if n % 2 else 'even'}\n" for n in range(number))
         (self.folder / "rows.csv").write_text("text,label\n" + rows)
@@ -104,13 +119,52 @@ def test_an_order_for_a_version_only_leaves_the_live_one_as_it_is(training: Trai
     assert training.stable is None
 
 
+def test_a_version_on_other_rows_passes_the_gate_and_waits_to_be_promoted(training: Training):
+    rows = "".join(f"text {n},{'even' if n % 2 else 'odd'}\n" for n in range(30))
+    (training.folder / "rows.csv").write_text("text,label\n" + rows)
+    training.train()
+    training.write(30)
+
+    outcome = training.train(publish="version", run_id="b" * 32)
+
+    assert ("succeeded", False, 1) == (outcome.kind, outcome.result.is_live, training.stable)
+    assert ("passed", 1) == (outcome.result.comparison["verdict"], outcome.result.comparison["live_version"])
+    assert {} == training.repository().marks("parity")
+    assert "passed" == training.promote(2).verdict
+    assert 2 == training.stable
+
+
+def test_a_worse_version_is_refused_though_it_was_to_wait(training: Training):
+    training.train()
+    training.write(60)
+
+    outcome = training.train(publish="version", run_id="b" * 32)
+
+    assert ("refused", 2, False) == (outcome.kind, outcome.result.version, outcome.result.is_live)
+    assert ("refused", 1) == (outcome.result.comparison["verdict"], outcome.result.comparison["live_version"])
+    with pytest.raises(RefusedError):
+        training.promote(2)
+    assert 1 == training.stable
+
+
+def test_a_second_attempt_for_a_version_only_is_told_what_the_first_one_found(training: Training):
+    training.train()
+    first = training.train(publish="version", run_id="b" * 32)
+    Lifecycle(training.repository(), already_available).start_canary("parity", 2, 0.5)
+
+    second = training.train(published=2, publish="version", run_id="b" * 32)
+
+    assert first.result.comparison == second.result.comparison != {}
+    assert 1 == training.stable
+
+
 @pytest.mark.parametrize(
     ("live", "publish", "stable", "is_live"), [(None, "live", 1, True), (None, "version", None, False), (2, "live", 2, False)]
 )
 def test_what_an_attempt_before_published_is_seen_through_and_never_backwards(
     training: Training, live, publish: str, stable, is_live
 ):
-    version = training.train(publish="version").result.version
+    version = training.publish_alone()
     if live:
         assert live == training.train(run_id="b" * 32).result.version == training.stable
     training.progress.clear()
@@ -121,11 +175,33 @@ def test_what_an_attempt_before_published_is_seen_through_and_never_backwards(
     assert [] == training.progress
 
 
+def test_a_version_only_is_weighed_though_a_newer_one_went_live_before_it_was(training: Training):
+    version = training.publish_alone()
+    training.train(run_id="b" * 32)
+
+    found = training.train(published=version, publish="version").result.comparison
+
+    assert ("passed", 2) == (found["verdict"], found["live_version"])
+    assert 2 == training.stable
+
+
+def test_a_version_only_that_a_person_has_put_to_use_meanwhile_is_left_alone(training: Training):
+    training.train()
+    training.write(60)
+    version = training.publish_alone("b" * 32)
+    Lifecycle(training.repository(), already_available).start_canary("parity", version, 0.5)
+
+    outcome = training.train(published=version, publish="version", run_id="b" * 32)
+
+    assert ("succeeded", {}) == (outcome.kind, outcome.result.comparison)
+    assert version == read_catalogue(training.folder / "heads").heads["parity"].canary
+
+
 def test_a_second_attempt_is_weighed_as_the_first_would_have_been(training: Training):
     training.train()
     training.write(60)
     first = training.train(run_id="b" * 32).result.comparison
-    version = training.train(publish="version", run_id="c" * 32).result.version
+    version = training.publish_alone("c" * 32)
 
     second = training.train(published=version, run_id="c" * 32).result.comparison
 
@@ -136,7 +212,7 @@ def test_a_second_attempt_is_weighed_as_the_first_would_have_been(training: Trai
 def test_a_second_attempt_whose_rows_have_changed_is_left_to_a_person(training: Training):
     training.train()
     training.write(60)
-    version = training.train(publish="version", run_id="b" * 32).result.version
+    version = training.publish_alone("b" * 32)
     for change in (lambda: training.write(40), lambda: (training.folder / "rows.csv").write_text("text,label\n")):
         change()
 
