@@ -1,5 +1,7 @@
 """What all HTTP routes of the service share: reading a bounded body, JSON out, headers that say when to come back."""
 
+import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -12,9 +14,16 @@ from clients.wire.asgi import CallerLeftError, header_of, while_connected
 from clients.wire.guarded_http import charge
 from clients.wire.logs import clean_id
 from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
+from embedding_service.backend import FloatArray
 from embedding_service.errors import EmbedError, Overloaded
 from embedding_service.exchange import Exchange, Exchanges
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
+
+INLINE_NUMBERS: Final = 65_536
+"""Up to here writing vectors as JSON takes milliseconds and stays on the loop."""
+
+MAX_JSON_VECTOR_BYTES: Final = 32 * 2**20
+"""Of one answer as float32; as JSON they take about five times as much."""
 
 _EXCHANGE: Final = "trunkline.exchange"
 """Where a request's exchange is in its ASGI scope."""
@@ -105,6 +114,20 @@ def _route(scope: Scope) -> str:
 def _outcome(status: int) -> str:
     named = {401: "unauthenticated", 403: "permission_denied", 404: "not_found", 499: "cancelled"}
     return named.get(status, "invalid_argument" if status < 500 else "internal")
+
+
+async def vectors_response(rows: Sequence[FloatArray], *, headers: Mapping[str, str] | None = None) -> Response:
+    """A JSON list of *rows*, each a list of numbers, or of lists of them."""
+    if sum(row.size for row in rows) <= INLINE_NUMBERS:
+        content = _vectors_json(rows)
+    else:
+        content = await asyncio.to_thread(_vectors_json, rows)
+    return Response(content, headers=headers, media_type="application/json")
+
+
+def _vectors_json(rows: Sequence[FloatArray]) -> bytes:
+    """Row by row, because lists of numbers take ten times the memory."""
+    return b"[%b]" % b",".join(msgspec.json.encode(row.tolist()) for row in rows)
 
 
 def request_id(request: Request) -> dict[str, str]:

@@ -4,6 +4,7 @@ Protocol facts: OpenAI's `POST /v1/embeddings` and `GET /v1/models`. Its Python 
 nothing, and base64 there is little-endian float32; optional fields may be null.
 """
 
+import asyncio
 import base64
 import logging
 import time
@@ -22,6 +23,7 @@ from starlette.types import ASGIApp
 from clients.wire.decoding import NOT_DECODED
 from clients.wire.http_server import Endpoint, Shortcuts, shortcuts
 from embedding_service.edge import (
+    INLINE_NUMBERS,
     embed_while_connected,
     json_response,
     read_body,
@@ -98,7 +100,11 @@ class HttpEdge:
             views=[ViewChoice(normalize=True, dims=body.dimensions or 0)],
         )
         answer = await embed_while_connected(request, self._infer, call)
-        return json_response(openai_answer(answer, body.model or answer.trunk.name, body.encoding_format == "base64"))
+
+        def written() -> Response:
+            return json_response(openai_answer(answer, body.model or answer.trunk.name, body.encoding_format == "base64"))
+
+        return written() if answer.views[0].array.size <= INLINE_NUMBERS else await asyncio.to_thread(written)
 
     async def models(self, _: Request) -> Response:
         """`GET /v1/models`, OpenAI's shape."""

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Protocol
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -31,10 +31,13 @@ from embedding_service.tokenization import (
 )
 from embedding_service.windows import WindowsWaiter, join_windows, window_views
 
+MAX_VECTOR_BYTES: Final = 60 * 2**20
+"""Of one answer, by default: clients take messages of 64 MiB."""
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
-    """One request. *deadline* is of `time.monotonic`."""
+    """One request. *deadline* is of `time.monotonic`; all vectors together are to be *max_vector_bytes* at most."""
 
     inputs: Sequence[Input]
     deadline: float
@@ -44,6 +47,7 @@ class EmbedCall:
     is_bulk: bool = False
     trunk_fingerprint: str = ""
     prompt_name: str = ""
+    max_vector_bytes: int = MAX_VECTOR_BYTES
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +206,7 @@ class Infer:
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
         inputs = await trunk.tokenizer.tokenize(call.inputs, call.truncation, self.limits, call.prompt_name)
         tokenization = time.monotonic() - started
+        _check_size(inputs, views, trunk.spec.width, call.max_vector_bytes)
         rows = [row for item in inputs for row in _rows(item, views)]
         outcome = await trunk.reuse.run(rows, deadline=call.deadline, is_bulk=call.is_bulk)
         vectors = _joined(outcome.vectors, inputs, views)
@@ -279,6 +284,17 @@ class Infer:
             raise InvalidInput(f"{len(call.inputs)} inputs are more than the {self.limits.max_request_inputs} of one call")
         if call.trunk_fingerprint and call.trunk_fingerprint != spec.fingerprint:
             raise WrongTrunk(f"these token ids were made for another trunk; trunk {spec.name!r} is {spec.fingerprint}")
+
+
+def _check_size(inputs: Sequence[TokenizedInput], views: tuple[View, ...], width: int, max_bytes: int) -> None:
+    """InvalidInput where the vectors of all tokens would be too much for one answer; others are bounded by how many there are."""
+    of_tokens = [view for view in views if view.pooling == "tokens"]
+    if of_tokens:
+        num_tokens = sum(item.num_tokens for item in inputs)
+        num_bytes = num_tokens * sum(4 * (view.dims or width) for view in of_tokens)
+        if num_bytes > max_bytes:
+            said = f"the vectors of {num_tokens} tokens are {num_bytes:,} bytes, more than the {max_bytes:,} of one answer"
+            raise InvalidInput(f"{said}; send fewer texts at once")
 
 
 def _rows(item: TokenizedInput, views: tuple[View, ...]) -> list[Row]:

@@ -22,15 +22,17 @@ from clients.wire.decoding import NOT_DECODED
 from clients.wire.http_server import Endpoint
 from clients.wire.text import Token
 from embedding_service.edge import (
+    MAX_JSON_VECTOR_BYTES,
     embed_while_connected,
     json_response,
     read_body,
     request_id,
     retry_headers,
     split_inputs,
+    vectors_response,
 )
 from embedding_service.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable, UnknownTrunk, WrongTrunk
-from embedding_service.infer import EmbedAnswer, EmbedCall, Infer
+from embedding_service.infer import MAX_VECTOR_BYTES, EmbedAnswer, EmbedCall, Infer
 from embedding_service.tokenization import INLINE_CHARACTERS, Truncation, ViewChoice, check_text
 
 _log = logging.getLogger(__name__)
@@ -135,15 +137,16 @@ class TeiEdge:
         answer = await self._embed(
             request, _inputs(body.inputs), body, ViewChoice(normalize=normalize, dims=body.dimensions or 0)
         )
-        return json_response(answer.views[0].array.tolist(), headers=_headers(answer, body.inputs))
+        return await vectors_response(list(answer.views[0].array), headers=_headers(answer, body.inputs))
 
     async def embed_all(self, request: Request) -> Response:
         """`POST /embed_all`: for each input float32 [tokens, width] as lists."""
         body = await self._read(request, EmbedBody)
-        answer = await self._embed(request, _inputs(body.inputs), body, ViewChoice("tokens", normalize=False))
+        tokens = ViewChoice("tokens", normalize=False)
+        answer = await self._embed(request, _inputs(body.inputs), body, tokens, max_vector_bytes=MAX_JSON_VECTOR_BYTES)
         view = answer.views[0]
         rows = np.split(view.array, np.cumsum(view.row_tokens)[:-1])
-        return json_response([row.tolist() for row in rows], headers=_headers(answer, body.inputs))
+        return await vectors_response(rows, headers=_headers(answer, body.inputs))
 
     async def similarity(self, request: Request) -> Response:
         """`POST /similarity`: the cosine of each sentence with the source, as a list."""
@@ -191,7 +194,13 @@ class TeiEdge:
         return Response() if self._is_ready() else _error(503, "Unhealthy", "the trunk is not ready")
 
     async def _embed(
-        self, request: Request, inputs: Sequence[str | list[int]], asked: EmbedBody | SimilarityParameters, view: ViewChoice
+        self,
+        request: Request,
+        inputs: Sequence[str | list[int]],
+        asked: EmbedBody | SimilarityParameters,
+        view: ViewChoice,
+        *,
+        max_vector_bytes: int = MAX_VECTOR_BYTES,
     ) -> EmbedAnswer:
         self._check_batch(inputs)
         call = EmbedCall(
@@ -201,6 +210,7 @@ class TeiEdge:
             views=[view],
             truncation=_truncation(asked),
             prompt_name=asked.prompt_name or "",
+            max_vector_bytes=max_vector_bytes,
         )
         return await embed_while_connected(request, self._infer, call)
 

@@ -1,9 +1,11 @@
 import asyncio
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import huggingface_hub
+import msgspec
 import numpy as np
 import pytest
 from huggingface_hub import AsyncInferenceClient
@@ -60,6 +62,47 @@ async def test_every_token_of_each_input_comes_back_in_its_own_list(start: Start
 
     assert [3, 4] == [len(rows) for rows in answer.json()]
     np.testing.assert_allclose(np.tile(checksum_vector((2, 5, 3)), (3, 1)), answer.json()[0], rtol=1e-6)
+
+
+async def test_more_vectors_of_tokens_than_an_answer_carries_are_refused_before_the_pass(
+    start: Start, tokenizer_json: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("embedding_service.tei.MAX_JSON_VECTOR_BYTES", 7 * 8 * 4)
+    backend = FakeBackend(tokenizer_json)
+    addresses = await start(backend)
+    async with httpx.AsyncClient(base_url=addresses.http) as http:
+        fits = await http.post("/embed_all", json={"inputs": ["w1", "w2 w3"]})
+        num_passes = len(backend.batches)
+        refused = await http.post("/embed_all", json={"inputs": ["w2 w3", "w3 w4"]})
+        others = await http.post("/embed", json={"inputs": ["w1 w2 w3", "w2 w3 w4"]})
+
+    assert (200, 422, 200) == (fits.status_code, refused.status_code, others.status_code)
+    assert "send fewer texts at once" in refused.json()["error"]
+    assert num_passes + 1 == len(backend.batches)
+
+
+async def test_large_answers_are_written_beside_the_loop_and_are_the_same(
+    start: Start, tokenizer_json: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    addresses = await start(FakeBackend(tokenizer_json))
+    asked = [("/embed", {"inputs": ["w1", "w2"]}), ("/embed_all", {"inputs": ["w1", "w2 w3"]})]
+    asked.append(("/v1/embeddings", {"input": ["w1", "w2"], "model": "x"}))
+    async with httpx.AsyncClient(base_url=addresses.http) as http:
+        written = [(await http.post(path, json=body)).content for path, body in asked]
+        threads: list[str] = []
+        encode = msgspec.json.encode
+
+        def noting(value: Any) -> bytes:
+            threads.append(threading.current_thread().name)
+            return encode(value)
+
+        for module in ("edge", "http"):
+            monkeypatch.setattr(f"embedding_service.{module}.INLINE_NUMBERS", 1)
+        monkeypatch.setattr(msgspec.json, "encode", noting)
+        assert written == [(await http.post(path, json=body)).content for path, body in asked]
+
+    assert threading.main_thread().name not in threads
+    assert len(threads) >= len(asked)
 
 
 async def test_tokens_say_where_they_stand_and_decode_back(start: Start, tokenizer_json: bytes) -> None:
