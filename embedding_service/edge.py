@@ -119,14 +119,14 @@ def _outcome(status: int) -> str:
 async def vectors_response(rows: Sequence[FloatArray], *, headers: Mapping[str, str] | None = None) -> Response:
     """A JSON list of *rows*, each a list of numbers, or of lists of them."""
     if sum(row.size for row in rows) <= INLINE_NUMBERS:
-        content = _vectors_json(rows)
+        content = vectors_json(rows)
     else:
-        content = await asyncio.to_thread(_vectors_json, rows)
+        content = await asyncio.to_thread(vectors_json, rows)
     return Response(content, headers=headers, media_type="application/json")
 
 
-def _vectors_json(rows: Sequence[FloatArray]) -> bytes:
-    """Row by row, because lists of numbers take ten times the memory."""
+def vectors_json(rows: Sequence[FloatArray]) -> bytes:
+    """A JSON list of *rows*; written one by one, because lists of numbers take ten times the memory."""
     return b"[%b]" % b",".join(msgspec.json.encode(row.tolist()) for row in rows)
 
 

@@ -204,7 +204,9 @@ class Infer:
             return await self._look_up(call, trunk, started)
         trunk.check_room(is_bulk=call.is_bulk)
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
-        inputs = await trunk.tokenizer.tokenize(call.inputs, call.truncation, self.limits, call.prompt_name)
+        inputs = await trunk.tokenizer.tokenize(
+            call.inputs, call.truncation, self.limits, call.prompt_name, deadline=call.deadline
+        )
         tokenization = time.monotonic() - started
         _check_size(inputs, views, trunk.spec.width, call.max_vector_bytes)
         rows = [row for item in inputs for row in _rows(item, views)]
@@ -248,7 +250,9 @@ class Infer:
         views = tuple(_resolve(view, trunk) for view in call.views or (ViewChoice(),))
         for value, deadline, waiter in zip(call.inputs, deadlines, waiters, strict=True):
             try:
-                [item] = await trunk.tokenizer.tokenize((value,), call.truncation, self.limits, call.prompt_name)
+                [item] = await trunk.tokenizer.tokenize(
+                    (value,), call.truncation, self.limits, call.prompt_name, deadline=deadline
+                )
                 rows = _rows(item, views)
                 waiter.begin(trunk.spec, views, _facts(item), time.monotonic() - started)
                 if waiter.is_settled:

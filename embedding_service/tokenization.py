@@ -1,19 +1,30 @@
 """From what a caller sent to token ids a trunk can take, or a sentence why it cannot. Pure; long texts go to a thread."""
 
 import asyncio
-from collections.abc import Sequence
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Final, Literal
 
 from clients.wire.chain import StepFailedError
 from clients.wire.text import Encoded, TextEncoder, TextPair
 from embedding_service.backend import Pooling, TrunkSpec
-from embedding_service.errors import InvalidInput
+from embedding_service.errors import DeadlineExceeded, InvalidInput, Overloaded
+from embedding_service.priority import give_way
 
 Truncation = Literal["right", "left", "error", "window"]
 
 INLINE_CHARACTERS: Final = 20_000
 """Up to here tokenising takes about a millisecond and stays on the loop; a thread hand-off would cost more than it frees."""
+
+THREADS: Final = 2
+"""That long texts are read on, of each trunk."""
+
+MAX_WAITING_CHARACTERS: Final = 16_000_000
+"""Of long texts that are read or wait for it, but for a single request's: some seconds' work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,22 +99,51 @@ class InputTokenizer:
     def __init__(self, spec: TrunkSpec, encoder: TextEncoder) -> None:
         self._spec = spec
         self._encoder = encoder
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix=f"tokens-{spec.name}", initializer=give_way)
+        self._num_waiting = 0
+        """Characters that wait for one of the threads, or are read there."""
 
     async def tokenize(
-        self, inputs: Sequence[Input], truncation: Truncation, limits: InputLimits, prompt_name: str = ""
+        self,
+        inputs: Sequence[Input],
+        truncation: Truncation,
+        limits: InputLimits,
+        prompt_name: str = "",
+        *,
+        deadline: float = math.inf,
     ) -> list[TokenizedInput]:
         """Each of *inputs* as token ids, the prompt of that name before its text ("": the trunk's own).
 
+        Long ones are read on threads, and not begun once *deadline*, of `time.monotonic`, has passed.
+
         Raises:
             InvalidInput: one of them can never be served as it is.
+            Overloaded: too many long ones wait.
+            DeadlineExceeded: *deadline* passed before they were read.
         """
         prompt = self._prompt(prompt_name) if prompt_name else None
         try:
-            if self._encoder.is_quick and sum(map(_num_characters, inputs)) <= INLINE_CHARACTERS:
+            num_characters = sum(map(_num_characters, inputs))
+            if self._encoder.is_quick and num_characters <= INLINE_CHARACTERS:
                 return self._tokenize(inputs, truncation, limits, prompt)
-            return await asyncio.to_thread(self._tokenize, inputs, truncation, limits, prompt)
+            work = partial(self._tokenize, inputs, truncation, limits, prompt)
+            return await self._on_a_thread(work, num_characters, deadline)
         except StepFailedError as error:
             raise InvalidInput(str(error)) from None
+
+    async def _on_a_thread(
+        self, work: Callable[[], list[TokenizedInput]], num_characters: int, deadline: float
+    ) -> list[TokenizedInput]:
+        if self._num_waiting and self._num_waiting + num_characters > MAX_WAITING_CHARACTERS:
+            raise Overloaded("too many long texts wait to be read", retry_after=1.0)
+        self._num_waiting += num_characters
+        try:
+            async with asyncio.timeout(None if deadline == math.inf else max(0.0, deadline - time.monotonic())):
+                return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed while the texts were read") from None
+        finally:
+            self._num_waiting -= num_characters
 
     def _prompt(self, name: str) -> str:
         prompt = self._spec.prompts.get(name)
@@ -133,7 +173,10 @@ class InputTokenizer:
         if truncation == "window":
             return [TokenizedInput(tuple(self._encoder.encode_windows(text, prompt=prompt))) for text in texts]
         side: Literal["left", "right"] = "left" if truncation == "left" else "right"
-        return [TokenizedInput((item,)) for item in self._encoder.encode(texts, side=side, prompt=prompt)]
+        if sum(map(len, texts)) <= INLINE_CHARACTERS:
+            return [TokenizedInput((item,)) for item in self._encoder.encode(texts, side=side, prompt=prompt)]
+        # One by one: what the tokenizer knows of a text before it is cut takes hundreds of times its length.
+        return [TokenizedInput(tuple(self._encoder.encode([text], side=side, prompt=prompt))) for text in texts]
 
     def _other(self, index: int, value: Input, truncation: Truncation, limits: InputLimits, prompt: str | None) -> Encoded:
         if isinstance(value, TableKey):
