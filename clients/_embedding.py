@@ -126,11 +126,12 @@ class AsyncEmbeddingClient:
         trunk_fingerprint: str = "",
         prompt_name: str = "",
         max_open: int = 8_192,
+        max_request_inputs: int = 1_024,
     ) -> AsyncEmbeddingStream:
         """One stream for many callers, all inputs asked for alike: far cheaper than a call each. Close it before the client.
 
         Args:
-            trunk: see `embed`, like all others but the last.
+            trunk: see `embed`, like all others but the last two.
             views: see `embed`.
             truncation: see `embed`.
             priority: see `embed`.
@@ -138,10 +139,13 @@ class AsyncEmbeddingClient:
             trunk_fingerprint: see `embed`.
             prompt_name: see `embed`.
             max_open: how many inputs may be under way at once.
+            max_request_inputs: see `Trunk`. No message carries more, whoever asked for them.
         """
         options = EmbedOptions(trunk, views, truncation, priority, dtype, trunk_fingerprint, prompt_name)
         method: Callable[..., Any] = self._channel.stream_stream(f"/{EMBEDDING_SERVICE}/EmbedStream")
-        return AsyncEmbeddingStream(partial(method, metadata=self._key), options, max_open=max_open)
+        return AsyncEmbeddingStream(
+            partial(method, metadata=self._key), options, max_open=max_open, max_inputs=max_request_inputs
+        )
 
     async def trunk(self, name: str = "", *, with_tokenizer: bool = False, timeout: float | None = None) -> Trunk:
         """Describe trunk *name* ("": the default); *with_tokenizer* brings its tokenizer.json along."""

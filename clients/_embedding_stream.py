@@ -8,7 +8,7 @@ import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import grpc
 import grpc.aio
@@ -31,24 +31,30 @@ from clients.wire import embedding_pb2 as pb
 Vectors = tuple[FloatArray, ...]
 """One input's vectors, one a view: [width], or [tokens, width] for a tokens view."""
 
-_MAX_INPUTS = 256
-"""Of one message."""
+MAX_INPUTS: Final = 256
+"""Of one message, and of one caller under way at first."""
 
 
 class _Request:
-    """A caller's inputs. *future* is done once all are answered, one failed, or the caller has left."""
+    """A caller's inputs. *future* is done once all are answered, one failed, or the caller has left.
 
-    __slots__ = ("deadline", "first", "future", "missing", "vectors")
+    A list may be more than the service lets wait at once. So what is more than `MAX_INPUTS`, and what the service had no room for
+    while others of the list were under way, is *held*: each answer lets another one go.
+    """
 
-    def __init__(self, first: int, count: int, deadline: Deadline) -> None:
-        self.first = first
+    __slots__ = ("deadline", "future", "held", "missing", "under_way", "vectors")
+
+    def __init__(self, count: int, deadline: Deadline) -> None:
         self.deadline = deadline
         self.future: asyncio.Future[list[Vectors]] = asyncio.get_running_loop().create_future()
         self.vectors: list[Vectors] = [()] * count
         self.missing = count
+        self.under_way: dict[int, _Unsent] = {}
+        """By the numbers under which they were sent."""
+        self.held: deque[_Unsent] = deque()
 
     def put(self, number: int, vectors: Vectors) -> None:
-        self.vectors[number - self.first] = vectors
+        self.vectors[self.under_way.pop(number).place] = vectors
         self.missing -= 1
         if not self.missing and not self.future.done():
             self.future.set_result(self.vectors)
@@ -62,9 +68,9 @@ class _Request:
 
 
 class _Unsent(NamedTuple):
-    """An input that waits for the next message."""
+    """An input that waits for the next message; *place* is where it stands in its request."""
 
-    number: int
+    place: int
     value: pb.Input
     request: _Request
 
@@ -76,14 +82,17 @@ class AsyncEmbeddingStream:
     next call makes a new one.
     """
 
-    def __init__(self, method: Callable[[], Any], options: EmbedOptions, *, max_open: int) -> None:
+    def __init__(self, method: Callable[[], Any], options: EmbedOptions, *, max_open: int, max_inputs: int = MAX_INPUTS) -> None:
         self._method = method
         self._options = options
         self._template = embed_request(options)
         self._max_open = max_open
+        self._max_inputs = min(max_inputs, MAX_INPUTS)
         self._next_number = 1
         self._unsent: deque[_Unsent] = deque()
+        self._num_open = 0
         self._open: dict[int, _Request] = {}
+        """Whose input was sent under which number."""
         self._abandoned: list[int] = []
         self._wake = asyncio.Event()
         self._conversing: asyncio.Task[None] | None = None
@@ -93,12 +102,12 @@ class AsyncEmbeddingStream:
         """When the service last sent anything, of `time.monotonic`."""
 
     def __repr__(self) -> str:
-        return f"<AsyncEmbeddingStream [{len(self._open)} open, {len(self._unsent)} of them unsent]>"
+        return f"<AsyncEmbeddingStream [{self._num_open} open, {len(self._unsent)} of them unsent]>"
 
     @property
     def num_open(self) -> int:
         """Inputs under way."""
-        return len(self._open)
+        return self._num_open
 
     async def embed(self, inputs: Sequence[Input], deadline: Deadline) -> list[Vectors]:
         """The vectors of each input, in order.
@@ -110,7 +119,7 @@ class AsyncEmbeddingStream:
         """
         if not inputs:
             return []
-        if self._open and len(self._open) + len(inputs) > self._max_open:
+        if self._num_open and self._num_open + len(inputs) > self._max_open:
             raise Overloaded("too many inputs wait for the embedding service", retry_after=0.5)
         request = self._start(inputs, deadline)
         # Not asyncio.timeout: it cancels the task and makes its error of that, where a timer is all it takes.
@@ -143,11 +152,11 @@ class AsyncEmbeddingStream:
     def _start(self, inputs: Sequence[Input], deadline: Deadline) -> _Request:
         if self._closed or self._finishing:
             raise Cancelled("the stream is closed")
-        request = _Request(self._next_number, len(inputs), deadline)
-        for number, value in enumerate([build_input(value) for value in inputs], request.first):
-            self._open[number] = request
-            self._unsent.append(_Unsent(number, value, request))
-        self._next_number += len(inputs)
+        request = _Request(len(inputs), deadline)
+        waiting = [_Unsent(place, build_input(value), request) for place, value in enumerate(inputs)]
+        self._unsent.extend(waiting[:MAX_INPUTS])
+        request.held.extend(waiting[MAX_INPUTS:])
+        self._num_open += len(inputs)
         self._wake.set()
         if self._conversing is None or self._conversing.done():
             self._conversing = asyncio.create_task(self._converse())
@@ -158,9 +167,11 @@ class AsyncEmbeddingStream:
         if not request.missing:
             return
         request.future.cancel()
-        for number in range(request.first, request.first + len(request.vectors)):
-            if self._open.pop(number, None) is not None:
-                self._abandoned.append(number)
+        self._num_open -= request.missing
+        self._abandoned += [number for number in request.under_way if self._open.pop(number, None) is not None]
+        # They know it, too.
+        request.under_way.clear()
+        request.held.clear()
         self._wake.set()
 
     async def _converse(self) -> None:
@@ -207,38 +218,48 @@ class AsyncEmbeddingStream:
             request = self._open.pop(number, None)
             if request is not None:
                 request.put(number, vectors)
+                self._num_open -= 1
+                if request.held:
+                    self._unsent.append(request.held.popleft())
+                    self._wake.set()
         for numbers, error in part.failures:
             for number in numbers:
                 request = self._open.pop(number, None)
                 if request is not None:
-                    request.fail(error)
+                    _settle_failed(request, number, error)
 
     def _next_message(self) -> bytes | None:
-        """The next message: one run of consecutive numbers, at most `_MAX_INPUTS`, and whatever was abandoned."""
+        """The next message: as many as it may carry, and whatever was abandoned."""
         sending: list[_Unsent] = []
-        while self._unsent and len(sending) < _MAX_INPUTS:
-            item = self._unsent[0]
-            if item.number not in self._open:
-                self._unsent.popleft()
-                # The service never heard of it.
-                self._forget(item.number)
-                continue
-            if sending and item.number != sending[-1].number + 1:
-                break
-            sending.append(self._unsent.popleft())
+        first = self._next_number
+        while self._unsent and len(sending) < self._max_inputs:
+            item = self._unsent.popleft()
+            # The service never heard of those whose caller has left.
+            if not item.request.future.done():
+                number = first + len(sending)
+                item.request.under_way[number] = item
+                self._open[number] = item.request
+                sending.append(item)
+        self._next_number += len(sending)
         abandoned, self._abandoned = self._abandoned, []
         if not sending and not abandoned:
             return None
         timeouts = [item.request.deadline.remaining() for item in sending]
-        first = sending[0].number if sending else 0
-        return build_stream_message(self._template, first, [item.value for item in sending], timeouts, abandoned)
-
-    def _forget(self, number: int) -> None:
-        with contextlib.suppress(ValueError):
-            self._abandoned.remove(number)
+        values = [item.value for item in sending]
+        return build_stream_message(self._template, first if sending else 0, values, timeouts, abandoned)
 
     def _fail_all(self, error: TrunklineError) -> None:
-        waiting, self._open = self._open, {}
+        waiting = dict.fromkeys([*self._open.values(), *(item.request for item in self._unsent)])
+        self._open.clear()
         self._unsent.clear()
-        for request in waiting.values():
+        for request in waiting:
             request.fail(error)
+
+
+def _settle_failed(request: _Request, number: int, error: TrunklineError) -> None:
+    """What there was no room for goes once others of its request are answered; where none are under way it fails."""
+    item = request.under_way.pop(number)
+    if isinstance(error, Overloaded) and request.under_way:
+        request.held.appendleft(item)
+    else:
+        request.fail(error)

@@ -181,7 +181,8 @@ class ClientEmbedder:
 
         async def attempt(number: int) -> list[Rows]:
             try:
-                rows = await self._stream(number, (trunk.fingerprint, views, priority)).embed(ids, inner)
+                stream = self._stream(number, (trunk.fingerprint, views, priority), trunk.max_request_inputs)
+                rows = await stream.embed(ids, inner)
             except FailedPrecondition:
                 self._is_unlike(number)
                 raise
@@ -254,14 +255,18 @@ class ClientEmbedder:
     def _worked_at(self, number: int) -> float:
         return max((stream.heard_at for stream in self._streams[number].values()), default=float("-inf"))
 
-    def _stream(self, number: int, key: StreamKey) -> AsyncEmbeddingStream:
+    def _stream(self, number: int, key: StreamKey, max_request_inputs: int) -> AsyncEmbeddingStream:
         streams = self._streams[number]
         known = streams.pop(key, None)
         if known is None:
             fingerprint, views, priority = key
             wanted = [View(pooling=v.pooling, layer=v.layer, normalize=v.normalize, dims=v.dims) for v in views]
             known = self.clients[number].stream(
-                views=wanted, priority=priority, trunk_fingerprint=fingerprint, max_open=self._max_open
+                views=wanted,
+                priority=priority,
+                trunk_fingerprint=fingerprint,
+                max_open=self._max_open,
+                max_request_inputs=max_request_inputs,
             )
             self._retire(streams, fingerprint)
         # Those used last stand at the end.

@@ -41,6 +41,57 @@ def soon(seconds: float = 10.0) -> Deadline:
     return Deadline.after(seconds)
 
 
+async def test_a_list_that_is_more_than_may_wait_is_answered_by_and_by(start: Start, tokenizer_json: bytes) -> None:
+    backend = FakeBackend(tokenizer_json)
+    addresses = await start(backend, max_queued_tokens=40, max_batch_tokens=8, cache_bytes=0)
+    pairs = [(first, second) for first in range(1, 26) for second in range(26, 50)]
+    async with streaming(addresses.grpc) as stream:
+        large = asyncio.create_task(stream.embed([f"w{first} w{second}" for first, second in pairs], soon(30)))
+        while not backend.batches:
+            await asyncio.sleep(0.001)
+        found = await large
+        assert 0 == stream.num_open
+
+    for (first, second), (vector,) in zip(pairs, found, strict=True):
+        np.testing.assert_array_equal(checksum_vector((2, first + 4, second + 4, 3)), vector)
+    assert len(pairs) == sum(len(batch.token_ids) for batch in backend.batches)
+
+
+async def refused(stream: AsyncEmbeddingStream, texts: list[str]) -> Overloaded:
+    """The refusal of *texts*, once they are."""
+    while True:
+        try:
+            await stream.embed(texts, soon(0.05))
+        except DeadlineExceeded:
+            continue
+        except Overloaded as error:
+            return error
+
+
+async def test_a_list_of_which_nothing_is_let_in_is_refused(start: Start, tokenizer_json: bytes) -> None:
+    gate = Gate(7)
+    limits = {"max_queued_tokens": 4, "max_batch_tokens": 4, "max_batch_requests": 1}
+    addresses = await start(FakeBackend(tokenizer_json, fault=gate), **limits)
+    async with streaming(addresses.grpc) as stream, streaming(addresses.grpc) as other:
+        running = asyncio.create_task(other.embed(["w3"], soon()))
+        await asyncio.to_thread(gate.is_reached.wait, 10)
+        waiting = asyncio.create_task(other.embed(["w4"], soon()))
+        async with asyncio.timeout(10):
+            assert (await refused(stream, ["w5", "w6"])).retry_after
+        assert 0 == stream.num_open
+        gate.open()
+        await asyncio.gather(running, waiting)
+
+
+async def test_messages_carry_no_more_than_the_service_takes_whoever_asked(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json), max_request_inputs=4)
+    async with streaming(addresses.grpc, max_request_inputs=4) as stream:
+        found = await asyncio.gather(*(stream.embed([f"w{number}", "w1"][: 1 + number % 2], soon()) for number in range(1, 21)))
+
+    for number, vectors in enumerate(found, 1):
+        np.testing.assert_array_equal(checksum_vector((2, number + 4, 3)), vectors[0][0])
+
+
 class Gate:
     """Holds the passes that contain token *held* until it is opened."""
 
