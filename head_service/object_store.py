@@ -132,8 +132,12 @@ class ObjectStore:
             target = directory / file
             if ".." in Path(file).parts or not target.is_relative_to(directory):
                 raise ManifestError("it has a file whose name leads outside")
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(self._content(f"{name}/{version}/{file}"))
+            content = self._content(f"{name}/{version}/{file}")
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            except OSError as error:
+                raise StorageError(f"version {version} of {name} cannot be written here: {error.strerror}") from error
 
     def remove(self, name: str, version: int) -> None:
         """See `Store`."""
@@ -233,10 +237,10 @@ class ObjectStore:
             return asyncio.run_coroutine_threadsafe(call, self._fs.loop).result(CALL_SECONDS)
         except TimeoutError:
             raise StorageError(f"{self.url} did not answer within {CALL_SECONDS:.0f} s; what is live stays live") from None
-        except OSError as error:
+        except Exception as error:  # what botocore and aiohttp raise is passed on, and most of it is no OSError
             raise self._told(error) from error
 
-    def _told(self, error: OSError) -> StorageError | ConflictError:
+    def _told(self, error: Exception) -> StorageError | ConflictError:
         answer = getattr(error.__cause__, "response", None) or {}
         code = str(answer.get("Error", {}).get("Code", ""))
         if code in _CHANGED or isinstance(error, FileExistsError):
@@ -245,7 +249,7 @@ class ObjectStore:
             )
         if isinstance(error, FileNotFoundError):
             return StorageError(f"there is no bucket {self._bucket!r}; make it first")
-        if isinstance(error, PermissionError):
+        if isinstance(error, PermissionError) or "Credentials" in type(error).__name__:
             return StorageError(f"{self.url} cannot be used with these credentials; what is live stays live")
         return StorageError(f"{self.url} cannot be reached or does not answer in order ({code or type(error).__name__})")
 

@@ -204,7 +204,10 @@ class Stack:
     async def _follow_source(self, mirror: Mirror) -> None:
         while True:
             await asyncio.sleep(MIRROR_POLL_SECONDS)
-            await asyncio.to_thread(follow_once, mirror, self.say)
+            try:
+                await asyncio.to_thread(follow_once, mirror, self.say)
+            except Exception as error:  # whatever it was, the next change is not to be missed
+                self.say(f"the mirror stays as it is: {type(error).__name__}")
 
     async def _start(self, name: str, command: list[str], ready: str) -> re.Match[str]:
         env = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "2", "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}

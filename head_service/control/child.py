@@ -23,7 +23,7 @@ from head_service.control.errors import ControlError
 from head_service.control.messages import AskToPublish, Ended, FromChild, MayPublish, Progress, Said, Start, packed, to_child
 from head_service.control.publishing import LeaseLostError, RunRepository, published_by
 from head_service.control.words import Outcome, RunCancelledError, RunContext, Trainer
-from head_service.errors import HeadServiceError
+from head_service.errors import HeadServiceError, StorageError
 from head_service.repository import Repository
 
 ANSWER_SECONDS: Final = 60.0
@@ -158,7 +158,7 @@ def outcome_of(error: BaseException) -> Outcome:
         case Unavailable() | DeadlineExceeded():
             return Outcome(kind="lost", message=f"a service did not answer: {error.message}")
         case HeadServiceError() | TrunklineError():
-            return Outcome(kind="failed", message=str(error))
+            return Outcome(kind="lost" if isinstance(error, StorageError) else "failed", message=str(error))
         case OSError():
             return Outcome(kind="lost", message=f"the system refused something: {error.strerror or type(error).__name__}")
         case _:

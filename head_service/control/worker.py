@@ -254,7 +254,10 @@ class Attempt:
         """A run that was stopped, or failed, after it had published says which version that is."""
         if outcome.result.version is not None or outcome.kind == "lost":
             return outcome
-        found = published_by(Repository(self._settings.location), self._lease.run.order.head, self.run_id)
+        found = None
+        # How it ended is written down whether or not the repository can be read.
+        with contextlib.suppress(HeadServiceError, OSError):
+            found = published_by(Repository(self._settings.location), self._lease.run.order.head, self.run_id)
         if found is None:
             return outcome
         message = f"{outcome.message}; version {found} had been published"
@@ -356,6 +359,8 @@ class Worker:
                     await asyncio.to_thread(self._sweep)
             except (TrunklineError, HeadServiceError, OSError) as error:
                 _log.warning("the store could not be looked after (%s); it is tried again", type(error).__name__)
+            except Exception:  # whatever it was, runs that are lost later must be found
+                _log.exception("looking after the store failed unexpectedly")
             await asyncio.sleep(min(self._settings.lease_seconds / 4, 5.0))
 
     def _recover(self) -> None:

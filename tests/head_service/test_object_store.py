@@ -1,3 +1,5 @@
+import errno
+import socket
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,6 +163,29 @@ def test_a_bucket_that_is_not_there_is_told(s3: MakeStore) -> None:
         store.heads()
     with pytest.raises(StorageError, match="there is no bucket"):
         store.create("spam/1.state.json", b"")
+
+
+def test_a_store_that_cannot_be_reached_is_told_as_such(s3: MakeStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    import s3fs
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
+    away = s3fs.S3FileSystem(use_listings_cache=False, skip_instance_cache=True, config_kwargs={"retries": {"max_attempts": 0}})
+
+    with pytest.raises(StorageError, match="cannot be reached"):
+        ObjectStore(away, "bucket/models").read("catalogue.json")
+
+
+def test_a_disk_that_is_full_is_told_by_who_fetches(s3: MakeStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = s3()
+    version = publish(store)
+
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(StorageError, match="cannot be written here: No space left"):
+        store.fetch("spam", version, tmp_path)
 
 
 def test_a_repository_is_opened_by_its_url(s3: MakeStore, tmp_path: Path) -> None:

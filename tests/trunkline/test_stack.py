@@ -1,9 +1,11 @@
+import asyncio
 from pathlib import Path
 
 import pytest
 from pydantic_settings import CliApp
 
 from head_service.control.settings import ServeSettings, WorkerSettings
+from trunkline import stack as stack_module
 from trunkline.stack import Addresses, Stack, StackSettings, record, recorded
 
 
@@ -51,6 +53,26 @@ def test_the_control_plane_works_on_the_stacks_repository_and_services(tmp_path:
     assert given.location == served.location == "s3://bucket/heads"
     assert given.home == served.home == tmp_path / "control"
     assert served.port == 8200
+
+
+async def test_a_mirror_is_followed_whatever_happened_the_last_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    rounds: list[int] = []
+
+    def follow(*_: object) -> None:
+        rounds.append(len(rounds))
+        if len(rounds) < 3:
+            raise ValueError("nobody foresaw it")
+
+    monkeypatch.setattr(stack_module, "follow_once", follow)
+    monkeypatch.setattr(stack_module, "MIRROR_POLL_SECONDS", 0.001)
+    following = asyncio.create_task(Stack(StackSettings(tmp_path, tmp_path, tmp_path), said.append)._follow_source(None))
+    async with asyncio.timeout(10):
+        while len(rounds) < 4:
+            await asyncio.sleep(0.001)
+    following.cancel()
+
+    assert ["the mirror stays as it is: ValueError"] * 2 == said
 
 
 def test_a_record_of_a_running_stack_names_its_control_plane(tmp_path: Path) -> None:

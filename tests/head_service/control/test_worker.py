@@ -18,6 +18,7 @@ from head_service.control.runs import RunFacts
 from head_service.control.settings import WorkerSettings
 from head_service.control.words import DataSource, TrainingOrder
 from head_service.control.worker import Rooms, Worker
+from head_service.errors import StorageError
 from head_service.repository import Repository
 
 ROWS = "text,label\n" + "".join(f"text {n},{'odd' if n % 2 else 'even'}\n" for n in range(8))
@@ -120,6 +121,18 @@ async def test_each_end_is_told_and_texts_are_not(settings):
         assert "line 4" in broken.message
         assert {kept.result.version, refused.result.version} == set(shop.repository.versions("spam"))
         assert {} == read_catalogue(settings.repository).heads
+
+
+async def test_how_a_run_failed_is_told_where_the_repository_cannot_be_read(settings, monkeypatch: pytest.MonkeyPatch):
+    def away(*_: object) -> int | None:
+        raise StorageError("it cannot be read")
+
+    # In this process; the one that trains has its own.
+    monkeypatch.setattr("head_service.control.worker.published_by", away)
+    async with open_shop(settings) as shop:
+        run = await shop.end(shop.submit("failing"))
+
+        assert ("failed", "the rehearsal is to fail", 1) == (run.state, run.message, run.attempt)
 
 
 async def test_a_training_process_that_is_killed_is_tried_again_and_takes_nothing_down(settings):
