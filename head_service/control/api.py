@@ -17,7 +17,7 @@ from clients import DeadlineExceeded, InvalidRequest, Overloaded, Unauthenticate
 from clients.wire.rates import Rates
 from head_service.control import schemas
 from head_service.control.errors import TooLarge, WrongMediaType
-from head_service.control.feedback import FeedbackRow, FeedbackWriter, Form, checked, render
+from head_service.control.feedback import FeedbackRow, FeedbackWriter, Form, check_left, checked, render
 from head_service.control.keep import Kept
 from head_service.control.keys import Authenticator, Caller, Scope
 from head_service.control.runs import RunFacts
@@ -182,6 +182,8 @@ async def give_feedback(request: Request) -> Response:
     schemas.check_text(body.text, state.settings.max_text_characters)
     manifest = await run_sync(state.kept.live_head, body.head)
     label = checked(schemas.given(body), manifest, body.head, allow_new=state.settings.allow_new_labels)
+    if manifest is not None and manifest.preprocess:
+        await run_sync(check_left, body.text, manifest.preprocess)
     kept = await state.writer.write(FeedbackRow(body.head, body.text, label, caller.name, _idempotency_key(request)))
     state.telemetry.kept(time.perf_counter() - started)
     return _json(schemas.KeptAnswer(kept.id, kept.is_new), 201 if kept.is_new else 200)

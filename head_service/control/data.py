@@ -1,15 +1,19 @@
 """From what an order names to one file of rows that training reads."""
 
-from collections.abc import Iterable
+import logging
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from clients import InvalidRequest
 from clients.wire.text import normalize_text
-from head_service.control.feedback import FeedbackStore, Labelled, render
+from head_service.control.feedback import FeedbackStore, Labelled, is_anything_left, labels_of, render
 from head_service.control.uploads import Uploads, data_file
 from head_service.control.words import TrainingOrder
 from head_service.errors import DataError
-from head_service.training.dataset import read_dataset
+from head_service.training.dataset import MIN_PER_LABEL, problem_with, read_dataset
+
+_log = logging.getLogger(__name__)
 
 
 class TrainingData:
@@ -40,7 +44,8 @@ class TrainingData:
         file = self._file(order, None)
         if file is not None and not order.feedback_until:
             return file, order.text_column, order.label_column
-        corrections = list(self._feedback.dataset(order.head, order.feedback_until))
+        given = list(self._feedback.dataset(order.head, order.feedback_until))
+        corrections = [row for row in given if _is_usable(row, order)]
         base: Iterable[Labelled] = ()
         if file is not None:
             read = read_dataset(file, order.text_column, order.label_column, task=order.task)
@@ -48,9 +53,13 @@ class TrainingData:
             base = [Labelled(each.text, each.labels if is_several else each.label) for each in read.examples]
         if not corrections and file is None:
             raise DataError(f"there is no feedback for head {order.head!r} that could be trained on")
+        found = corrected(base, corrections)
+        rows = found if order.task == "regression" else without_rare(found, corrections)
+        if left_out := len(given) - len(corrections) + len(found) - len(rows):
+            _log.warning("head %s: %d corrections are left out, since nothing can be learnt from them", order.head, left_out)
         path = folder / "rows.jsonl"
-        with path.open("w", encoding="utf-8") as rows:
-            rows.writelines(render(corrected(base, corrections), "jsonl"))
+        with path.open("w", encoding="utf-8") as gathered:
+            gathered.writelines(render(rows, "jsonl"))
         return path, "text", "label"
 
     def _file(self, order: TrainingOrder, owner: str | None) -> Path | None:
@@ -62,6 +71,27 @@ class TrainingData:
         if source.upload is not None:
             return self._uploads.path(source.upload, owner)
         return data_file(self._data_dir, source.path or "")
+
+
+def _is_usable(row: Labelled, order: TrainingOrder) -> bool:
+    """Whether a head can be taught *row*; what was kept before that was asked may be anything."""
+    return not problem_with(row.label, order.task) and is_anything_left(row.text, order.preprocess)
+
+
+def without_rare(rows: Sequence[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:
+    """*rows* without those of *corrections* that have a label with too few examples: a mistyped one would fail the training."""
+    given = {normalize_text(row.text) for row in corrections}
+    kept = list(rows)
+    while True:
+        counts = Counter(label for row in kept for label in labels_of(row.label))
+        left = [
+            row
+            for row in kept
+            if normalize_text(row.text) not in given or all(counts[each] >= MIN_PER_LABEL for each in labels_of(row.label))
+        ]
+        if len(left) == len(kept):
+            return kept
+        kept = left
 
 
 def corrected(base: Iterable[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:

@@ -9,7 +9,6 @@ import csv
 import hashlib
 import io
 import json
-import math
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,11 +22,12 @@ from sqlalchemy.orm import Session
 
 from clients import InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
 from clients.wire.catalogue import Manifest
+from clients.wire.chain import StepFailedError, UnknownStepError, chain_of
 from clients.wire.text import normalize_text
 from head_service.control.errors import Collision, Conflict
 from head_service.control.schema import Feedback, FeedbackDay
 from head_service.control.store import Store
-from head_service.training.dataset import LABEL_SEPARATOR
+from head_service.training.dataset import LABEL_SEPARATOR, problem_with
 
 PAGE_ROWS: Final = 1_000
 Form = Literal["csv", "jsonl"]
@@ -89,7 +89,7 @@ def majority(labels: Iterable[Given]) -> Given | None:
     said = list(labels)
     if any(isinstance(label, tuple) for label in said):
         # A head that answers with several may have answered with one before.
-        said = [_each(label) for label in said]
+        said = [labels_of(label) for label in said]
     counts = Counter(said).most_common(2)
     if len(counts) == 2 and counts[0][1] == counts[1][1]:
         return None
@@ -110,20 +110,32 @@ def checked(given: Given, manifest: Manifest | None, head: str, *, allow_new: bo
     elif isinstance(given, tuple):
         raise InvalidRequest(f"head {head!r} answers with one label; send label in place of labels")
     if manifest.task == "regression":
-        _check_number(str(given), head)
-    elif not (allow_new or set(_each(given)) <= set(manifest.labels)):
+        if problem_with(given, manifest.task):
+            raise InvalidRequest(f"head {head!r} is a regression; its label is a number such as 3.5")
+    elif problem := problem_with(given, manifest.task):
+        raise InvalidRequest(problem)
+    elif not (allow_new or set(labels_of(given)) <= set(manifest.labels)):
         known = ", ".join(manifest.labels[:20]) + (", …" if len(manifest.labels) > 20 else "")
         raise InvalidRequest(f"the label is none of head {head!r}'s; they are: {known}")
     return given
 
 
-def _check_number(label: str, head: str) -> None:
+def check_left(text: str, preprocess: tuple[str, ...]) -> None:
+    """Refuse a text that the head's steps leave nothing of: nothing could be learnt from it.
+
+    Raises:
+        InvalidRequest: that is so, or a step cannot be done with it.
+    """
+    if not is_anything_left(text, preprocess):
+        raise InvalidRequest(f"nothing is left of the text after {', '.join(preprocess)}")
+
+
+def is_anything_left(text: str, preprocess: tuple[str, ...]) -> bool:
+    """Whether there is something to read in *text* after *preprocess*."""
     try:
-        is_number = math.isfinite(float(label))
-    except ValueError:
-        is_number = False
-    if not is_number:
-        raise InvalidRequest(f"head {head!r} is a regression; its label is a number")
+        return bool(normalize_text(chain_of(preprocess)(text) if preprocess else text))
+    except (StepFailedError, UnknownStepError):
+        return False
 
 
 class FeedbackStore:
@@ -167,7 +179,7 @@ class FeedbackStore:
             num_conflicts += len(set(labels)) > 1
             label = majority(labels)
             num_ties += label is None
-            by_label.update(_each(label) if label is not None else ())
+            by_label.update(labels_of(label) if label is not None else ())
         return FeedbackCounts(num_rows, num_texts, dict(sorted(by_label.items())), num_conflicts, num_ties, until)
 
     def dataset(self, head: str, until: int) -> Iterator[Labelled]:
@@ -204,7 +216,7 @@ class FeedbackStore:
             head=row.head,
             digest=row.digest,
             text=row.text,
-            label=", ".join(_each(row.label)),
+            label=", ".join(labels_of(row.label)),
             labels=json.dumps(row.label, ensure_ascii=False) if isinstance(row.label, tuple) else None,
             owner=row.owner,
             idempotency_key=row.idempotency_key,
@@ -248,7 +260,8 @@ class FeedbackStore:
             last = (rows[-1][0], rows[-1][1])
 
 
-def _each(given: Given) -> tuple[str, ...]:
+def labels_of(given: Given) -> tuple[str, ...]:
+    """One label, or several, as several."""
     return given if isinstance(given, tuple) else (given,)
 
 
@@ -267,7 +280,7 @@ def render(examples: Iterable[Labelled], form: Form) -> Iterator[str]:
     for example in examples:
         if form == "csv":
             line = io.StringIO()
-            csv.writer(line).writerow((example.text, LABEL_SEPARATOR.join(_each(example.label))))
+            csv.writer(line).writerow((example.text, LABEL_SEPARATOR.join(labels_of(example.label))))
             yield line.getvalue()
         else:
             yield json.dumps({"text": example.text, "label": example.label}, ensure_ascii=False) + "\n"

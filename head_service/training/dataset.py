@@ -204,6 +204,16 @@ def _held_out(dataset: Dataset, share: float, seed: int) -> set[int]:
     return held_out_by_group(by_label, drawn, share)
 
 
+def problem_with(answer: str | tuple[str, ...], task: Task) -> str:
+    """Why no head of *task* can be taught *answer*, a label, several, or a number in words; "" where one can."""
+    found: list[object]
+    if task == "regression":
+        found = [_number(answer, "")]
+    else:
+        found = [_label(each) for each in (answer if isinstance(answer, tuple) else (answer,))]
+    return next((each.says for each in found if isinstance(each, _Problem)), "")
+
+
 def _column(names: Sequence[str], asked: str | None, usual: Iterable[str], what: str) -> str:
     lowered = {name.lower(): name for name in reversed(names) if name}
     if asked is not None and asked not in names:

@@ -129,6 +129,32 @@ def test_feedback_is_right_where_both_speak_of_a_text():
     )
 
 
+def test_corrections_that_nothing_can_be_learnt_from_are_left_out_and_counted(
+    feedback, uploads, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    (tmp_path / "a.csv").write_text("text,label\none,a\ntwo,b\nthree,a\nfour,b\n")
+    kept = [("five", "a"), ("<br>", "a"), ("six", "mistyped"), ("seven", 201 * "x"), ("one", "also rare")]
+    feedback.keep([FeedbackRow("spam", text, label, "ann") for text, label in kept])
+    order = TrainingOrder(
+        head="spam", data=DataSource(path="a.csv"), feedback_until=len(kept), preprocess=("html-strip/1",), task="single_label"
+    )
+
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+
+    assert ["two", "three", "four", "five"] == read_dataset(path, text, label).texts
+    assert ["head spam: 4 corrections are left out, since nothing can be learnt from them"] == caplog.messages
+
+
+def test_numbers_that_no_head_can_learn_are_left_out(feedback, uploads, tmp_path: Path):
+    rows = [(f"text {number}", str(number)) for number in range(12)]
+    feedback.keep([FeedbackRow("price", text, label, "ann") for text, label in [*rows, ("x", "1_000"), ("y", "1e39")]])
+    order = TrainingOrder(head="price", feedback_until=99, task="regression")
+
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+
+    assert {text for text, _ in rows} == set(read_dataset(path, text, label, task="regression").texts)
+
+
 def test_rows_of_an_order_are_gathered(uploads, feedback, tmp_path: Path):
     (tmp_path / "a.csv").write_text("body,kind\none,a\ntwo,b\nthree,a\nfour,b\n")
     data = TrainingData(uploads, feedback, tmp_path)

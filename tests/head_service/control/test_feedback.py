@@ -17,6 +17,7 @@ from head_service.control.feedback import (
     FeedbackWriter,
     Kept,
     Labelled,
+    check_left,
     checked,
     majority,
     render,
@@ -149,11 +150,22 @@ def test_a_label_must_be_one_of_the_heads_unless_new_ones_are_allowed():
     with pytest.raises(InvalidRequest, match="ham, spam") as caught:
         checked("CANARY", LIVE, "spam", allow_new=False)
     assert "CANARY" not in caught.value.message
-    for label in ("cheap", "nan", "inf"):
+    for label in ("cheap", "nan", "inf", "1_000", "1e39", "\u0661\u0662", ""):
         with pytest.raises(InvalidRequest, match="a number"):
             checked(label, PRICE, "price", allow_new=True)
+    for label in (201 * "x", "\ud800"):
+        with pytest.raises(InvalidRequest, match=r"^a label "):
+            checked(label, LIVE, "spam", allow_new=True)
     with pytest.raises(NotFound):
         checked("ham", None, "spam", allow_new=True)
+
+
+def test_a_text_that_the_heads_steps_leave_nothing_of_is_refused():
+    check_left("<b>a</b>", ("html-strip/1",))
+    check_left("a", ())
+    for text, steps in (("<br>", ("html-strip/1",)), ("a", ("of another service/7",))):
+        with pytest.raises(InvalidRequest, match="nothing is left of the text after"):
+            check_left(text, steps)
 
 
 def test_a_head_that_answers_with_several_labels_takes_one_or_a_list_and_others_take_one():
