@@ -6,8 +6,9 @@ Inputs are started by number and settle one by one; what settled together is ans
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from embedding_service.backend import FloatArray, TrunkSpec, View
 from embedding_service.backend.tables import TableSpec
@@ -16,6 +17,9 @@ from embedding_service.exchange import Exchange
 from embedding_service.infer import EmbedAnswer, EmbedCall, Infer, gather
 from embedding_service.telemetry import Telemetry, Timings, longest
 from embedding_service.tokenization import InputFacts
+
+MAX_ANSWER_BYTES: Final = 16 * 2**20
+"""Of the vectors in one message; callers refuse messages of more than 64 MiB, and with them the stream."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +62,8 @@ class Conversation:
         self._telemetry = telemetry
         self._max_open = max_open
         self._open: dict[int, _Input] = {}
-        self._ready: list[_Input] = []
+        self._ready: dict[_Input, None] = {}
+        """Of the open ones those that have settled, in that order."""
         self._starting: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Event()
         self._room = asyncio.Event()
@@ -73,7 +78,8 @@ class Conversation:
         await self._room.wait()
 
     def start(self, call: EmbedCall, numbers: Sequence[int], deadlines: Sequence[float], dtype: int) -> None:
-        """Start the inputs of *call*, by *numbers* that were not used before."""
+        """Start the inputs of *call*, by *numbers* that are not open: whoever uses one twice has left the first."""
+        self.abandon([number for number in numbers if number in self._open])
         part = _Part(self._begin(), len(numbers)) if self._begin is not None else None
         inputs = [_Input(number, dtype, self, part) for number in numbers]
         self._open.update((item.number, item) for item in inputs)
@@ -86,11 +92,16 @@ class Conversation:
         """Nobody waits for these any more."""
         for number in numbers:
             item = self._open.pop(number, None)
-            if item is not None:
-                if item.part is not None and not item.is_settled:
-                    item.part.ended(item, "cancelled")
-                item.is_settled = True
-                self._telemetry.request_ended("cancelled", 1, None)
+            if item is None:
+                continue
+            if item.is_settled:
+                # It was counted as what it came to.
+                self._ready.pop(item, None)
+                continue
+            if item.part is not None:
+                item.part.ended(item, "cancelled")
+            item.is_settled = True
+            self._telemetry.request_ended("cancelled", 1, None)
         self._note()
 
     def close(self) -> None:
@@ -114,7 +125,7 @@ class Conversation:
                 return
 
     def _take_ready(self) -> Settled:
-        ready, self._ready = self._ready, []
+        ready, self._ready = self._ready, {}
         for item in ready:
             self._open.pop(item.number, None)
         self._note()
@@ -125,7 +136,8 @@ class Conversation:
                 answered[item.trunk.name, item.views, item.dtype].append(item)
             else:
                 failed[item.error.code, str(item.error)].append(item)
-        return Settled([_join(items) for items in answered.values()], [_alike(items) for items in failed.values()])
+        joined = [_join(part) for items in answered.values() for part in _portions(items)]
+        return Settled(joined, [_alike(items) for items in failed.values()])
 
     def _note(self) -> None:
         if len(self._open) < self._max_open:
@@ -138,7 +150,7 @@ class Conversation:
     def _settle(self, item: "_Input") -> None:
         """*item* has its vectors or its error."""
         item.is_settled = True
-        self._ready.append(item)
+        self._ready[item] = None
         if item.part is not None:
             item.part.ended(item, item.error.code if item.error else "")
         self._telemetry.request_ended(item.error.code if item.error else "ok", 1, item.timings())
@@ -219,6 +231,20 @@ class _Input:
             return None
         total = time.monotonic() - self.arrived
         return Timings(self.tokenization_seconds, self.queue_seconds, self.inference_seconds, total)
+
+
+def _portions(items: list[_Input]) -> Iterator[list[_Input]]:
+    """*items* in order, in parts that are messages of `MAX_ANSWER_BYTES` at most, or of one input."""
+    part: list[_Input] = []
+    num_bytes = 0
+    for item in items:
+        size = sum([vector.nbytes for vector in item.vectors])
+        if part and num_bytes + size > MAX_ANSWER_BYTES:
+            yield part
+            part, num_bytes = [], 0
+        part.append(item)
+        num_bytes += size
+    yield part
 
 
 def _join(items: list[_Input]) -> Answered:
