@@ -1,6 +1,7 @@
 """Calling the embedding service. The twins differ in waiting only; what is sent and believed is in `_embedding_wire`."""
 
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import partial
 from types import TracebackType
@@ -225,7 +226,8 @@ class EmbeddingClient:
     ) -> Embeddings:
         """Embed a list of any length, in parts of the trunk's *max_request_inputs*, all by the same trunk.
 
-        Where the service is full, a part waits as long as the service asks and is sent again.
+        Where the service is full, a part waits as long as the service asks and is sent again; where the windows of a part, or the
+        vectors of its tokens, are more than the service takes or gives at once, its halves are sent.
 
         Args:
             texts: texts or token ids.
@@ -248,13 +250,23 @@ class EmbeddingClient:
         patience = self._timeout if timeout is None else timeout
         found = self.trunk(trunk, timeout=patience)
         parts: list[Embeddings] = []
-        for start in range(0, len(texts), found.max_request_inputs):
-            part = texts[start : start + found.max_request_inputs]
-            request = build_embed(part, EmbedOptions(trunk, views, truncation, priority, dtype, found.fingerprint, prompt_name))
-            response = self._embed_patiently(request, Deadline.after(patience))
+        options = EmbedOptions(trunk, views, truncation, priority, dtype, found.fingerprint, prompt_name)
+        size, num_done = found.max_request_inputs, 0
+        waiting = deque(texts[start : start + size] for start in range(0, len(texts), size))
+        while waiting:
+            part = waiting.popleft()
+            try:
+                response = self._embed_patiently(build_embed(part, options), Deadline.after(patience))
+            except InvalidRequest:
+                if len(part) == 1 or not _may_be_too_much(options):
+                    raise
+                middle = len(part) // 2
+                waiting.extendleft([part[middle:], part[:middle]])
+                continue
             parts.append(parse_embed(response, len(part), views, dtype))
+            num_done += len(part)
             if progress is not None:
-                progress(start + len(part))
+                progress(num_done)
         return join(parts)
 
     def _embed_patiently(self, request: bytes, deadline: Deadline) -> bytes:
@@ -278,3 +290,8 @@ class EmbeddingClient:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _may_be_too_much(options: EmbedOptions) -> bool:
+    """Whether texts that can each be served may be too much together, though they are few enough."""
+    return options.truncation == "window" or any(view.pooling == "tokens" for view in options.views)

@@ -34,6 +34,8 @@ from embedding_service.windows import WindowsWaiter, join_windows, window_views
 MAX_VECTOR_BYTES: Final = 60 * 2**20
 """Of one answer, by default: clients take messages of 64 MiB."""
 
+_BYTES_OF_NUMBER: Final = 4
+
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
@@ -295,7 +297,7 @@ def _check_size(inputs: Sequence[TokenizedInput], views: tuple[View, ...], width
     of_tokens = [view for view in views if view.pooling == "tokens"]
     if of_tokens:
         num_tokens = sum(item.num_tokens for item in inputs)
-        num_bytes = num_tokens * sum(4 * (view.dims or width) for view in of_tokens)
+        num_bytes = num_tokens * sum(_BYTES_OF_NUMBER * (view.dims or width) for view in of_tokens)
         if num_bytes > max_bytes:
             said = f"the vectors of {num_tokens} tokens are {num_bytes:,} bytes, more than the {max_bytes:,} of one answer"
             raise InvalidInput(f"{said}; send fewer texts at once")

@@ -365,6 +365,18 @@ async def test_a_trunk_exchanged_half_way_ends_a_long_list(blocking, service):
         await asyncio.to_thread(blocking.embed_all, ["a"] * 9, progress=exchange)
 
 
+async def test_what_cannot_be_served_by_itself_is_raised_and_a_list_of_such_is_not_tried_bit_by_bit(blocking, service):
+    bad = (grpc.StatusCode.INVALID_ARGUMENT, ())
+    service.refusals = [bad] * 9
+    with pytest.raises(InvalidRequest):
+        await asyncio.to_thread(blocking.embed_all, ["a"] * 8)
+    assert 8 == len(service.refusals)
+    with pytest.raises(InvalidRequest):
+        await asyncio.to_thread(blocking.embed_all, ["a"] * 8, truncation="window")
+    # All eight, the first four, the first two, the first.
+    assert 4 == len(service.refusals)
+
+
 async def test_an_empty_list_is_refused(blocking):
     with pytest.raises(InvalidRequest, match="no texts"):
         await asyncio.to_thread(blocking.embed_all, [])

@@ -1,8 +1,10 @@
+import asyncio
+
 import numpy as np
 import pytest
 
-from clients import AsyncEmbeddingClient, Deadline, InvalidRequest, TableKey, TextPair, View
-from embedding_service import backend
+from clients import AsyncEmbeddingClient, Deadline, EmbeddingClient, InvalidRequest, TableKey, TextPair, View
+from embedding_service import backend, infer
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.backend.pooling import finish
 from embedding_service.windows import join_windows, window_views
@@ -89,3 +91,29 @@ async def test_a_pair_goes_through_the_trunk_as_one_row_and_apart_from_a_text_of
     assert [(4,), (), (62,)] == [batch.pair_at for batch in trunk.batches]
     assert ((2, 5, 6, 3, 7, 3), (2, 5, 6, 3, 7, 3)) == (trunk.batches[0].token_ids[0], trunk.batches[1].token_ids[0])
     assert ((6,), (6,), (True,)) == (pair.num_tokens, alike.num_tokens, cut.truncated)
+
+
+async def test_a_list_whose_windows_are_more_than_a_call_takes_goes_in_smaller_parts(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json, max_tokens=6), max_request_inputs=4)
+
+    def ask() -> tuple[int, ...]:
+        with EmbeddingClient(addresses.grpc) as client:
+            return client.embed_all(["w1", "w2", LONG, "w3", LONG, "w4"], truncation="window").num_windows
+
+    assert (1, 1, 2, 1, 2, 1) == await asyncio.to_thread(ask)
+
+
+async def test_a_list_whose_tokens_vectors_are_more_than_an_answer_carries_goes_in_smaller_parts(
+    start: Start, tokenizer_json: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Of 24 numbers a text, three texts are an answer's most.
+    monkeypatch.setattr(infer, "_BYTES_OF_NUMBER", infer.MAX_VECTOR_BYTES // 72)
+    backend_of_ours = FakeBackend(tokenizer_json)
+    addresses = await start(backend_of_ours)
+
+    def ask() -> tuple[int, ...]:
+        with EmbeddingClient(addresses.grpc) as client:
+            return client.embed_all([f"w{number}" for number in range(1, 9)], views=[View("tokens")]).views[0].row_tokens
+
+    assert (3,) * 8 == await asyncio.to_thread(ask)
+    assert 8 == sum(len(batch.token_ids) for batch in backend_of_ours.batches)
