@@ -126,6 +126,9 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """See httptools."""
+        if self._is_whole:
+            # Its end and this one's beginning came together: the time of that is not this one's.
+            self._arrived()
         self._is_whole = self._has_headers = self._is_turned_away = False
         self._num_header_bytes = 0
         # One that was refused a moment ago, in the same bytes, has set it.

@@ -39,9 +39,11 @@ class ServerCall(Stream):
     """One call: what arrives of it, and its answer."""
 
     __slots__ = (
+        "begun",
         "details",
         "handler",
         "has_sent_head",
+        "heard_at",
         "is_over",
         "is_request_streaming",
         "lying_since",
@@ -61,6 +63,7 @@ class ServerCall(Stream):
         super().__init__(connection, stream_id)
         self.details = details
         self.handler = handler
+        self.begun = self.heard_at = connection.heard_at
         self.is_request_streaming = bool(handler.request_streaming)
         """Of what was called; an interceptor may have it answered by a handler of another kind."""
         self.messages: deque[bytes] = deque()
@@ -101,6 +104,7 @@ class ServerCall(Stream):
         """Parts of messages."""
         if self.is_over:
             return
+        self.heard_at = self.connection.heard_at
         connection, reader = self.connection, self.reader
         before = reader.num_kept
         try:
@@ -189,6 +193,12 @@ class ServerCall(Stream):
         """An answer that waits for credit still has the call's time to leave."""
         if self.timer is not None and not self.unsent:
             self.timer.cancel()
+
+    def is_late(self, now: float, seconds: float) -> bool:
+        """Whether nothing more of its request came for *seconds*, or not all of it in ten times that: nobody has begun it yet."""
+        if self.is_over or self.task is not None:
+            return False
+        return now - self.heard_at > seconds or now - self.begun > 10 * seconds
 
     def is_left_lying(self, now: float, seconds: float) -> bool:
         """Whether it is answered, and nothing of the rest of its answer left for *seconds*."""

@@ -34,9 +34,10 @@ _NO_HANDLER: Final[Any] = grpc.unary_unary_rpc_method_handler(lambda *_: None)
 class Patience:
     """Seconds.
 
-    A connection that begins, a frame and a header block arrive within *receive*, or the connection ends; a large frame that still
-    comes has ten times as long. A caller that reads nothing of what is written to it is hung up on after *send*. When the server
-    stops, callers have *goodbye* to say that they know, and *close* to hang up. It is looked for all that every *sweep*.
+    A connection that begins, a frame and a header block arrive within *receive*, or the connection ends; a large frame that
+    still comes has ten times as long. So has the request of a call for one message, as long as parts of it come within
+    *receive*. A caller that reads nothing of what is written to it is hung up on after *send*. When the server stops, callers
+    have *goodbye* to say that they know, and *close* to hang up. It is looked for all that every *sweep*.
     """
 
     receive: float = 30.0
@@ -144,6 +145,10 @@ class ServerConnection(Connection):
     def sweep(self, now: float) -> None:
         """End it when it takes its time."""
         patience = self.server.patience
+        # Before a request is whole nobody has asked for a key, and each counts as a call that is open.
+        for stream in list(self.streams.values()):
+            if isinstance(stream, ServerCall) and stream.is_late(now, patience.receive):
+                stream.refuse(grpc.StatusCode.DEADLINE_EXCEEDED, "the request took too long")
         for stream in list(self.waiting.values()):
             if isinstance(stream, ServerCall) and stream.is_left_lying(now, patience.send):
                 self.reset(stream, h2.CANCEL)

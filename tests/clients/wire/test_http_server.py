@@ -125,6 +125,17 @@ async def test_whoever_works_on_a_request_hears_that_its_caller_was_hung_up_on()
     assert ["http.disconnect"] == app.seen
 
 
+async def test_requests_of_which_each_read_ends_within_one_are_not_late_together() -> None:
+    """The end of one and the beginning of the next come in one piece, as of a caller who does not wait for answers."""
+    whole = ASKING + b"once"
+    async with listening(Echo()) as port, connected(port) as (reader, writer):
+        writer.write(whole[:20])
+        for _ in range(12):
+            await asyncio.sleep(QUICK.receive_seconds / 4)
+            writer.write(whole[20:] + whole[:20])
+            assert (await reader.readuntil(b"once")).startswith(b"HTTP/1.1 200")
+
+
 LARGE = b"x" * 8_000_000
 
 

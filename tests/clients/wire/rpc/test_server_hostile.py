@@ -218,6 +218,36 @@ async def test_a_long_upload_whose_frames_straddle_what_is_read_goes_on(attacked
             got += await reader.read(65_536)
 
 
+@pytest.mark.parametrize("attacked", [{"max_running": 4}], indirect=True)
+@pytest.mark.parametrize("begun", [b"", prefixed(b"never whole")[:-1]])
+async def test_requests_that_never_come_whole_take_no_room_for_long(attacked: Attacked, begun: bytes) -> None:
+    streams = range(1, 9, 2)
+    content = b"".join(headers(number) + (data(number, begun, 0) if begun else b"") for number in streams)
+    async with attacked.connected() as (reader, writer):
+        writer.write(content)
+        while attacked.server.num_open < 4:
+            await asyncio.sleep(0.001)
+        assert attacked.server.is_full
+        while attacked.server.num_open:
+            await asyncio.sleep(0.01)
+        writer.write(headers(9) + data(9, prefixed(b"whole")))
+        got = b""
+        while prefixed(b"whole") not in got:
+            got += await reader.read(65_536)
+
+
+async def test_a_request_whose_parts_keep_coming_is_waited_for(attacked: Attacked) -> None:
+    message = prefixed(b"bit by bit")
+    async with attacked.connected() as (reader, writer):
+        writer.write(headers(1))
+        for place in range(len(message)):
+            await asyncio.sleep(QUICK.receive / 4)
+            writer.write(data(1, message[place : place + 1], h2.END_STREAM if place == len(message) - 1 else 0))
+        got = b""
+        while message not in got:
+            got += await reader.read(65_536)
+
+
 # What breaks HTTP/2
 
 WRONG = {
