@@ -1,8 +1,7 @@
 """From what an order names to one file of rows that training reads."""
 
 import logging
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from clients import InvalidRequest
@@ -11,7 +10,7 @@ from head_service.control.feedback import FeedbackStore, Labelled, is_anything_l
 from head_service.control.uploads import Uploads, data_file
 from head_service.control.words import TrainingOrder
 from head_service.errors import DataError
-from head_service.training.dataset import MIN_PER_LABEL, problem_with, read_dataset
+from head_service.training.dataset import problem_with, rare_labels, read_dataset
 
 _log = logging.getLogger(__name__)
 
@@ -46,20 +45,20 @@ class TrainingData:
             return file, order.text_column, order.label_column
         given = list(self._feedback.dataset(order.head, order.feedback_until))
         corrections = [row for row in given if _is_usable(row, order)]
-        base: Iterable[Labelled] = ()
+        base: list[Labelled] = []
         if file is not None:
             read = read_dataset(file, order.text_column, order.label_column, task=order.task)
             is_several = order.task == "multi_label"
             base = [Labelled(each.text, each.labels if is_several else each.label) for each in read.examples]
+        if order.task != "regression":
+            corrections = learnable(base, corrections)
         if not corrections and file is None:
             raise DataError(f"there is no feedback for head {order.head!r} that could be trained on")
-        found = corrected(base, corrections)
-        rows = found if order.task == "regression" else without_rare(found, corrections)
-        if left_out := len(given) - len(corrections) + len(found) - len(rows):
+        if left_out := len(given) - len(corrections):
             _log.warning("head %s: %d corrections are left out, since nothing can be learnt from them", order.head, left_out)
         path = folder / "rows.jsonl"
-        with path.open("w", encoding="utf-8") as gathered:
-            gathered.writelines(render(rows, "jsonl"))
+        with path.open("w", encoding="utf-8") as rows:
+            rows.writelines(render(corrected(base, corrections), "jsonl"))
         return path, "text", "label"
 
     def _file(self, order: TrainingOrder, owner: str | None) -> Path | None:
@@ -75,23 +74,21 @@ class TrainingData:
 
 def _is_usable(row: Labelled, order: TrainingOrder) -> bool:
     """Whether a head can be taught *row*; what was kept before that was asked may be anything."""
-    return not problem_with(row.label, order.task) and is_anything_left(row.text, order.preprocess)
+    return not problem_with(row.label, order.task, order.level_separator) and is_anything_left(row.text, order.preprocess)
 
 
-def without_rare(rows: Sequence[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:
-    """*rows* without those of *corrections* that have a label with too few examples: a mistyped one would fail the training."""
-    given = {normalize_text(row.text) for row in corrections}
-    kept = list(rows)
-    while True:
-        counts = Counter(label for row in kept for label in labels_of(row.label))
-        left = [
-            row
-            for row in kept
-            if normalize_text(row.text) not in given or all(counts[each] >= MIN_PER_LABEL for each in labels_of(row.label))
-        ]
-        if len(left) == len(kept):
-            return kept
-        kept = left
+def learnable(base: Iterable[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:
+    """*corrections* with which every label has enough examples to be learnt, as every one of *base* has.
+
+    Those are left out whose own label has too few, and, one by one, those that took too many from a label of *base*.
+    """
+    before = {normalize_text(row.text): row for row in base}
+    kept = {normalize_text(row.text): row for row in corrections}
+    while rare := set(rare_labels(labels_of(row.label) for row in (before | kept).values())):
+        mistyped = [key for key, row in kept.items() if not rare.isdisjoint(labels_of(row.label))]
+        for key in mistyped or [next(key for key in kept if key in before and not rare.isdisjoint(labels_of(before[key].label)))]:
+            del kept[key]
+    return list(kept.values())
 
 
 def corrected(base: Iterable[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:

@@ -112,7 +112,7 @@ def checked(given: Given, manifest: Manifest | None, head: str, *, allow_new: bo
     if manifest.task == "regression":
         if problem_with(given, manifest.task):
             raise InvalidRequest(f"head {head!r} is a regression; its label is a number such as 3.5")
-    elif problem := problem_with(given, manifest.task):
+    elif problem := problem_with(given, manifest.task, manifest.label_separator):
         raise InvalidRequest(problem)
     elif not (allow_new or set(labels_of(given)) <= set(manifest.labels)):
         known = ", ".join(manifest.labels[:20]) + (", …" if len(manifest.labels) > 20 else "")

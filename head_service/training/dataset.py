@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -40,6 +41,7 @@ MAX_NAMES_SHOWN: Final = 20
 MAX_LABEL_LENGTH: Final = 200
 MIN_PER_LABEL: Final = 2
 MIN_FOR_REGRESSION: Final = 10
+_EMPTY_LEVEL: Final = "a label has an empty level"
 _MAX_VALUE: Final = float(np.finfo(np.float32).max)
 _NUMBER: Final = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
@@ -204,14 +206,13 @@ def _held_out(dataset: Dataset, share: float, seed: int) -> set[int]:
     return held_out_by_group(by_label, drawn, share)
 
 
-def problem_with(answer: str | tuple[str, ...], task: Task) -> str:
+def problem_with(answer: str | tuple[str, ...], task: Task, level_separator: str = "") -> str:
     """Why no head of *task* can be taught *answer*, a label, several, or a number in words; "" where one can."""
-    found: list[object]
-    if task == "regression":
-        found = [_number(answer, "")]
-    else:
-        found = [_label(each) for each in (answer if isinstance(answer, tuple) else (answer,))]
-    return next((each.says for each in found if isinstance(each, _Problem)), "")
+    found = _read_answer(list(answer) if isinstance(answer, tuple) else answer, task, LABEL_SEPARATOR)
+    if isinstance(found, _Problem):
+        return found.says
+    labels = (found,) if isinstance(found, str) else found if isinstance(found, tuple) else ()
+    return "" if all(has_levels(label, level_separator) for label in labels) else _EMPTY_LEVEL
 
 
 def _column(names: Sequence[str], asked: str | None, usual: Iterable[str], what: str) -> str:
@@ -230,12 +231,11 @@ def _examples(
     rows: Sequence[Row], text_column: str, label_column: str, task: Task, separator: str
 ) -> tuple[list[Example], list[str]]:
     """The usable rows, and a complaint for each kind of trouble with the others."""
-    read = {"single_label": _single, "multi_label": _several, "regression": _number}[task]
     examples: list[Example] = []
     troubles: dict[str, list[int]] = defaultdict(list)
     for row in rows:
         text = _text(row.cells.get(text_column))
-        answer = read(row.cells.get(label_column), separator)
+        answer = _read_answer(row.cells.get(label_column), task, separator)
         found = [each.says for each in (text, answer) if isinstance(each, _Problem)]
         for says in found:
             troubles[says].append(row.line)
@@ -265,7 +265,13 @@ def _text(cell: object) -> str | _Problem:
     return text if normalize_text(text) else _Problem("the text is empty")
 
 
-def _single(cell: object, _: str) -> str | _Problem:
+def _read_answer(cell: object, task: Task, separator: str) -> str | tuple[str, ...] | float | _Problem:
+    if task == "multi_label":
+        return _several(cell, separator)
+    return _number(cell) if task == "regression" else _single(cell)
+
+
+def _single(cell: object) -> str | _Problem:
     if cell is None:
         return _Problem("there is no label")
     return _label(cell) or _Problem("the label is empty")
@@ -281,7 +287,7 @@ def _several(cell: object, separator: str) -> tuple[str, ...] | _Problem:
     return problem or tuple(sorted({label for label in labels if isinstance(label, str) and label}))
 
 
-def _number(cell: object, _: str) -> float | _Problem:
+def _number(cell: object) -> float | _Problem:
     if cell is None or cell == "":
         return _Problem("there is no number")
     if isinstance(cell, str) and _NUMBER.fullmatch(cell.strip()):
@@ -335,7 +341,7 @@ def check_levels(data: Dataset, separator: str) -> None:
         raise DataError("numbers have no levels; leave the level separator out")
     labels = {one.line: one.labels if data.task == "multi_label" else (one.label,) for one in data.examples}
     wrong = [line for line, said in labels.items() if not all(has_levels(label, separator) for label in said)]
-    complain_of_lines("a label has an empty level", wrong)
+    complain_of_lines(_EMPTY_LEVEL, wrong)
 
 
 def has_levels(label: str, separator: str) -> bool:
@@ -383,12 +389,16 @@ def _too_few_or_many(sets: Sequence[tuple[str, ...]], max_labels: int) -> list[s
 
 
 def _rare(sets: Sequence[tuple[str, ...]], lines: Sequence[int]) -> list[str]:
-    counts = Counter(label for labels in sets for label in labels)
     line_of = {label: line for line, labels in zip(lines, sets, strict=True) for label in labels}
-    rare = [label for label, count in counts.items() if count < MIN_PER_LABEL]
     return [
-        f"the label {_shown(label)} has a single example (line {line_of[label]}); give it more or leave it out" for label in rare
+        f"the label {_shown(label)} has a single example (line {line_of[label]}); give it more or leave it out"
+        for label in rare_labels(sets)
     ]
+
+
+def rare_labels(sets: Iterable[Iterable[str]]) -> list[str]:
+    """The labels that too few of *sets*, the labels of a text each, have for a head to learn them."""
+    return [label for label, count in Counter(chain.from_iterable(sets)).items() if count < MIN_PER_LABEL]
 
 
 def _unlearnable_values(values: Sequence[float]) -> list[str]:

@@ -3,15 +3,17 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from clients import InvalidRequest, NotFound
-from head_service.control.data import TrainingData, corrected
+from head_service.control.data import TrainingData, corrected, learnable
 from head_service.control.errors import StorageFull, TooLarge, WrongMediaType
 from head_service.control.feedback import FeedbackRow, FeedbackStore, Labelled
 from head_service.control.uploads import Uploads, data_file
 from head_service.control.words import DataSource, TrainingOrder
 from head_service.errors import DataError
-from head_service.training.dataset import read_dataset
+from head_service.training.dataset import rare_labels, read_dataset
 
 
 @pytest.fixture
@@ -141,8 +143,58 @@ def test_corrections_that_nothing_can_be_learnt_from_are_left_out_and_counted(
 
     path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
 
-    assert ["two", "three", "four", "five"] == read_dataset(path, text, label).texts
+    assert ["one", "two", "three", "four", "five"] == read_dataset(path, text, label).texts
     assert ["head spam: 4 corrections are left out, since nothing can be learnt from them"] == caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("left_out", "order"),
+    [
+        ([("one", "b")], {}),
+        ([("one", "mistyped")], {}),
+        ([("one", "mistyped"), ("three", "mistyped too")], {}),
+        ([("five", ("a", "b"))], {}),
+        ([("five", "a/"), ("six", "a/")], {"level_separator": "/"}),
+    ],
+    ids=["the data's label is left with one", "mistyped", "twice", "of a task before", "an empty level"],
+)
+def test_no_correction_makes_the_data_unusable(feedback, uploads, tmp_path: Path, left_out, order):
+    (tmp_path / "a.csv").write_text("text,label\none,a\ntwo,b\nthree,a\nfour,b\n")
+    feedback.keep([FeedbackRow("spam", text, label, "ann") for text, label in [*left_out, ("seven", "b")]])
+    asked = TrainingOrder(head="spam", data=DataSource(path="a.csv"), feedback_until=99, **order)
+
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(asked, tmp_path)
+
+    read = read_dataset(path, text, label)
+    assert {"one": "a", "two": "b", "three": "a", "four": "b", "seven": "b"} == dict(zip(read.texts, read.labels, strict=True))
+
+
+LABELS = st.sets(st.sampled_from("abcd")).map(lambda labels: tuple(sorted(labels)))
+ROWS = st.dictionaries(st.integers(0, 9).map(str), LABELS).map(lambda rows: [Labelled(*row) for row in rows.items()])
+
+
+@given(ROWS, ROWS)
+def test_whatever_is_corrected_every_label_can_be_learnt_if_each_of_the_data_can(base, corrections):
+    rare = rare_labels(row.label for row in base)
+    base = [row for row in base if not set(row.label) & set(rare)]
+    assume(not rare_labels(row.label for row in base))
+
+    kept = learnable(base, corrections)
+
+    assert [] == rare_labels(row.label for row in corrected(base, kept))
+    assert set(kept) <= set(corrections)
+    if not rare_labels(row.label for row in corrected(base, corrections)):
+        assert corrections == kept
+
+
+def test_a_label_may_lose_examples_to_corrections_down_to_the_least_there_must_be(feedback, uploads, tmp_path: Path):
+    (tmp_path / "a.csv").write_text("text,label\n" + "".join(f"text {n},{'b' if n % 2 else 'a'}\n" for n in range(12)))
+    feedback.keep([FeedbackRow("spam", f"text {n}", "b", "ann") for n in (0, 2, 4, 6, 8)])
+    order = TrainingOrder(head="spam", data=DataSource(path="a.csv"), feedback_until=99)
+
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+
+    assert 2 == read_dataset(path, text, label).labels.count("a")
 
 
 def test_numbers_that_no_head_can_learn_are_left_out(feedback, uploads, tmp_path: Path):

@@ -4,6 +4,7 @@ import io
 import json
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -158,6 +159,14 @@ def test_a_label_must_be_one_of_the_heads_unless_new_ones_are_allowed():
             checked(label, LIVE, "spam", allow_new=True)
     with pytest.raises(NotFound):
         checked("ham", None, "spam", allow_new=True)
+
+
+def test_a_new_label_has_the_levels_of_the_heads():
+    levels = msgspec.structs.replace(LIVE, label_separator="/")
+
+    assert "a/b" == checked("a/b", levels, "spam", allow_new=True)
+    with pytest.raises(InvalidRequest, match="empty level"):
+        checked("a/", levels, "spam", allow_new=True)
 
 
 def test_a_text_that_the_heads_steps_leave_nothing_of_is_refused():
