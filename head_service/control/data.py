@@ -1,7 +1,6 @@
 """From what an order names to one file of rows that training reads."""
 
-import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from clients import InvalidRequest
@@ -10,9 +9,8 @@ from head_service.control.feedback import FeedbackStore, Labelled, is_anything_l
 from head_service.control.uploads import Uploads, data_file
 from head_service.control.words import TrainingOrder
 from head_service.errors import DataError
+from head_service.pieces import named_steps
 from head_service.training.dataset import problem_with, rare_labels, read_dataset
-
-_log = logging.getLogger(__name__)
 
 
 class TrainingData:
@@ -33,18 +31,21 @@ class TrainingData:
             raise InvalidRequest("the order has neither data nor feedback to train on")
         self._file(order, owner)
 
-    def gather(self, order: TrainingOrder, folder: Path) -> tuple[Path, str | None, str | None]:
+    def gather(self, order: TrainingOrder, folder: Path, say: Callable[[str], None]) -> tuple[Path, str | None, str | None]:
         """The file with all rows, and the columns of text and label; the feedback is written into *folder*.
+
+        What of it is left out, *say* is told in a line for the run's log.
 
         Raises:
             InvalidRequest, NotFound: the data is gone.
-            DataError: it cannot be used together with the feedback.
+            DataError: it cannot be used together with the feedback, or a step of the order is not here.
         """
         file = self._file(order, None)
         if file is not None and not order.feedback_until:
             return file, order.text_column, order.label_column
         given = list(self._feedback.dataset(order.head, order.feedback_until))
-        corrections = [row for row in given if _is_usable(row, order)]
+        steps = named_steps(order.preprocess)
+        corrections = [row for row in given if _is_usable(row, order, steps)]
         base: list[Labelled] = []
         if file is not None:
             read = read_dataset(file, order.text_column, order.label_column, task=order.task)
@@ -55,7 +56,7 @@ class TrainingData:
         if not corrections and file is None:
             raise DataError(f"there is no feedback for head {order.head!r} that could be trained on")
         if left_out := len(given) - len(corrections):
-            _log.warning("head %s: %d corrections are left out, since nothing can be learnt from them", order.head, left_out)
+            say(f"{left_out} corrections left out, since nothing can be learnt from them")
         path = folder / "rows.jsonl"
         with path.open("w", encoding="utf-8") as rows:
             rows.writelines(render(corrected(base, corrections), "jsonl"))
@@ -72,9 +73,9 @@ class TrainingData:
         return data_file(self._data_dir, source.path or "")
 
 
-def _is_usable(row: Labelled, order: TrainingOrder) -> bool:
+def _is_usable(row: Labelled, order: TrainingOrder, steps: tuple[str, ...]) -> bool:
     """Whether a head can be taught *row*; what was kept before that was asked may be anything."""
-    return not problem_with(row.label, order.task, order.level_separator) and is_anything_left(row.text, order.preprocess)
+    return not problem_with(row.label, order.task, order.level_separator) and is_anything_left(row.text, steps)
 
 
 def learnable(base: Iterable[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:

@@ -101,7 +101,9 @@ class Attempt:
         folder = (self._settings.runs_dir / self.run_id).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            file, text, label = await asyncio.to_thread(self._rooms.data.gather, self._lease.run.order, folder)
+            file, text, label = await asyncio.to_thread(
+                self._rooms.data.gather, self._lease.run.order, folder, self._lines.append
+            )
         except Unavailable as error:
             return Outcome(kind="lost", message=error.message)
         except (HeadServiceError, TrunklineError) as error:

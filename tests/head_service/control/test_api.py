@@ -23,6 +23,8 @@ from head_service.control.words import Outcome
 CANARY = "CANARY-f3a9"
 LIVE = Manifest(name="spam", version=1, labels=("ham", "spam"), width=4, trunk=TrunkRef("t", "sha256:0"))
 TAGS = msgspec.structs.replace(LIVE, name="tags", task="multi_label", labels=("a", "b"))
+PRICE = msgspec.structs.replace(LIVE, name="price", task="regression", labels=("value",))
+PAGES = msgspec.structs.replace(LIVE, name="pages", preprocess=("html-strip/1",))
 GOOD = {"head": "spam", "data": {"path": "rows.csv"}}
 FEEDBACK = {"text": "win a prize", "label": "spam", "head": "spam"}
 
@@ -46,7 +48,7 @@ def settings(tmp_path: Path) -> ServeSettings:
     heads = tmp_path / "heads"
     heads.mkdir()
     (heads / "catalogue.json").write_bytes(
-        encode(Catalogue({"spam": CatalogueHead(1, {1: LIVE}), "tags": CatalogueHead(1, {1: TAGS})}))
+        encode(Catalogue({head.name: CatalogueHead(1, {1: head}) for head in (LIVE, TAGS, PRICE, PAGES)}))
     )
     return ServeSettings(
         home=tmp_path / "control",
@@ -184,6 +186,27 @@ def test_feedback_is_kept_counted_and_exported(api):
 )
 def test_feedback_that_cannot_be_kept_is_refused_and_not_echoed(api, change, status):
     error_of(api.post("/v1/feedback", json={**FEEDBACK, **change}), status)
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        *(
+            ({"head": "price", "label": label}, "its label is a number such as 3.5")
+            for label in ("1_000", "1e39", "\u0661\u0662")
+        ),
+        ({"head": "pages", "text": "<br>"}, "nothing is left of the text after html-strip/1"),
+        ({"label": 201 * "x"}, "a label is longer than 200 characters"),
+    ],
+)
+def test_feedback_that_no_head_could_learn_from_is_refused_and_not_counted(settings, kept, said, why):
+    allowing = settings.model_copy(update={"allow_new_labels": True})
+    with TestClient(create_app(allowing, kept, ByName()), headers={"authorization": "ann:train,feedback"}) as api:
+        answer = api.post("/v1/feedback", json={**FEEDBACK, **said})
+
+    assert "invalid_argument" == error_of(answer, 400)
+    assert why in answer.json()["error"]["message"]
+    assert {} == kept.feedback.num_rows()
 
 
 def test_feedback_says_one_label_or_several(api):

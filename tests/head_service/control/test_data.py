@@ -131,9 +131,8 @@ def test_feedback_is_right_where_both_speak_of_a_text():
     )
 
 
-def test_corrections_that_nothing_can_be_learnt_from_are_left_out_and_counted(
-    feedback, uploads, tmp_path: Path, caplog: pytest.LogCaptureFixture
-):
+def test_corrections_that_nothing_can_be_learnt_from_are_left_out_and_counted(feedback, uploads, tmp_path: Path):
+    said: list[str] = []
     (tmp_path / "a.csv").write_text("text,label\none,a\ntwo,b\nthree,a\nfour,b\n")
     kept = [("five", "a"), ("<br>", "a"), ("six", "mistyped"), ("seven", 201 * "x"), ("one", "also rare")]
     feedback.keep([FeedbackRow("spam", text, label, "ann") for text, label in kept])
@@ -141,10 +140,18 @@ def test_corrections_that_nothing_can_be_learnt_from_are_left_out_and_counted(
         head="spam", data=DataSource(path="a.csv"), feedback_until=len(kept), preprocess=("html-strip/1",), task="single_label"
     )
 
-    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path, said.append)
 
     assert ["one", "two", "three", "four", "five"] == read_dataset(path, text, label).texts
-    assert ["head spam: 4 corrections are left out, since nothing can be learnt from them"] == caplog.messages
+    assert ["4 corrections left out, since nothing can be learnt from them"] == said
+
+
+def test_a_step_that_is_not_here_fails_the_run_by_its_name(feedback, uploads, tmp_path: Path):
+    feedback.keep([FeedbackRow("spam", f"text {n}", "ab"[n % 2], "ann") for n in range(4)])
+    order = TrainingOrder(head="spam", feedback_until=99, preprocess=("entrypoint:acme.footer/1",))
+
+    with pytest.raises(DataError, match=r"acme\.footer"):
+        TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path, print)
 
 
 @pytest.mark.parametrize(
@@ -163,7 +170,7 @@ def test_no_correction_makes_the_data_unusable(feedback, uploads, tmp_path: Path
     feedback.keep([FeedbackRow("spam", text, label, "ann") for text, label in [*left_out, ("seven", "b")]])
     asked = TrainingOrder(head="spam", data=DataSource(path="a.csv"), feedback_until=99, **order)
 
-    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(asked, tmp_path)
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(asked, tmp_path, print)
 
     read = read_dataset(path, text, label)
     assert {"one": "a", "two": "b", "three": "a", "four": "b", "seven": "b"} == dict(zip(read.texts, read.labels, strict=True))
@@ -192,7 +199,7 @@ def test_a_label_may_lose_examples_to_corrections_down_to_the_least_there_must_b
     feedback.keep([FeedbackRow("spam", f"text {n}", "b", "ann") for n in (0, 2, 4, 6, 8)])
     order = TrainingOrder(head="spam", data=DataSource(path="a.csv"), feedback_until=99)
 
-    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path, print)
 
     assert 2 == read_dataset(path, text, label).labels.count("a")
 
@@ -202,7 +209,7 @@ def test_numbers_that_no_head_can_learn_are_left_out(feedback, uploads, tmp_path
     feedback.keep([FeedbackRow("price", text, label, "ann") for text, label in [*rows, ("x", "1_000"), ("y", "1e39")]])
     order = TrainingOrder(head="price", feedback_until=99, task="regression")
 
-    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path, print)
 
     assert {text for text, _ in rows} == set(read_dataset(path, text, label, task="regression").texts)
 
@@ -214,8 +221,8 @@ def test_rows_of_an_order_are_gathered(uploads, feedback, tmp_path: Path):
     feedback.keep([FeedbackRow("spam", "one", "b", "ann"), FeedbackRow("spam", "five", "a", "ann")])
     both = TrainingOrder(head="spam", data=DataSource(path="a.csv"), text_column="body", label_column="kind", feedback_until=2)
 
-    assert (tmp_path / "a.csv", "body", "kind") == data.gather(order, tmp_path)
-    path, text, label = data.gather(both, tmp_path)
+    assert (tmp_path / "a.csv", "body", "kind") == data.gather(order, tmp_path, print)
+    path, text, label = data.gather(both, tmp_path, print)
     read = read_dataset(path, text, label)
     assert {"one": "b", "two": "b", "three": "a", "four": "b", "five": "a"} == dict(zip(read.texts, read.labels, strict=True))
 
@@ -226,7 +233,7 @@ def test_rows_with_several_labels_are_gathered_with_feedback_of_one_or_several(u
     feedback.keep([FeedbackRow("tags", text, label, "ann") for text, label in rows])
     order = TrainingOrder(head="tags", data=DataSource(path="a.csv"), feedback_until=4, task="multi_label")
 
-    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path, print)
 
     found = {example.text: example.labels for example in read_dataset(path, text, label, task="multi_label").examples}
     assert {"one": ("a",), "two": ("b",), "three": ("a", "b"), "four": ("b",), "five": ()} == found
@@ -237,7 +244,7 @@ def test_numbers_are_gathered_with_feedback(uploads, feedback, tmp_path: Path):
     feedback.keep([FeedbackRow("price", "text 3", "7", "ann")])
     order = TrainingOrder(head="price", data=DataSource(path="a.csv"), feedback_until=1, task="regression")
 
-    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path)
+    path, text, label = TrainingData(uploads, feedback, tmp_path).gather(order, tmp_path, print)
 
     found = [example.value for example in read_dataset(path, text, label, task="regression").examples]
     assert [7.0 if n == 3 else n + 0.5 for n in range(12)] == found
@@ -257,4 +264,4 @@ def test_orders_without_rows_are_refused(uploads, feedback, tmp_path: Path):
             data.check(order, "bob")
     data.check(TrainingOrder(head="spam", data=DataSource(upload=mine.id)), "ann")
     with pytest.raises(DataError, match="no feedback"):
-        data.gather(TrainingOrder(head="spam", feedback_until=9), tmp_path)
+        data.gather(TrainingOrder(head="spam", feedback_until=9), tmp_path, print)

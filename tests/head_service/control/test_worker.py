@@ -10,6 +10,7 @@ import psutil
 import pytest
 
 from head_service.catalogue import ensure_layout, read_catalogue
+from head_service.control.feedback import FeedbackRow
 from head_service.control.keep import Kept, open_kept
 from head_service.control.messages import Start
 from head_service.control.process import TrainingProcess
@@ -121,6 +122,19 @@ async def test_each_end_is_told_and_texts_are_not(settings):
         assert "line 4" in broken.message
         assert {kept.result.version, refused.result.version} == set(shop.repository.versions("spam"))
         assert {} == read_catalogue(settings.repository).heads
+
+
+async def test_a_retraining_goes_well_without_the_corrections_that_nothing_can_be_learnt_from_and_its_log_tells_how_many(
+    settings,
+):
+    async with open_shop(settings) as shop:
+        given = [("text 1", "mistyped"), ("text 2", "odd"), ("<br>", "odd"), ("new", 201 * "x")]
+        shop.kept.feedback.keep([FeedbackRow("spam", text, label, "ann") for text, label in given])
+        run = await shop.end(shop.submit(feedback_until=99, preprocess=("html-strip",)))
+
+        assert "succeeded" == run.state, run.message
+        said = [line.line for line in shop.kept.runs.lines(run.id)]
+        assert ["3 corrections left out, since nothing can be learnt from them", "fitting on 8 texts"] == said
 
 
 async def test_how_a_run_failed_is_told_where_the_repository_cannot_be_read(settings, monkeypatch: pytest.MonkeyPatch):
