@@ -127,6 +127,10 @@ class Call(Stream):
         status = _RESET_CODES.get(code, grpc.StatusCode.INTERNAL)
         self._end(Ending(status, f"the server gave the call up (HTTP/2 error {code})"))
 
+    def on_too_large(self) -> None:
+        """See `Stream`."""
+        self._end(Ending(grpc.StatusCode.RESOURCE_EXHAUSTED, "the server's metadata are larger than they may be"))
+
     def on_lost(self, why: str) -> None:
         """See `Stream`."""
         self._end(Ending(grpc.StatusCode.UNAVAILABLE, why))

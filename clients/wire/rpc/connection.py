@@ -18,7 +18,7 @@ from typing import Any, Final
 from clients.wire.metadata import MAX_MESSAGE_BYTES
 from clients.wire.rpc import frames as h2
 from clients.wire.rpc.frames import Frame, FrameReader, ProtocolError
-from clients.wire.rpc.headers import MAX_HEADER_BYTES, Field, HeaderReader
+from clients.wire.rpc.headers import MAX_HEADER_BYTES, READ_BEYOND, Field, HeaderReader, HeadersTooLargeError
 
 _ROOM_BYTES: Final = 256 * 1024
 """A stream with more than this still to send has no room for more."""
@@ -118,6 +118,10 @@ class Stream(ABC):
     @abstractmethod
     def on_reset(self, code: int) -> None:
         """The other end gave the stream up; it is over."""
+
+    def on_too_large(self) -> None:
+        """A header block came that is larger than it may be; the stream is given up."""
+        self.on_reset(h2.ENHANCE_YOUR_CALM)
 
     @abstractmethod
     def on_lost(self, why: str) -> None:
@@ -230,6 +234,10 @@ class Connection(asyncio.Protocol, ABC):
     def last_taken_id(self) -> int:
         """Of the newest stream that the other end opened."""
         return 0
+
+    def refuse_stream(self, stream_id: int, *, is_end: bool) -> None:
+        """Headers came that are larger than they may be, on a stream that was never open."""
+        self.open_stream(stream_id, [], is_end=is_end)
 
     def on_peer_goes(self, last_stream_id: int, code: int) -> None:
         """The other end takes no stream after *last_stream_id*."""
@@ -552,16 +560,20 @@ class Connection(asyncio.Protocol, ABC):
 
     def _maybe_whole(self, one: Frame) -> None:
         assert self._block is not None
-        if len(self._block) > self.bounds.max_header_bytes:
+        if len(self._block) > READ_BEYOND * self.bounds.max_header_bytes:
             raise ProtocolError("a header block larger than it may be", h2.ENHANCE_YOUR_CALM)
         if not one.flags & h2.END_HEADERS:
             return
         first, content = self._block_frame, bytes(self._block)
         self._block = None
         # Also of a stream that is over: the table of the next block depends on it.
-        fields = self._headers.read(content)
         is_end = bool(first.flags & h2.END_STREAM)
         stream = self.streams.get(first.stream_id)
+        try:
+            fields = self._headers.read(content)
+        except HeadersTooLargeError:
+            self._on_too_large(first.stream_id, stream, is_end=is_end)
+            return
         if stream is None:
             if self._is_begun(first.stream_id):
                 # Of a stream that is over: the other end may not know yet.
@@ -575,6 +587,15 @@ class Connection(asyncio.Protocol, ABC):
         stream.on_headers(fields, is_end=is_end)
         if is_end:
             self.settle(stream)
+
+    def _on_too_large(self, stream_id: int, stream: Stream | None, *, is_end: bool) -> None:
+        """The other calls of this connection are not to blame."""
+        self._control(READ_BEYOND)
+        if stream is not None:
+            stream.on_too_large()
+            self.reset(stream, h2.ENHANCE_YOUR_CALM)
+        elif not self._is_begun(stream_id):
+            self.refuse_stream(stream_id, is_end=is_end)
 
     def _on_rst_stream(self, one: Frame) -> None:
         code = h2.read_u32(one.payload)

@@ -29,7 +29,10 @@ class Metadatum(NamedTuple):
 Metadata = tuple[Metadatum, ...]
 
 MAX_HEADER_BYTES: Final = 32_768
-"""Of one block, as it comes, and counted as RFC 9113, 6.5.2 counts a header list."""
+"""Of one block's fields, as RFC 9113, 6.5.2 counts a header list."""
+
+READ_BEYOND: Final = 4
+"""Blocks of so many times as much are read all the same, and only their calls refused: the table of the next depends on them."""
 
 CONTENT_TYPE: Final = "application/grpc"
 STATUS: Final = "grpc-status"
@@ -113,6 +116,10 @@ def _string(content: bytes) -> bytes:
     return bytes(parts) + content
 
 
+class HeadersTooLargeError(Exception):
+    """A block was read, and its fields are larger than they may be."""
+
+
 class HeaderReader:
     """Decodes one connection's blocks in their order.
 
@@ -124,7 +131,7 @@ class HeaderReader:
 
     def __init__(self, max_bytes: int = MAX_HEADER_BYTES) -> None:
         self._max_bytes = max_bytes
-        self._decoder = Decoder(max_header_list_size=max_bytes)
+        self._decoder = Decoder(max_header_list_size=READ_BEYOND * max_bytes)
         self._known: dict[bytes, list[Field]] = {}
         self._plain: dict[bytes, list[Field]] = {}
 
@@ -132,13 +139,14 @@ class HeaderReader:
         """The fields of a block.
 
         Raises:
-            ProtocolError: it is none, its fields are too large, or they are none that HTTP has.
+            HeadersTooLargeError: its fields are too large; the next block can be read.
+            ProtocolError: it is none, its fields are much too large, or they are none that HTTP has.
         """
         fields = self._plain_fields(content)
         if fields:
             # A literal takes three bytes beside its name and value.
             if len(content) + (_ENTRY_BYTES - 3) * len(fields) > self._max_bytes:
-                raise ProtocolError("a header list larger than it may be", ENHANCE_YOUR_CALM)
+                raise HeadersTooLargeError
             return fields
         fields = self._known.get(content)
         return self._decoded(content) if fields is None else fields
@@ -178,7 +186,9 @@ class HeaderReader:
         is_same = _newest(table.dynamic_entries) is newest and len(table.dynamic_entries) == num_entries and table.maxsize == size
         if not is_same or len(self._known) >= _MOST_KEPT:
             self._known.clear()
-        elif len(content) <= _MOST_KEPT_BYTES:
+        if sum(len(name) + len(value) + _ENTRY_BYTES for name, value in fields) > self._max_bytes:
+            raise HeadersTooLargeError
+        if is_same and len(content) <= _MOST_KEPT_BYTES:
             self._known[content] = fields
         return fields
 

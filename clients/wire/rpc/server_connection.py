@@ -27,6 +27,7 @@ _MAX_BLIND_BYTES: Final = 4 * 1_048_576
 """What is written to a caller that does not read, beside messages: more is an attack."""
 _PACKINGS: Final = frozenset(("identity", "deflate", "gzip"))
 _UNSUPPORTED_BLOCK: Final = block(((":status", "415"),))
+_TOO_LARGE_BLOCK: Final = status_block(grpc.StatusCode.RESOURCE_EXHAUSTED, "the metadata are larger than they may be")
 _NO_HANDLER: Final[Any] = grpc.unary_unary_rpc_method_handler(lambda *_: None)
 
 
@@ -190,18 +191,7 @@ class ServerConnection(Connection):
 
     def open_stream(self, stream_id: int, fields: list[Field], *, is_end: bool) -> None:
         """A call begins."""
-        if not stream_id & 1:
-            raise h2.ProtocolError("a client's streams have odd numbers")
-        self.last_id = stream_id
-        if self._is_stopping and self._goodbye is None:
-            # The caller was told which calls were the last.
-            self._control()
-            self.write(h2.rst_stream(stream_id, h2.REFUSED_STREAM))
-            return
-        self._taken_id = stream_id
-        if len(self.streams) >= self.bounds.max_streams or self.server.is_full:
-            self._control()
-            self.write(h2.rst_stream(stream_id, h2.REFUSED_STREAM))
+        if not self._is_taken(stream_id):
             return
         found = dict(fields)
         path = found.get(":path", "")
@@ -212,13 +202,36 @@ class ServerConnection(Connection):
             return
         self._open_call(stream_id, path, found, fields, is_end=is_end)
 
-    def _open_call(self, stream_id: int, path: str, found: Mapping[str, str], fields: list[Field], *, is_end: bool) -> None:
-        details = CallDetails(path, read_metadata(fields))
-        handler, why = self._handler_of(details, found.get(ENCODING, "identity"))
-        call = ServerCall(self, stream_id, details, handler or _NO_HANDLER)
+    def refuse_stream(self, stream_id: int, *, is_end: bool) -> None:
+        """See `Connection`."""
+        if self._is_taken(stream_id):
+            self._begin(stream_id, CallDetails("", ()), _NO_HANDLER, is_end=is_end).end(_TOO_LARGE_BLOCK)
+
+    def _is_taken(self, stream_id: int) -> bool:
+        """Whether another call may begin, which is told otherwise."""
+        if not stream_id & 1:
+            raise h2.ProtocolError("a client's streams have odd numbers")
+        self.last_id = stream_id
+        # A caller that was told which calls were the last has none of these counted.
+        if not (self._is_stopping and self._goodbye is None):
+            self._taken_id = stream_id
+            if len(self.streams) < self.bounds.max_streams and not self.server.is_full:
+                return True
+        self._control()
+        self.write(h2.rst_stream(stream_id, h2.REFUSED_STREAM))
+        return False
+
+    def _begin(self, stream_id: int, details: CallDetails, handler: Handler, *, is_end: bool) -> ServerCall:
+        call = ServerCall(self, stream_id, details, handler)
         self.server.num_open += 1
         call.is_ended_there = is_end
         self.streams[stream_id] = call
+        return call
+
+    def _open_call(self, stream_id: int, path: str, found: Mapping[str, str], fields: list[Field], *, is_end: bool) -> None:
+        details = CallDetails(path, read_metadata(fields))
+        handler, why = self._handler_of(details, found.get(ENCODING, "identity"))
+        call = self._begin(stream_id, details, handler or _NO_HANDLER, is_end=is_end)
         if handler is None:
             call.end(why)
             return

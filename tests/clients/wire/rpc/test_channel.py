@@ -505,6 +505,8 @@ LAST = h2.END_STREAM
         (heads(HEADERS) + heads(block((("a", "b"),)), LAST), Code.UNKNOWN),
         (heads(HEADERS) + h2.frame(h2.DATA, LAST, 1, prefixed(b"ok")), Code.INTERNAL),
         (heads(HEADERS) + heads(HEADERS), Code.INTERNAL),
+        (heads(HEADERS + block([("x", "v" * 100)] * 300)), Code.RESOURCE_EXHAUSTED),
+        (heads(HEADERS) + DATA + heads(OK + block([("x", "v" * 100)] * 300), LAST), Code.RESOURCE_EXHAUSTED),
         (DATA, Code.INTERNAL),
         (heads(HEADERS) + h2.frame(h2.DATA, 0, 1, b"\x01\x00\x00\x00\x01a"), Code.INTERNAL),
         (heads(HEADERS) + h2.frame(h2.DATA, 0, 1, b"\x02\x00\x00\x00\x01a"), Code.INTERNAL),

@@ -532,7 +532,7 @@ def test_frames_that_say_nothing_are_counted_anew_after_a_while_unless_answers_p
 def test_a_header_block_in_many_frames_is_bounded() -> None:
     empty = h2.frame(h2.CONTINUATION, 0, 1)
     assert h2.ENHANCE_YOUR_CALM == refused(scripted(), h2.frame(h2.HEADERS, 0, 1) + empty * 51)
-    large = h2.frame(h2.HEADERS, 0, 1, bytes(1_000)) + h2.frame(h2.CONTINUATION, 0, 1, bytes(1_001))
+    large = h2.frame(h2.HEADERS, 0, 1, bytes(4_000)) + h2.frame(h2.CONTINUATION, 0, 1, bytes(4_001))
     assert h2.ENHANCE_YOUR_CALM == refused(scripted(), large)
 
 

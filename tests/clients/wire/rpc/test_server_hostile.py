@@ -343,7 +343,7 @@ FLOODS = {
     "settings": h2.settings([(h2.INITIAL_WINDOW_SIZE, 1)]) * 30_000,
     "priorities": h2.frame(h2.PRIORITY, 0, 1, bytes(5)) * 30_000,
     "empty continuations": headers(1, flags=0) + h2.frame(h2.CONTINUATION, 0, 1) * 30_000,
-    "continuations": headers(1, flags=0) + h2.frame(h2.CONTINUATION, 0, 1, bytes(999)) * 100,
+    "continuations": headers(1, flags=0) + h2.frame(h2.CONTINUATION, 0, 1, bytes(999)) * 200,
     "a header bomb": headers(1, b"\x40\x01a\x7f\xa1\x1e" + b"x" * 4_000 + b"\xbe" * 9_000),
     "streams that go back": headers(5) + headers(3) * 30_000,
 }
@@ -352,6 +352,23 @@ FLOODS = {
 @pytest.mark.parametrize("name", FLOODS)
 async def test_a_flood_ends_the_connection(attacked: Attacked, name: str) -> None:
     assert goodbye(await attacked.ending(FLOODS[name])) == h2.ENHANCE_YOUR_CALM
+
+
+@pytest.mark.parametrize("waiting", ["nothing", "a call's trailers"])
+async def test_metadata_that_are_too_large_end_their_call_and_no_other(attacked: Attacked, waiting: str) -> None:
+    large = asking("/s/echo", *((f"x-{n}", "v" * 100) for n in range(300)))
+    begun = headers(1, asking("/s/wait"), h2.END_HEADERS) + data(1, prefixed(b"x"))
+    third = h2.header_frames(large, 3, 0, 16_384) if waiting == "nothing" else headers(3) + h2.header_frames(large, 3, 1, 16_384)
+    fourth = headers(5) + data(5, prefixed(b"abc"))
+
+    found = await attacked.answers(
+        begun + third + fourth, until=lambda frames: any(one.stream_id == 5 and one.flags & 1 for one in frames)
+    )
+
+    assert not [one for one in found if one.stream_id == 1 or one.kind == h2.GOAWAY]
+    of_third = [(one.kind, b"grpc-status\x018" in one.payload) for one in found if one.stream_id == 3]
+    assert of_third == ([(h2.HEADERS, True), (h2.RST_STREAM, False)] if waiting == "nothing" else [(h2.RST_STREAM, False)])
+    assert any(one.kind == h2.DATA and one.payload == prefixed(b"abc") for one in found if one.stream_id == 5)
 
 
 # With patience: what arrives in one piece keeps a busy machine longer than the quick one waits for the rest of a frame.
