@@ -283,10 +283,20 @@ class BertAsService:
         async with self._turn(deadline):
             return await self._encode(texts, embed, deadline, max_bytes)
 
-    def tokens(self, texts: Texts) -> list[list[str]]:
-        """The tokens the trunk reads of each of *texts*, special ones included."""
+    async def tokens(self, texts: Texts) -> list[list[str]]:
+        """The tokens the trunk reads of each of *texts*, special ones included.
+
+        Raises:
+            Overloaded: too many long texts wait to be read.
+            DeadlineExceeded: they were not read in time.
+        """
         encoder = self._trunk.encoder
-        return [encoder.tokens_of_ids(_ids(_input(text, encoder), encoder)) for text in texts]
+
+        def read() -> list[list[str]]:
+            return [encoder.tokens_of_ids(_ids(_input(text, encoder), encoder)) for text in texts]
+
+        num_characters = sum(len(text) if isinstance(text, str) else sum(map(len, text)) for text in texts)
+        return await self._trunk.tokenizer.on_a_thread(read, num_characters, time.monotonic() + self.default_timeout)
 
     def config(self) -> dict[str, Any]:
         """What `SHOW_CONFIG` answers, by the protocol's names."""

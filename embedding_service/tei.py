@@ -5,7 +5,6 @@ Protocol facts, from its router: `/embed` answers a list of lists even for one s
 cannot be read is answered in plain text. Timing headers are whole milliseconds.
 """
 
-import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -32,7 +31,7 @@ from embedding_service.edge import (
     vectors_response,
 )
 from embedding_service.errors import DeadlineExceeded, EmbedError, InvalidInput, Overloaded, Unavailable, UnknownTrunk, WrongTrunk
-from embedding_service.infer import MAX_VECTOR_BYTES, EmbedAnswer, EmbedCall, Infer
+from embedding_service.infer import MAX_VECTOR_BYTES, EmbedAnswer, EmbedCall, HostedTrunk, Infer
 from embedding_service.tokenization import INLINE_CHARACTERS, Truncation, ViewChoice, check_text
 
 _log = logging.getLogger(__name__)
@@ -163,13 +162,19 @@ class TeiEdge:
         self._check_batch(texts)
         for index, text in enumerate(texts):
             check_text(f"input {index}", text, self._infer.limits)
-        encoder = self._infer.trunk(_trunk_name(request)).encoder
+        num_characters = sum(map(len, texts))
+        if num_characters > self._infer.limits.max_characters:
+            # What is answered is up to a hundred times as long, and more while it is written.
+            raise InvalidInput(f"the inputs together are longer than {self._infer.limits.max_characters} characters")
+        trunk = self._infer.trunk(_trunk_name(request))
         with_special = body.add_special_tokens is not False
 
         def tokenized() -> Response:
-            return json_response([[_token(token) for token in encoder.tokens(text, with_special=with_special)] for text in texts])
+            return json_response(
+                [[_token(token) for token in trunk.encoder.tokens(text, with_special=with_special)] for text in texts]
+            )
 
-        return tokenized() if sum(map(len, texts)) <= INLINE_CHARACTERS else await asyncio.to_thread(tokenized)
+        return await self._answered_in_time(trunk, tokenized, num_characters)
 
     async def decode(self, request: Request) -> Response:
         """`POST /decode`: the texts of token ids."""
@@ -187,7 +192,13 @@ class TeiEdge:
         def decoded() -> Response:
             return json_response([trunk.encoder.decode(row, skip_special=skip) for row in lists])
 
-        return decoded() if sum(map(len, lists)) <= INLINE_CHARACTERS else await asyncio.to_thread(decoded)
+        return await self._answered_in_time(trunk, decoded, sum(map(len, lists)))
+
+    async def _answered_in_time(self, trunk: HostedTrunk, work: Callable[[], Response], size: int) -> Response:
+        """What *work* answers to *size* characters or token ids, done here where they are few."""
+        if size <= INLINE_CHARACTERS:
+            return work()
+        return await trunk.tokenizer.on_a_thread(work, size, time.monotonic() + self._default_timeout)
 
     async def health(self, _: Request) -> Response:
         """`GET /health`: 200 without a body, or 503 with an error."""

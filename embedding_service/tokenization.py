@@ -7,13 +7,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 from clients.wire.chain import StepFailedError
 from clients.wire.text import Encoded, TextEncoder, TextPair
 from embedding_service.backend import Pooling, TrunkSpec
 from embedding_service.errors import DeadlineExceeded, InvalidInput, Overloaded
 from embedding_service.priority import give_way
+
+Result = TypeVar("Result")
 
 Truncation = Literal["right", "left", "error", "window"]
 
@@ -127,13 +129,17 @@ class InputTokenizer:
             if self._encoder.is_quick and num_characters <= INLINE_CHARACTERS:
                 return self._tokenize(inputs, truncation, limits, prompt)
             work = partial(self._tokenize, inputs, truncation, limits, prompt)
-            return await self._on_a_thread(work, num_characters, deadline)
+            return await self.on_a_thread(work, num_characters, deadline)
         except StepFailedError as error:
             raise InvalidInput(str(error)) from None
 
-    async def _on_a_thread(
-        self, work: Callable[[], list[TokenizedInput]], num_characters: int, deadline: float
-    ) -> list[TokenizedInput]:
+    async def on_a_thread(self, work: Callable[[], Result], num_characters: int, deadline: float) -> Result:
+        """What *work* makes of texts of *num_characters*, done where long ones are read and not begun after *deadline*.
+
+        Raises:
+            Overloaded: too many long texts wait.
+            DeadlineExceeded: *deadline*, of `time.monotonic`, passed before it was done.
+        """
         if self._num_waiting and self._num_waiting + num_characters > MAX_WAITING_CHARACTERS:
             raise Overloaded("too many long texts wait to be read", retry_after=1.0)
         self._num_waiting += num_characters

@@ -301,7 +301,7 @@ class ZmqEdge:
         texts = parse_texts(request.message, max_bytes=self._limits.max_message_bytes)
         self._protocol.statistics.asked(request.identity, num_texts=len(texts))
         vectors = await self._protocol.encode(texts, self._embed, max_bytes=_MAX_VECTOR_BYTES)
-        tokens = await asyncio.to_thread(self._protocol.tokens, texts) if self._protocol.show_tokens else None
+        tokens = await self._protocol.tokens(texts) if self._protocol.show_tokens else None
         if self._holds_more_than(2 * self._limits.max_unsent_bytes):
             raise Overloaded("too many unread answers", retry_after=1.0)
         return vector_frames(request, vectors, tokens)

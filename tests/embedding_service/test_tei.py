@@ -12,6 +12,7 @@ from huggingface_hub import AsyncInferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 
 from clients.wire.text import TextEncoder
+from embedding_service import tokenization
 from embedding_service.backend.fake import FakeBackend, checksum_vector
 from embedding_service.errors import EmbedError
 from embedding_service.tei import _ERRORS
@@ -247,3 +248,43 @@ async def test_a_text_that_is_too_long_to_embed_is_too_long_to_tokenise(start: S
 
     assert (422, "Validation") == (answer.status_code, answer.json()["error_type"])
     assert len(answer.content) < 500
+
+
+async def test_texts_that_are_too_long_together_are_not_tokenised(start: Start, tokenizer_json: bytes) -> None:
+    addresses = await start(FakeBackend(tokenizer_json))
+    async with httpx.AsyncClient(base_url=addresses.http, timeout=30.0) as http:
+        answer = await http.post("/tokenize", json={"inputs": ["x" * 600_000, "y" * 400_001]})
+        whole = await http.post("/tokenize", json={"inputs": ["x" * 600_000, "y" * 400_000]})
+
+    assert (422, "Validation") == (answer.status_code, answer.json()["error_type"])
+    assert "together" in answer.json()["error"]
+    assert 200 == whole.status_code
+
+
+@pytest.mark.parametrize(("path", "body"), [("/tokenize", {"inputs": "w1 " * 10_000}), ("/decode", {"ids": [5] * 30_000})])
+async def test_long_texts_are_refused_where_too_many_wait_and_given_up_at_their_deadline(
+    start: Start, tokenizer_json: bytes, path: str, body: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    def held(*_: object, **__: object) -> object:
+        begun.set()
+        assert go.wait(60)
+        return "" if path == "/decode" else []
+
+    monkeypatch.setattr(TextEncoder, "tokens", held)
+    monkeypatch.setattr(TextEncoder, "decode", held)
+    monkeypatch.setattr(tokenization, "MAX_WAITING_CHARACTERS", 0)
+    addresses = await start(FakeBackend(tokenizer_json), default_timeout_seconds=1.5)
+    async with httpx.AsyncClient(base_url=addresses.http, timeout=30.0) as http:
+        first = asyncio.create_task(http.post(path, json=body))
+        try:
+            assert await asyncio.to_thread(begun.wait, 20)
+            second = await http.post(path, json=body)
+            given_up = await first
+        finally:
+            go.set()
+
+    assert (429, "overloaded") == (second.status_code, second.json()["error_type"].lower())
+    assert 424 == given_up.status_code
+    assert "deadline" in given_up.json()["error"]
