@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from clients.wire.delivery import num_arrived, num_on_the_way
 from clients.wire.listening import TOO_FEW_FILES, ListenError
 
 KEEP_ALIVE_SECONDS: Final = 30
@@ -85,6 +86,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._look: asyncio.TimerHandle | None = None
         self._num_unsent = 0
         """Bytes that were waiting for the caller to read at the last look; 0 where none were, or it has read some since."""
+        self._num_arrived: int | None = None
+        """By TLS, the bytes that had arrived at the last look; None where none were on their way."""
         self._is_whole = False
         """Whether the request that is being read has arrived."""
         self._num_header_bytes = 0
@@ -221,17 +224,21 @@ class BoundedProtocol(HttpToolsProtocol):
         self._look = self.loop.call_later(self.bounds.send_seconds, self._look_at_unsent)
 
     def _look_at_unsent(self) -> None:
-        """Hang up where nothing has left since the last look: a transport that is to close waits for that without end.
-
-        Only of one that takes no more is it known that what waits is what waited before.
-        """
-        is_full = self.flow.write_paused or self.transport.is_closing()
-        size = self.transport.get_write_buffer_size() if is_full else 0
-        if size >= self._num_unsent > 0:
+        """Hang up where nothing has left since the last look: a transport that is to close waits for that without end."""
+        if self._nothing_has_arrived() if self.scheme == "https" else self._nothing_has_left():
             self.transport.abort()
-            return
-        self._num_unsent = size
-        self._look_later()
+        else:
+            self._look_later()
+
+    def _nothing_has_left(self) -> bool:
+        # Only of one that takes no more is it known that what waits is what waited before.
+        is_full = self.flow.write_paused or self.transport.is_closing()
+        before, self._num_unsent = self._num_unsent, self.transport.get_write_buffer_size() if is_full else 0
+        return self._num_unsent >= before > 0
+
+    def _nothing_has_arrived(self) -> bool:
+        before, self._num_arrived = self._num_arrived, num_arrived(self.transport) if num_on_the_way(self.transport) else None
+        return before is not None and self._num_arrived == before
 
     def _on_late(self) -> None:
         self._late = None

@@ -5,7 +5,6 @@ goes out when the other end gives credit. What a stream's owner has not read yet
 """
 
 import asyncio
-import math
 import socket
 import time
 from abc import ABC, abstractmethod
@@ -13,12 +12,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from clients.wire.metadata import MAX_MESSAGE_BYTES
 from clients.wire.rpc import frames as h2
 from clients.wire.rpc.frames import Frame, FrameReader, ProtocolError
 from clients.wire.rpc.headers import MAX_HEADER_BYTES, READ_BEYOND, Field, HeaderReader, HeadersTooLargeError
+from clients.wire.rpc.turns import TurnTransport
 
 _ROOM_BYTES: Final = 256 * 1024
 """A stream with more than this still to send has no room for more."""
@@ -176,7 +176,7 @@ class Connection(asyncio.Protocol, ABC):
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
-        self.transport: asyncio.Transport = None  # type: ignore[assignment]  # there from `connection_made` on
+        self.transport: TurnTransport = None  # type: ignore[assignment]  # there from `connection_made` on
         self.streams: dict[int, Stream] = {}
         self.waiting: dict[int, Stream] = {}
         """Streams with something unsent, the one that had its turn last at the end."""
@@ -258,7 +258,7 @@ class Connection(asyncio.Protocol, ABC):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """See asyncio."""
-        self.transport = transport  # type: ignore[assignment]  # a stream's, always
+        self.transport = cast("TurnTransport", transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             with suppress(OSError):
@@ -488,15 +488,15 @@ class Connection(asyncio.Protocol, ABC):
     def _hang_up(self) -> None:
         self.transport.close()
         if self._linger is None:
-            self._wait_for_end(math.inf)
+            self._wait_for_end(-1)
 
-    def _wait_for_end(self, num_left: float) -> None:
-        """Give up who takes nothing more of the *num_left* bytes that were left to write."""
-        size = self.transport.get_write_buffer_size()
-        if size >= num_left:
+    def _wait_for_end(self, num_gone: int) -> None:
+        """Give up who takes nothing more than the *num_gone* bytes that it had taken before."""
+        gone = self.transport.num_gone
+        if gone <= num_gone:
             self.transport.abort()
         else:
-            self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._wait_for_end, size)
+            self._linger = asyncio.get_running_loop().call_later(_LINGER_SECONDS, self._wait_for_end, gone)
 
     # Frames
 

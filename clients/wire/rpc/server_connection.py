@@ -175,8 +175,7 @@ class ServerConnection(Connection):
 
     def _is_stalled(self, now: float, seconds: float) -> bool:
         """Whether nothing of what was written has left for *seconds*."""
-        # By TLS the transport tells nothing of what it wrote, but pauses us all the same.
-        has_more = self._is_paused or self._turns.get_write_buffer_size() > 0
+        has_more = self._is_paused or self._turns.is_waiting
         before, self._num_gone = self._num_gone, self._turns.num_gone
         if not has_more or self._num_gone > before:
             self._stalled_since = None

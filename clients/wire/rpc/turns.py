@@ -8,6 +8,8 @@ import asyncio
 from collections.abc import Sized
 from typing import Any, Final, cast
 
+from clients.wire.delivery import is_by_tls, num_arrived, num_on_the_way
+
 MAX_KEPT_BYTES: Final = 65_536
 """More is sent before the turn is over."""
 
@@ -22,6 +24,7 @@ class TurnTransport(asyncio.Transport):
         self._transport = cast("asyncio.Transport", transport)
         self._streams = streams
         self._loop = asyncio.get_running_loop()
+        self._is_by_tls = is_by_tls(transport)
         self._num_written = 0
         self._kept: list[Data] = []
         self._num_kept = 0
@@ -59,9 +62,15 @@ class TurnTransport(asyncio.Transport):
         return self._num_kept + self._transport.get_write_buffer_size()
 
     @property
+    def is_waiting(self) -> bool:
+        """Whether some of what was written has not left yet; by TLS, has not arrived."""
+        return self._num_kept > 0 or self._num_unsent() > 0
+
+    @property
     def num_gone(self) -> int:
-        """Bytes that have left, as far as the transport tells."""
-        return self._num_written - self.get_write_buffer_size()
+        """Bytes that have left, as far as the transport tells; by TLS it does not, and it is those that have arrived."""
+        arrived = num_arrived(self._transport) if self._is_by_tls else None
+        return self._num_written - self.get_write_buffer_size() if arrived is None else arrived
 
     def is_closing(self) -> bool:
         """See `asyncio.Transport`."""
@@ -74,6 +83,9 @@ class TurnTransport(asyncio.Transport):
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """See `asyncio.Transport`."""
         return self._transport.get_extra_info(name, default)
+
+    def _num_unsent(self) -> int:
+        return num_on_the_way(self._transport) if self._is_by_tls else self._transport.get_write_buffer_size()
 
     def _send(self) -> None:
         data = b"".join(self._kept)

@@ -3,8 +3,10 @@ import contextlib
 import errno
 import resource
 import socket
+import ssl
 from collections.abc import AsyncIterator, Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,6 +30,7 @@ from clients.wire.http_server import (
     queues_at,
 )
 from clients.wire.listening import ListenError
+from tests.certificates import Authority
 
 QUICK = HttpBounds(receive_seconds=0.1, send_seconds=0.1, open_ended={"/stream"})
 ASKING = b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\n\r\n"
@@ -192,6 +195,50 @@ async def test_a_caller_who_reads_a_little_between_two_looks_is_left_alone() -> 
         protocol._look_at_unsent()
         while state.connections:
             await asyncio.sleep(0)
+
+
+@contextlib.asynccontextmanager
+async def asking_for_much_by_tls(tmp_path: Path) -> AsyncIterator[tuple[asyncio.StreamReader, ServerState]]:
+    """A caller with a small buffer who has asked for a large answer, and has its beginning."""
+    authority = Authority(tmp_path)
+    pair = authority.issue("server")
+    options = {"ssl_certfile": str(pair.certificate), "ssl_keyfile": str(pair.key), "bounds": QUICK, "lifespan": "off"}
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = uvicorn.Server(http_config(large_answers, drain_seconds=1, **options))  # type: ignore[arg-type]
+        serving = asyncio.create_task(server._serve([listener]))
+        while not server.started:
+            await asyncio.sleep(0)
+        with socket.create_connection(listener.getsockname()) as peer:
+            peer.setblocking(False)
+            peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+            trusting = ssl.create_default_context(cafile=str(authority.path))
+            reader, writer = await asyncio.open_connection(sock=peer, ssl=trusting, server_hostname="localhost")
+            try:
+                async with asyncio.timeout(30):
+                    writer.write(ASKING + b"once")
+                    await reader.readuntil(b"\r\n\r\n")
+                    yield reader, server.server_state
+            finally:
+                writer.transport.abort()
+                server.should_exit = True
+                await serving
+
+
+async def test_by_tls_who_reads_nothing_is_hung_up_on(tmp_path: Path) -> None:
+    async with asking_for_much_by_tls(tmp_path) as (reader, state):
+        reader._transport.pause_reading()  # type: ignore[attr-defined]
+        while state.connections:
+            await asyncio.sleep(0.01)
+
+
+async def test_by_tls_who_reads_slowly_is_let_go_on(tmp_path: Path) -> None:
+    async with asking_for_much_by_tls(tmp_path) as (reader, state):
+        for _ in range(12):
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.sleep(QUICK.send_seconds / 2)
+            reader._transport.resume_reading()  # type: ignore[attr-defined]
+            await reader.readexactly(200_000)
+        assert state.connections
 
 
 async def test_an_open_ended_body_may_take_its_time_while_it_comes() -> None:

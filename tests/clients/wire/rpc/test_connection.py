@@ -26,6 +26,7 @@ class FakeTransport(asyncio.Transport):
         super().__init__(extra or {})
         self.high = high
         self.written = bytearray()
+        self.num_taken = 0
         self.is_closed = False
         self.is_aborted = False
         self.is_paused = False
@@ -39,6 +40,7 @@ class FakeTransport(asyncio.Transport):
 
     def take(self, num_bytes: int) -> bytes:
         data = bytes(self.written[:num_bytes])
+        self.num_taken += len(data)
         del self.written[:num_bytes]
         if self.is_paused and len(self.written) <= self.high // 2 and self.protocol is not None:
             self.is_paused = False
@@ -47,6 +49,10 @@ class FakeTransport(asyncio.Transport):
 
     def get_write_buffer_size(self) -> int:
         return len(self.written)
+
+    @property
+    def num_gone(self) -> int:
+        return self.num_taken
 
     def close(self) -> None:
         self.is_closed = True

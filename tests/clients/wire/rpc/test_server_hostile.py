@@ -487,27 +487,54 @@ async def test_an_answer_that_nobody_takes_ends(attacked: Attacked, more: tuple[
     assert {1: h2.CANCEL} == resets(await attacked.answers(call, until=lambda found: 1 in resets(found)))
 
 
-async def test_who_reads_nothing_by_tls_is_hung_up_on(tmp_path: Path) -> None:
+WIDE = h2.settings([(h2.INITIAL_WINDOW_SIZE, h2.MAX_WINDOW)]) + h2.window_update(0, 2**30)
+
+
+@contextlib.asynccontextmanager
+async def asking_by_tls(
+    tmp_path: Path, patience: Patience, *sizes: int
+) -> AsyncIterator[tuple[AsyncServer, asyncio.StreamReader]]:
+    """A caller of a server who has asked for answers of *sizes*, gives all the credit for them, and has a small buffer."""
     authority = Authority(tmp_path)
     pair = authority.issue("server")
-    server, service = AsyncServer(patience=QUICK), Service()
+    server, service = AsyncServer(patience=patience), Service()
     server.add_generic_rpc_handlers((service.handler(),))
     context = server_context(pair.certificate.read_bytes(), pair.key.read_bytes(), None, is_asked=False)
     port = server.add_secure_port("127.0.0.1:0", context)
     await server.start()
-    wide = h2.settings([(h2.INITIAL_WINDOW_SIZE, h2.MAX_WINDOW)]) + h2.window_update(0, 2**30)
-    calls = b"".join(headers(number, asking("/s/large")) + data(number, prefixed(b"8000000")) for number in range(1, 9, 2))
     trusting = client_context(authority.path.read_bytes(), None, None)
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting, server_hostname="localhost")
-    try:
-        writer.write(h2.PREFACE + wide + calls)
-        await reader.readexactly(h2.HEAD_BYTES)
+    calls = (headers(2 * n + 1, asking("/s/large")) + data(2 * n + 1, prefixed(b"%d" % size)) for n, size in enumerate(sizes))
+    with socket.create_connection(("127.0.0.1", port)) as peer:
+        peer.setblocking(False)
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)
+        reader, writer = await asyncio.open_connection(sock=peer, ssl=trusting, server_hostname="localhost")
+        try:
+            async with asyncio.timeout(30):
+                writer.write(h2.PREFACE + WIDE + b"".join(calls))
+                await reader.readexactly(h2.HEAD_BYTES)
+                yield server, reader
+        finally:
+            writer.transport.abort()
+            await server.stop(None)
+    assert 0 == server.num_open
+
+
+@pytest.mark.parametrize("sizes", [4 * [8_000_000], [4_000_000]], ids=["very much", "what the kernel has room for"])
+async def test_who_reads_nothing_by_tls_is_hung_up_on(tmp_path: Path, sizes: list[int]) -> None:
+    async with asking_by_tls(tmp_path, QUICK, *sizes) as (server, reader):
         reader._transport.pause_reading()  # type: ignore[attr-defined]
         await until(lambda: not server.connections)
-    finally:
-        writer.transport.abort()
-        await server.stop(None)
-    assert 0 == server.num_open
+
+
+async def test_who_reads_slowly_by_tls_is_let_go_on(tmp_path: Path) -> None:
+    """By far not as much in the time that is allowed as the transport below TLS takes before it has room again."""
+    async with asking_by_tls(tmp_path, QUICK, 8_000_000, 8_000_000) as (server, reader):
+        for _ in range(12):
+            reader._transport.pause_reading()  # type: ignore[attr-defined]
+            await asyncio.sleep(QUICK.send / 3)
+            reader._transport.resume_reading()  # type: ignore[attr-defined]
+            await reader.readexactly(200_000)
+        assert server.connections
 
 
 @pytest.mark.parametrize("attacked", [{"bounds": Bounds(max_control_frames=50)}], indirect=True)
