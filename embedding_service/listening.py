@@ -12,6 +12,7 @@ from grpc_health.v1 import health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from starlette.types import ASGIApp
 
+from clients.wire.addresses import host_port
 from clients.wire.guard import Guard
 from clients.wire.guarded_rpc import GuardedRpc
 from clients.wire.http_server import Door, http_config, open_door, queues_at
@@ -37,7 +38,7 @@ async def start_grpc(
     server.add_generic_rpc_handlers((servicer.handler(),))
     health_pb2_grpc.add_HealthServicer_to_server(health, cast("Any", server))
     try:
-        address = f"{settings.host}:{settings.grpc_port}"
+        address = host_port(settings.host, settings.grpc_port)
         port = server.add_insecure_port(address) if tls is None else server.add_secure_port(address, tls)
     except RuntimeError as error:
         raise ListenError(why_not(error.__cause__, settings.host, settings.grpc_port, "--grpc-port")) from None
@@ -95,7 +96,7 @@ async def bert_ports(bert: BertAsService, embed: Embed, settings: Settings) -> A
         flag = "--bert-port" if error.port == settings.bert_port else "--bert-port-out"
         raise ListenError(why_not(error.__cause__, settings.host, error.port, flag)) from None
     async with zmq_edge.serving(bert, embed, sockets, limits):
-        yield f"{settings.host}:{sockets.port}", f"{settings.host}:{sockets.port_out}"
+        yield host_port(settings.host, sockets.port), host_port(settings.host, sockets.port_out)
 
 
 def _credentials(settings: Settings) -> ssl.SSLContext | None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 from grpc_health.v1.health import aio as health_aio
 from prometheus_client import CollectorRegistry
 
+from clients.wire.addresses import host_port
 from clients.wire.chain import chain_of
 from clients.wire.guarded_http import GuardedHttp, RouteTable
 from embedding_service import logs
@@ -144,7 +145,7 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         scheme = "http" if settings.tls_certificate_file is None else "https"
         await serving.turn(on=True)
         stack.push_async_callback(serving.turn, on=False)
-        yield Addresses(f"{settings.host}:{grpc_port}", f"{scheme}://{settings.host}:{http_port}", *ports)
+        yield Addresses(host_port(settings.host, grpc_port), f"{scheme}://{host_port(settings.host, http_port)}", *ports)
 
 
 def _hosted(

@@ -8,6 +8,7 @@ import sys
 from pydantic import ValidationError
 from pydantic_settings import CliApp
 
+from clients.wire.addresses import host_port
 from clients.wire.credentials import CredentialsError
 from clients.wire.guard import is_loopback
 from clients.wire.http_server import (
@@ -55,7 +56,7 @@ def main() -> int:
         _log.warning("admin http://%s:%d", ADMIN_HOST, admin.getsockname()[1])
     if settings.keys_file is None and not is_loopback(settings.host):
         _log.warning("whoever reaches %s may ask: there are no keys", settings.host)
-    url = f"http://{settings.host}:{listener.getsockname()[1]}"
+    url = f"http://{host_port(settings.host, listener.getsockname()[1])}"
     bounds = HttpBounds(receive_seconds=settings.receive_timeout_seconds, open_ended=OPEN_ENDED)
     config = http_config(app, drain_seconds=settings.drain_seconds, bounds=bounds, door=door_of(settings))
     try:

@@ -19,6 +19,7 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from clients import HeadClient
+from clients.wire.addresses import host_port
 from head_service.catalogue import ensure_layout
 from head_service.errors import HeadServiceError
 from head_service.lifecycle import Lifecycle
@@ -255,7 +256,7 @@ class Stack:
         flags = self._serving_flags(config_poll_seconds=1)
         command = [binary, f"--port={grpc_port}", f"--rest_api_port={rest_port}", *flags]
         await self._start("heads", command, r"Exporting HTTP/REST API at")
-        return f"{s.host}:{grpc_port}", f"http://{s.host}:{rest_port}"
+        return host_port(s.host, grpc_port), f"http://{host_port(s.host, rest_port)}"
 
     def _gateway_command(self) -> list[str]:
         s = self.settings

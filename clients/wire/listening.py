@@ -16,11 +16,14 @@ class ListenError(Exception):
 def listen(host: str, port: int, flag: str, *, backlog: int = _BACKLOG) -> socket.socket:
     """What listens on *port* of *host*, 0 for any free one. *flag* is what sets the port.
 
+    *host* is a name or an address of IPv4, or an address of IPv6; "::" is all addresses, of both kinds.
+
     Raises:
         ListenError: it cannot be had.
     """
     try:
-        listener = socket.create_server((host, port), backlog=backlog)
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = socket.create_server((host, port), family=family, backlog=backlog, dualstack_ipv6=host == "::")
     except (OSError, UnicodeError) as error:
         raise ListenError(why_not(error, host, port, flag)) from None
     # uvloop does so by itself; asyncio does not for sockets that do not name their protocol, and without it the body of an answer
@@ -34,7 +37,7 @@ def why_not(error: BaseException | None, host: str, port: int, flag: str) -> str
     number = getattr(error, "errno", None) or 0
     # Below 0 are those of the look-up of a name.
     if isinstance(error, UnicodeError) or number < 0 or number == errno.EADDRNOTAVAIL:
-        return f"{host!r} is no IPv4 address of this machine; choose another with --host"
+        return f"{host!r} is no address of this machine; choose another with --host"
     if number in {errno.EMFILE, errno.ENFILE}:
         return TOO_FEW_FILES
     if number in {errno.EACCES, errno.EPERM}:

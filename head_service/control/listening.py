@@ -1,6 +1,7 @@
 """The API's port: opened, or told in a sentence why it cannot be had."""
 
 from clients.wire import listening
+from clients.wire.addresses import host_port
 from clients.wire.http_server import AnnouncingServer, http_config
 from head_service.control.app import create_app
 from head_service.control.errors import ControlError
@@ -20,4 +21,4 @@ def listen(settings: ServeSettings, kept: Kept) -> None:
     except listening.ListenError as error:
         raise ControlError(str(error)) from None
     config = http_config(app, drain_seconds=settings.drain_seconds)
-    AnnouncingServer(config, f"control http://{settings.host}:{listener.getsockname()[1]}").run([listener])
+    AnnouncingServer(config, f"control http://{host_port(settings.host, listener.getsockname()[1])}").run([listener])

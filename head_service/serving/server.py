@@ -15,6 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio
 from starlette.types import ASGIApp
 
+from clients.wire.addresses import host_port
 from clients.wire.catalogue import MANIFEST_PATH
 from clients.wire.guarded_http import GuardedHttp
 from clients.wire.guarded_rpc import GuardedRpc
@@ -115,7 +116,7 @@ async def running(
             await edges[0].enter_async_context(_http_server(rest, settings, listener, monitoring))
             rpc = RpcEdge(manager, predictor, as_content=flags.enable_serialization_as_tensor_content)
             rpc_port = await edges[1].enter_async_context(_grpc_server(rpc, settings, monitoring))
-            yield f"{flags.host}:{rpc_port}", f"{flags.host}:{listener.getsockname()[1]}"
+            yield host_port(flags.host, rpc_port), host_port(flags.host, listener.getsockname()[1])
         finally:
             # Both drain at once, in the time of one.
             await asyncio.gather(*(edge.aclose() for edge in edges))
@@ -193,7 +194,7 @@ def bounds_of(arguments: Sequence[tuple[str, int | str]]) -> Bounds:
 
 def _bind(server: AsyncServer, settings: Settings) -> int:
     flags = settings.flags
-    address = f"{flags.host}:{flags.port}"
+    address = host_port(flags.host, flags.port)
     try:
         if settings.credentials is None:
             port = server.add_insecure_port(address)

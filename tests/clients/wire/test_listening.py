@@ -16,6 +16,13 @@ def test_a_listener_takes_connections_at_a_free_port_and_does_not_hold_small_ans
             assert taken.recv(1) == b"x"
 
 
+@pytest.mark.parametrize(("host", "callers"), [("::1", ["::1"]), ("::", ["::1", "127.0.0.1"]), ("localhost", ["127.0.0.1"])])
+def test_addresses_of_ipv6_are_listened_on_and_all_of_them_with_those_of_ipv4(host: str, callers: list[str]) -> None:
+    with listen(host, 0, "--port") as listener:
+        for caller in callers:
+            socket.create_connection((caller, listener.getsockname()[1])).close()
+
+
 def test_a_port_that_is_taken_is_named_with_the_flag_that_sets_it() -> None:
     with listen("127.0.0.1", 0, "--port") as first:
         port = first.getsockname()[1]
@@ -23,9 +30,9 @@ def test_a_port_that_is_taken_is_named_with_the_flag_that_sets_it() -> None:
             listen("127.0.0.1", port, "--admin-port")
 
 
-@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "a..b", f"{64 * 'x'}.example", "::1"])
+@pytest.mark.parametrize("host", ["192.0.2.1", "no.such.host.invalid", "a..b", f"{64 * 'x'}.example", "2001:db8::1", "::x"])
 def test_what_is_no_address_here_is_not_told_as_a_taken_port(host: str) -> None:
-    with pytest.raises(ListenError, match="is no IPv4 address of this machine; choose another with --host") as caught:
+    with pytest.raises(ListenError, match="is no address of this machine; choose another with --host") as caught:
         listen(host, 0, "--port")
     assert repr(host) in str(caught.value)
 
