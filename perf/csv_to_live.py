@@ -75,7 +75,7 @@ def first_rows(data: HeadData, count: int, folder: Path) -> HeadData:
 
 async def train(wanted: Wanted, environment: dict[str, str]) -> None:
     """`trunkline train`, in a process of its own; SystemExit with what it said when it fails."""
-    command = [sys.executable, "-m", "trunkline.cli", "train", str(wanted.data.train_csv), "--head", wanted.head, *wanted.flags]
+    command = [sys.executable, "-m", "trunkline", "train", str(wanted.data.train_csv), "--head", wanted.head, *wanted.flags]
     process = await asyncio.create_subprocess_exec(
         *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )

@@ -286,7 +286,3 @@ async def _until_signalled(work: Coroutine[Any, Any, None]) -> None:
         loop.add_signal_handler(number, cancel)
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-if __name__ == "__main__":
-    main()

@@ -30,14 +30,14 @@ class RunningStack:
 
     def trunkline(self, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         """Run a command of the front door beside it."""
-        command = [sys.executable, "-m", "trunkline.cli", *arguments]
+        command = [sys.executable, "-m", "trunkline", *arguments]
         return subprocess.run(command, env=self.env, capture_output=True, text=True, timeout=timeout, check=False)
 
 
 def start_stack(home: Path) -> RunningStack:
     """Start it on free ports and wait for its last line."""
     env = {**os.environ, "TRUNKLINE_HOME": str(home), "TRUNKLINE_CACHE_DIR": str(paths.cache_dir()), "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, "-m", "trunkline.cli", "up", "--any-port", "--control"]
+    command = [sys.executable, "-m", "trunkline", "up", "--any-port", "--control"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     stack = RunningStack(process, env, home)
     assert process.stdout is not None
