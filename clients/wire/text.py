@@ -183,14 +183,26 @@ class TextEncoder:
         """
         before = self._prompt if prompt is None else prompt
         ids = self._ids(before + self._normalize(text))
-        head = self._ids(before) if before else []
-        if ids[: len(head)] != head or len(head) > self.max_tokens // 2:
-            head = []  # a prompt that runs into the text's first word stands before the first window alone
+        head = self._head(before, ids)
+        if len(head) > self.max_tokens // 2:
+            head = []
         body = ids[len(head) :]
         return [
             Encoded([self._first, *head, *body[start:stop], self._last], truncated=False)
             for start, stop in window_spans(len(body), self.max_tokens - 2 - len(head))
         ]
+
+    def _head(self, before: str, ids: list[int]) -> list[int]:
+        """What of *ids*, of a text behind the prompt *before*, is the prompt's alone.
+
+        Nothing where it runs into the text's first word: it stands before the first window alone then. A space at its end may be
+        part of that word, as SentencePiece has it, and makes no difference.
+        """
+        for prompt in dict.fromkeys((before, before.rstrip())):
+            head = self._ids(prompt) if prompt else []
+            if ids[: len(head)] == head:
+                return head
+        return []
 
     def encode_pair(self, pair: TextPair, *, side: TruncationSide = "right", prompt: str | None = None) -> Encoded:
         """Both texts of *pair*; where they are too long together the longer one loses its end or beginning."""

