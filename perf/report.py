@@ -20,6 +20,10 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
 
 
 def tail_ratios(ours: Sequence[LoadResult], theirs: Sequence[LoadResult], percent: float, of: str | None = None) -> list[float]:
-    """Ours over theirs at a percentile of the latencies (of the class *of*), without the rounds void on either side."""
-    fair = [pair for pair in zip(ours, theirs, strict=True) if not any(result.is_void for result in pair)]
+    """Ours over theirs at a percentile of the latencies (of the class *of*).
+
+    Without the rounds that were void on either side, or in which too many failed: who answers few answers those soon.
+    """
+    pairs = zip(ours, theirs, strict=True)
+    fair = [pair for pair in pairs if not any(result.is_void or result.has_failed_much for result in pair)]
     return ratios([mine.percentile_ms(percent, of) for mine, _ in fair], [other.percentile_ms(percent, of) for _, other in fair])

@@ -70,7 +70,7 @@ def classify_route(heads: Sequence[str]) -> Route:
     """The gateway's, for *heads*; its vector is one score a head."""
     return Route(
         "/v1/classify",
-        lambda text: msgspec.json.encode({"text": text, "heads": list(heads)}),
+        lambda text: msgspec.json.encode({"text": text, "heads": list(heads), "strict": True}),
         lambda answer: _floats([head["score"] for head in answer["results"][0]["heads"].values()]),
     )
 

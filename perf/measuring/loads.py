@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 import psutil
 
-from perf.load import LoadResult, bursts_of, closed_loop, cpu_measured, gaps_of, paced, repeated
+from perf.load import MOST_FAILED, LoadResult, bursts_of, closed_loop, cpu_measured, gaps_of, paced, repeated
 from perf.open_loop import open_loop
 from perf.results import NUM_QUANTILES, PERCENTILES, Load, Run
 from perf.topologies.plan import RunningPlan
@@ -18,9 +18,6 @@ NUM_SEQUENTIAL: Final = 1_500
 """Sentences of the documents' protocol."""
 
 MOST_SEQUENTIAL_SECONDS: Final = 120.0
-
-MOST_FAILED: Final = 0.001
-"""Share of requests: with more, the tail of the good answers is not the tail of what was asked."""
 
 LEAST_BEYOND: Final = 2
 """Answers that must lie beyond a percentile for it to be told."""
@@ -118,7 +115,7 @@ def why_void(result: LoadResult) -> str:
         return UNANSWERED
     if result.is_void:
         return f"the generator was late: {result.lag_p99_ms:.1f} ms at p99"
-    if has_failed_much(result.num_errors, result.outcomes["200"]):
+    if result.has_failed_much:
         return f"{result.num_errors:,} of {result.outcomes.total():,} requests were not answered well"
     return ""
 

@@ -18,11 +18,11 @@ async def closed(answer: Answer, *, in_flight: int, seconds: float, pids: dict[s
         return await closed_loop(target, in_flight=in_flight, seconds=seconds, pids=pids)
 
 
-def test_a_body_names_its_text_and_the_heads_asked_for() -> None:
+def test_a_body_names_its_text_and_the_heads_asked_for_and_takes_no_heads_error_for_an_answer() -> None:
     with_heads, without = classify_bodies(["é"], ["a"])[0], classify_bodies(["é"], None)[0]
 
-    assert {"text": "é", "heads": ["a"]} == msgspec.json.decode(with_heads)
-    assert {"text": "é"} == msgspec.json.decode(without)
+    assert {"text": "é", "heads": ["a"], "strict": True} == msgspec.json.decode(with_heads)
+    assert {"text": "é", "strict": True} == msgspec.json.decode(without)
 
 
 async def test_every_request_sent_is_counted_once() -> None:

@@ -29,6 +29,14 @@ def test_tails_are_compared_only_where_both_runs_count() -> None:
     assert [0.5] == pytest.approx(tail_ratios(ours, theirs, 99))
 
 
+@pytest.mark.parametrize(("num_failed", "expected"), [(0, [0.5]), (1, [0.5]), (2, [])])
+def test_tails_of_a_service_that_answers_few_are_not_compared(num_failed: int, expected: list[float]) -> None:
+    ours, theirs = run(*[0.1] * 1_000), run(*[0.2] * 1_000)
+    ours.outcomes["429"] = num_failed
+
+    assert expected == pytest.approx(tail_ratios([ours], [theirs], 99))
+
+
 def test_tails_are_compared_class_by_class() -> None:
     ours, theirs = run(0.1, kind="short"), run(0.2, kind="short")
     ours.answered_in(3, 3, "long")

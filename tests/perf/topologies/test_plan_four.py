@@ -18,5 +18,6 @@ def test_a_head_without_an_answer_has_no_label() -> None:
 def test_a_request_names_its_text_and_the_heads() -> None:
     target = target_at("http://127.0.0.1:80", Workload("mix", ["a", "b"], ["short", "long"]), ["tone", "topic"])
 
-    assert [{"text": text, "heads": ["tone", "topic"]} for text in "ab"] == [msgspec.json.decode(body) for body in target.bodies]
+    expected = [{"text": text, "heads": ["tone", "topic"], "strict": True} for text in "ab"]
+    assert expected == [msgspec.json.decode(body) for body in target.bodies]
     assert (b"/v1/classify", ["short", "long"]) == (target.path, target.classes)
