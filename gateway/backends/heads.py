@@ -50,6 +50,9 @@ KNOWN_ANSWERS: Final = 20
 MIN_PATIENCE_SECONDS: Final = 0.25
 """A caller with less says nothing about a head whose habits are not known when its time is over."""
 
+TELLING_TIMES: Final = 2.0
+"""Who has waited so many times the longest of a head's recent calls, and `MIN_PATIENCE_SECONDS`, was not merely impatient."""
+
 FORGET_SECONDS: Final = 300.0
 _FADE: Final = 0.98
 
@@ -81,7 +84,9 @@ class _Head:
 
     def is_long(self, seconds: float) -> bool:
         """Whether one who waited so long in vain says something about the head, and not about his own impatience."""
-        return seconds >= MIN_PATIENCE_SECONDS or (self.num_answers >= KNOWN_ANSWERS and seconds >= STALL_TIMES * self.longest)
+        if self.num_answers < KNOWN_ANSWERS:
+            return seconds >= MIN_PATIENCE_SECONDS
+        return seconds >= min(STALL_TIMES * self.longest, max(MIN_PATIENCE_SECONDS, TELLING_TIMES * self.longest))
 
     def is_stuck(self, now: float) -> bool:
         """Whether its oldest call takes far longer than usual."""

@@ -26,7 +26,7 @@ from clients.wire import catalogue
 from clients.wire.catalogue import Catalogue, Manifest, TrunkRef
 from gateway.backends import heads
 from gateway.backends.breaker import BreakerPolicy
-from gateway.backends.heads import ClientPredictor, groups_by_length, padded
+from gateway.backends.heads import KNOWN_ANSWERS, MIN_PATIENCE_SECONDS, ClientPredictor, _Head, groups_by_length, padded
 from gateway.backends.replicas import Policy
 from gateway.coalesce import CallLimits
 from gateway.ports import FloatArray
@@ -310,6 +310,29 @@ async def test_impatient_callers_whose_calls_end_before_them_do_not_open_a_break
         assert "ok" == await outcome(predictor, named("slow"))
 
     assert [] == facts.seen
+
+
+@pytest.mark.parametrize(
+    ("usual", "patience", "expected"),
+    [
+        (0.5, 0.3, False),
+        (0.5, 0.9, False),
+        (0.5, 1.0, True),
+        (0.1, 0.24, False),
+        (0.1, 0.25, True),
+        (0.005, 0.04, True),
+        (0.005, 0.03, False),
+    ],
+)
+def test_a_slow_heads_callers_are_impatient_until_they_have_waited_for_twice_its_usual(
+    usual: float, patience: float, expected: bool
+) -> None:
+    head = _Head(named("slow"), cast("Any", None), cast("Any", None))
+    for number in range(KNOWN_ANSWERS):
+        assert (patience >= MIN_PATIENCE_SECONDS) == head.is_long(patience)
+        head.took(usual, float(number))
+
+    assert expected == head.is_long(patience)
 
 
 async def test_versions_have_breakers_of_their_own_and_keep_them_when_the_catalogue_is_read_anew() -> None:
