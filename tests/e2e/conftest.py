@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+import psutil
 import pytest
 
 from trunkline import paths
@@ -27,6 +28,15 @@ class RunningStack:
     env: dict[str, str]
     home: Path
     addresses: dict[str, str] = field(default_factory=dict)
+    idle_gateway: int = 0
+    """Resident bytes of the gateway before it has seen a request."""
+
+    def pid_of(self, module: str) -> int:
+        """The process of *module* among the stack's children."""
+        for child in psutil.Process(self.process.pid).children():
+            if module in child.cmdline():
+                return child.pid
+        raise AssertionError(f"{module} does not run")
 
     def trunkline(self, *arguments: str, timeout: float = 300) -> "subprocess.CompletedProcess[str]":
         """Run a command of the front door beside it."""
@@ -64,6 +74,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
             sentiment = ("train", str(tweets), "--head", "sentiment")
             for trained in pool.map(lambda words: running.trunkline(*words), (topic, sentiment)):
                 assert trained.returncode == 0, trained.stdout + trained.stderr
+        running.idle_gateway = psutil.Process(running.pid_of("gateway")).memory_info().rss
         yield running
     finally:
         if running.process.poll() is None:

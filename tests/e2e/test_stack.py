@@ -25,14 +25,6 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 R8_NEEDED = 0.960
 
 
-def pid_of(stack: RunningStack, module: str) -> int:
-    """The process of *module* among the stack's children."""
-    for child in psutil.Process(stack.process.pid).children():
-        if module in child.cmdline():
-            return child.pid
-    raise AssertionError(f"{module} does not run")
-
-
 def test_raw_text_goes_in_and_labels_come_out(stack: RunningStack) -> None:
     with Client(stack.addresses["ready"]) as client:
         [result] = client.classify("oil prices rose as opec agreed to cut crude output")
@@ -100,7 +92,7 @@ def test_a_head_trained_beside_the_running_stack_is_live_without_a_restart(stack
     rows = [(text, "happy") for text in good] + [(text, "angry") for text in bad]
     with data.open("w", newline="") as file:
         csv.writer(file).writerows([("text", "label"), *rows])
-    pid = pid_of(stack, "gateway")
+    pid = stack.pid_of("gateway")
 
     trained = stack.trunkline("train", str(data), "--head", "mood")
     listed = stack.trunkline("heads")
@@ -109,7 +101,7 @@ def test_a_head_trained_beside_the_running_stack_is_live_without_a_restart(stack
     assert trained.returncode == 0, trained.stderr
     assert "mood" in listed.stdout
     assert asked.stdout.split()[:2] == ["mood", "angry"], asked.stdout + asked.stderr
-    assert pid == pid_of(stack, "gateway")
+    assert pid == stack.pid_of("gateway")
 
 
 def test_posted_rows_become_a_head_that_answers_through_the_gateway(stack: RunningStack) -> None:
@@ -117,7 +109,7 @@ def test_posted_rows_become_a_head_that_answers_through_the_gateway(stack: Runni
     dishes = ("soup", "bread", "pasta", "salad", "curry", "pie", "rice", "stew")
     rows = [f"we want to visit the {place} on our holiday,travel" for place in places]
     rows += [f"how long does the {dish} have to cook,food" for dish in dishes]
-    running = {name: pid_of(stack, name) for name in ("gateway", "head_service.serving", "embedding_service")}
+    running = {name: stack.pid_of(name) for name in ("gateway", "head_service.serving", "embedding_service")}
     with httpx.Client(base_url=stack.addresses["control"]) as control:
         body = "\n".join(["text,label", *rows]).encode()
         upload = control.post("/v1/data", content=body, headers={"content-type": "text/csv"}).json()
@@ -131,7 +123,7 @@ def test_posted_rows_become_a_head_that_answers_through_the_gateway(stack: Runni
 
     assert (ended["state"], ended["result"]["is_live"]) == ("succeeded", True), ended
     assert getattr(result.heads["plans"], "label", None) == "food"
-    assert running == {name: pid_of(stack, name) for name in running}
+    assert running == {name: stack.pid_of(name) for name in running}
     assert "succeeded" in stack.trunkline("runs", "show", run["id"]).stdout
 
 
@@ -219,7 +211,7 @@ class Caller:
 
 @pytest.mark.parametrize("module", ["embedding_service", "head_service.serving"])
 def test_a_killed_backend_under_load_hangs_nobody_and_the_stack_heals(stack: RunningStack, module: str) -> None:
-    killed = pid_of(stack, module)
+    killed = stack.pid_of(module)
     with Caller(stack.addresses["ready"], 3_000) as one, Caller(stack.addresses["ready"], 3_000) as two:
         _until(lambda: len(one.seen) + len(two.seen), lambda count: count > 20)
         os.kill(killed, signal.SIGKILL)
@@ -231,13 +223,11 @@ def test_a_killed_backend_under_load_hangs_nobody_and_the_stack_heals(stack: Run
 
     assert {status for status, _ in seen} <= {200, 503, 504}
     assert max(seconds for _, seconds in seen) < 3.5
-    assert pid_of(stack, module) != killed
+    assert stack.pid_of(module) != killed
 
 
 def test_the_idle_gateway_is_small(stack: RunningStack) -> None:
-    resident = psutil.Process(pid_of(stack, "gateway")).memory_info().rss
-
-    assert resident <= 120e6, resident
+    assert stack.idle_gateway <= 120e6, stack.idle_gateway
 
 
 def test_the_services_tell_that_they_are_ready(stack: RunningStack) -> None:

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -20,10 +21,19 @@ def test_the_clients_are_had_by_the_front_door_and_nothing_else_is() -> None:
 
 @pytest.mark.parametrize("seconds", [0.0, 0.1, 0.2, 0.4, 0.6])
 def test_ctrl_c_ends_the_command_without_a_word_also_while_it_begins(seconds: float) -> None:
-    code = "import signal; set = signal.signal; signal.signal = lambda *given: (set(*given), print(flush=True))"
+    # As in a terminal, also where this runs behind `nohup ... &`.
+    code = "import signal; set = signal.signal; set(2, signal.default_int_handler)"
+    code += "; signal.signal = lambda *given: (set(*given), print(flush=True))"
     code += "; import trunkline.__main__; trunkline.__main__.main()"
-    command = [sys.executable, "-c", code, "classify", "--gateway", "http://192.0.2.1:1", "a text"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        subprocess.Popen(
+            [sys.executable, "-c", code, "classify", "--gateway", f"http://127.0.0.1:{silent.getsockname()[1]}", "a text"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        ) as process,
+    ):
         assert process.stdout is not None
         process.stdout.readline()
         time.sleep(seconds)

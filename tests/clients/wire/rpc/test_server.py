@@ -241,7 +241,8 @@ async def test_metadata_travel_both_ways() -> None:
     assert (trailing["last"], trailing["last-bin"]) == ("2", b"\xfe")
     assert ("key", "v") in service.seen["metadata"]
     assert ("key-bin", b"\0\x80") in service.seen["metadata"]
-    assert 0 < service.seen["remaining"] <= 50
+    # gRPC's own client rounds a timeout up to three digits.
+    assert 0 < service.seen["remaining"] <= 50.1
     assert service.seen["peer"].startswith("ipv4:127.0.0.1:")
 
 
