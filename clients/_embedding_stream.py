@@ -172,6 +172,9 @@ class AsyncEmbeddingStream:
         # They know it, too.
         request.under_way.clear()
         request.held.clear()
+        if len(self._unsent) > 2 * self._num_open + MAX_INPUTS:
+            # A peer that reads no more takes no messages, so nothing else would forget them.
+            self._unsent = deque(item for item in self._unsent if not item.request.future.done())
         self._wake.set()
 
     async def _converse(self) -> None:

@@ -26,6 +26,7 @@ from gateway.backends.embedding import ClientEmbedder, ClientTrunks
 from gateway.backends.facts import BackendFacts
 from gateway.backends.heads import ClientPredictor
 from gateway.backends.replicas import Policy
+from gateway.bodies import Bodies
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits
@@ -182,7 +183,8 @@ async def started(
         )
         text_embedder = TextEmbedder(trunks, embedder)
         streams = OpenStreams(settings.max_streams)
-        yield State(settings, pipeline, trunks, catalogue, admission, telemetry, text_embedder, streams)
+        bodies = Bodies(settings.max_held_bytes)
+        yield State(settings, pipeline, trunks, catalogue, admission, telemetry, text_embedder, streams, bodies)
 
 
 def _admission(settings: Settings) -> Admission:

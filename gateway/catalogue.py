@@ -51,11 +51,12 @@ class FileFetch:
 
 
 class UrlFetch:
-    """A URL, asked with the ETag of what it said last."""
+    """A URL, asked with the ETag of what it said last. A name and password in it are sent, and in no complaint."""
 
     def __init__(self, url: str) -> None:
-        self._http = httpx.AsyncClient(timeout=2.0)
-        self._url = url
+        given = httpx.URL(url)
+        self._url = given.copy_with(userinfo=b"")
+        self._http = httpx.AsyncClient(timeout=2.0, auth=(given.username, given.password) if given.userinfo else None)
         self._etag = ""
 
     async def fetch(self) -> bytes | None:

@@ -14,7 +14,9 @@ from clients import (
     Cancelled,
     Deadline,
     DeadlineExceeded,
+    InvalidRequest,
     InvalidResponse,
+    NotFound,
     Overloaded,
     PermissionDenied,
     ServerFault,
@@ -208,6 +210,9 @@ def named(error: TrunklineError, head: str) -> TrunklineError:
         "invalid_response": "answered something that is not its contract",
     }
     error = as_the_callers(error)
+    if isinstance(error, InvalidRequest) and not isinstance(error, NotFound):
+        # What the head refuses the gateway made: no fault of the caller's.
+        error = InvalidResponse(error.message)
     said = type(error)(f"head {head!r} {reasons.get(error.code, 'failed')}", retry_after=error.retry_after)
     said.__cause__ = error
     return said

@@ -106,11 +106,19 @@ def check_size(plan: Plan, request: Classification) -> None:
     """InvalidRequest where the answer would be too long: texts, heads and labels multiply."""
     num_scores = len(plan.heads)
     if request.with_scores or request.top_k or request.threshold is not None:
-        most = request.top_k or MAX_SCORES
-        num_scores = sum(min(len(head.manifest.labels), most) for head in plan.heads.values())
+        num_scores = sum(_num_scores(head.manifest, request) for head in plan.heads.values())
     if num_scores * len(request.texts) > MAX_SCORES:
         said = f"{num_scores} scores for each of {len(request.texts)} texts are more than the {MAX_SCORES} of one answer"
         raise InvalidRequest(f"{said}; send fewer texts at once, ask fewer heads, or use top_k")
+
+
+def _num_scores(manifest: Manifest, request: Classification) -> int:
+    """The most of one head in a text's answer. Of what passes a threshold, and of what is above, *top_k* cuts nothing."""
+    num_labels = len(manifest.labels)
+    ranked = min(num_labels, request.top_k or num_labels) if request.with_scores or request.top_k else 1
+    passing = num_labels if manifest.task == "multi_label" and request.threshold is not None else 0
+    above = num_labels if manifest.label_separator and request.with_scores else 0
+    return ranked + passing + above
 
 
 def refusal(manifest: Manifest, trunk: LiveTrunk) -> str:

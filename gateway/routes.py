@@ -19,6 +19,7 @@ from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, SERVER_TIMING,
 from clients.wire.text import normalization_notes
 from gateway.admission import Admission
 from gateway.backends.embedding import ClientTrunks
+from gateway.bodies import Bodies
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer
 from gateway.drain import Drain
@@ -58,6 +59,7 @@ class State:
     telemetry: Telemetry
     text_embedder: TextEmbedder
     streams: OpenStreams
+    bodies: Bodies
     turns: Turns = field(default_factory=Turns)
     drain: Drain = field(default_factory=Drain)
 
@@ -113,7 +115,7 @@ async def classify(request: Request) -> Response:
 
 
 async def _classify(request: Request, state: State) -> Response:
-    body = await read_body(request, state.settings.max_body_bytes)
+    body = await read_body(request, state)
     asked = parse_classify(body, state.settings.max_texts, sticky_key=sticky_key_of(request), may_reuse=may_reuse(request))
     return await _answer(request, state, asked)
 
@@ -133,7 +135,7 @@ async def classify_by_head(request: Request) -> Response:
 
 
 async def _classify_by_head(request: Request, state: State) -> Response:
-    body = await read_body(request, state.settings.max_body_bytes)
+    body = await read_body(request, state)
     asked = parse_head_classify(
         body,
         request.path_params["name"],
@@ -222,6 +224,8 @@ async def respond(
     except (ClientDisconnect, CallerLeftError):
         state.telemetry.refused(499, "departed")
         return Response(status_code=499)
+    finally:
+        state.bodies.give(request.scope)
     response.raw_headers.append((REQUEST_ID_KEY, request_id.encode()))
     if is_whole:
         state.telemetry.served(response.status_code)
@@ -241,8 +245,9 @@ def _failed(
 
 
 def sticky_key_of(request: Request) -> str:
-    """What the caller named as such; "" where nothing."""
-    return header_of(request.scope["headers"], _STICKY_KEY) or ""
+    """What the caller named as such; "" where nothing. Read as UTF-8, so that it is the same in a header as in a body."""
+    named = header_of(request.scope["headers"], _STICKY_KEY)
+    return named.encode("latin-1").decode("utf-8", "surrogateescape") if named else ""
 
 
 def may_reuse(request: Request) -> bool:
@@ -271,15 +276,17 @@ def public(error: TrunklineError) -> TrunklineError:
     return type(ours)("the embedding service is not available; try again shortly", retry_after=ours.retry_after)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The body, refused as soon as it is seen to be too long.
+async def read_body(request: Request, state: State) -> bytes:
+    """The body, refused as soon as it is seen to be too long; held until `respond` is done.
 
     Raises:
-        TooLarge, WrongMediaType: it is not read.
+        TooLarge, WrongMediaType, Overloaded: it is not read.
     """
     refuse_compression(request)
+    max_bytes = state.settings.max_body_bytes
     body = bytearray()
     async for chunk in request.stream():
+        state.bodies.take(request.scope, len(chunk))
         body += chunk
         if len(body) > max_bytes:
             raise TooLarge(f"the body is longer than {max_bytes} bytes")

@@ -80,6 +80,9 @@ class Settings(BaseSettings):
     bundles: bool = Field(True, description="Ask several heads of one view in one call where the catalogue has a bundle of them.")
     max_texts: int = Field(1_024, ge=1, description="Of one request.")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, description="Longer bodies are refused while they are read.")
+    max_held_bytes: int = Field(
+        256 * 1024 * 1024, ge=1_024, description="Of the bodies of all requests together; beyond it callers get 429."
+    )
     receive_timeout_seconds: float = Field(
         30.0, gt=0, description="For a request to arrive; callers on slow lines with large bodies need more."
     )

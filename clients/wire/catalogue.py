@@ -122,6 +122,12 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     created: str = ""
     files: dict[str, str] = {}
 
+    def __post_init__(self) -> None:
+        if not self.labels:
+            raise ValueError("a head has one label at least")
+        if self.thresholds and len(self.thresholds) != len(self.labels):
+            raise ValueError("thresholds are one a label, or none")
+
 
 def views_of(manifest: Manifest) -> tuple[View, ...]:
     """The views whose vectors, one behind the other, go into the head."""
@@ -156,6 +162,8 @@ class CatalogueHead(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             version = getattr(self, role)
             if version is not None and version not in self.versions:
                 raise ValueError(f"{role} is not one of the versions")
+        if any(manifest.version != number for number, manifest in self.versions.items()):
+            raise ValueError("a version is not the one of its manifest")
         if not 0.0 <= self.canary_share <= 1.0:
             raise ValueError("canary_share is not between 0 and 1")
 
@@ -172,6 +180,8 @@ class Catalogue(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bundles: dict[str, Manifest] | msgspec.UnsetType = msgspec.UNSET
 
     def __post_init__(self) -> None:
+        if any(manifest.name != name for name, head in self.heads.items() for manifest in head.versions.values()):
+            raise ValueError("a head has another name than its manifest")
         if not all(members_of(bundle) for bundle in bundles_of(self).values()):
             raise ValueError("a bundle has no members")
 

@@ -137,7 +137,7 @@ class ClientPredictor:
             if verdict == "try":
                 self._facts.breaker(manifest.name, manifest.version, "half_open")
                 self._try(head, [np.array(rows[0])])
-            raise Unavailable("the head failed again and again", retry_after=head.breaker.seconds_left(now))
+            raise left_alone(head.breaker, now)
         try:
             return np.asarray(await head.coalescer.run(rows, for_backend(deadline)))
         except DeadlineExceeded:
@@ -272,7 +272,7 @@ class ClientPredictor:
     def _opened(self, head: _Head, now: float) -> None:
         """Nobody waits for a head that does not answer."""
         self._facts.breaker(head.manifest.name, head.manifest.version, "open")
-        head.coalescer.fail(Unavailable("the head failed again and again", retry_after=head.breaker.seconds_left(now)))
+        head.coalescer.fail(left_alone(head.breaker, now))
 
     def _try(self, head: _Head, rows: Sequence[FloatArray]) -> None:
         """The call that decides runs on a copy of a caller's row, so that no caller waits for a head that may be dead."""
@@ -315,6 +315,11 @@ class ClientPredictor:
 
 _NO_HEAD: Final = "-"
 _NOTHING: Final[FloatArray] = np.empty(0, np.float32)
+
+
+def left_alone(breaker: Breaker, now: float) -> Unavailable:
+    """What callers are told while *breaker* lets nobody through; the call that decides takes a moment, too."""
+    return Unavailable("the head failed again and again", retry_after=max(0.05, breaker.seconds_left(now)))
 
 
 def is_the_heads(error: TrunklineError) -> bool:

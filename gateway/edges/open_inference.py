@@ -9,6 +9,7 @@ import math
 import struct
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
@@ -282,11 +283,9 @@ async def _model_ready(request: Request, state: State) -> Response:
 
 async def _infer(request: Request, state: State) -> Response:
     head, asked = found(request, state)
-    content = await read_body(request, state.settings.max_body_bytes)
+    content = await read_body(request, state)
     body, behind = split_body(content, header_of(request.scope["headers"], JSON_LENGTH.encode()))
-    texts = texts_of(body.inputs[0], behind)
-    if len(texts) > state.settings.max_texts:
-        raise InvalidRequest(f"{len(texts)} texts are more than the {state.settings.max_texts} of one request; send several")
+    texts = texts_of(body.inputs[0], behind, state.settings.max_texts)
     wanted = wanted_of(body)
     word = asked_word(request)
     work = Classification(
@@ -345,22 +344,26 @@ def split_body(content: bytes, json_length: str | None) -> tuple[InferBody, byte
     return decode(_decoder, content[:length]), content[length:]
 
 
-def texts_of(tensor: InferInput, behind: bytes) -> list[str]:
-    """The texts of *tensor*, which lie in its data, or in *behind*, all of it.
+def texts_of(tensor: InferInput, behind: bytes, max_texts: int) -> list[str]:
+    """The texts of *tensor*, which lie in its data, or in *behind*, all of it; of too many none is looked at.
 
     Raises:
-        InvalidRequest: there are not as many as its shape says, they are not of one width, or are no UTF-8.
+        InvalidRequest: there are not as many as its shape says, or more than *max_texts*, they are not of one width, or are no
+            UTF-8.
     """
+    count = math.prod(tensor.shape)
+    if max(count, len(tensor.data or ())) > max_texts:
+        raise InvalidRequest(f"the tensor has more than the {max_texts} texts of one request; send several")
     size = (tensor.parameters or {}).get("binary_data_size")
     if size is not None:
         if tensor.data is not None or size is True or size != len(behind):
             raise InvalidRequest("binary_data_size is not the number of bytes behind the JSON, or there is data beside it")
-        texts = list(_texts_in(behind))
+        texts = list(islice(_texts_in(behind), count + 1))
     else:
         if behind:
             raise InvalidRequest("there are bytes behind the JSON, and no tensor has a binary_data_size")
-        texts = [text for row in tensor.data or () for text in (row if isinstance(row, list) else [row])]
-    count = math.prod(tensor.shape)
+        rows = ([row] if isinstance(row, str) else row for row in tensor.data or ())
+        texts = list(islice(chain.from_iterable(rows), count + 1))
     if not texts or count != len(texts) or count != tensor.shape[0]:
         raise InvalidRequest("the shape is not [texts] or [texts, 1] of the texts that are there, one at least")
     return texts

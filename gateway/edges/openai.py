@@ -26,6 +26,9 @@ from gateway.schemas import components_of, decode
 INLINE_NUMBERS: Final = 20_000
 """Up to here writing an answer takes about a millisecond and stays on the loop."""
 
+MAX_TOKEN_IDS: Final = 65_536
+"""Of one input; far above what a trunk reads."""
+
 TokenId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
 
 router = APIRouter()
@@ -140,12 +143,8 @@ async def models(request: Request) -> Response:
 
 
 async def _embeddings(request: Request, state: State) -> Response:
-    body = decode(_decoder, await read_body(request, state.settings.max_body_bytes))
-    inputs = inputs_of(body.input)
-    if not inputs:
-        raise InvalidRequest("input is empty")
-    if len(inputs) > state.settings.max_texts:
-        raise InvalidRequest(f"{len(inputs)} inputs are more than the {state.settings.max_texts} of one request; send several")
+    body = decode(_decoder, await read_body(request, state))
+    inputs = inputs_of(body.input, state.settings.max_texts)
     deadline = Deadline.after(patience(request, None, state.settings))
     with state.admission.admit(len(inputs), pay=partial(charge, request, len(inputs))):
         async with while_connected(request.receive):
@@ -169,20 +168,29 @@ async def _models(request: Request, state: State) -> Response:
     return Response(msgspec.json.encode(answer), media_type="application/json")
 
 
-def inputs_of(given: str | list[str | int | list[int]]) -> list[str] | list[list[int]]:
-    """What is to be embedded: one text, texts, the token ids of one, or of several.
+def inputs_of(given: str | list[str | int | list[int]], max_inputs: int) -> list[str] | list[list[int]]:
+    """What is to be embedded: one text, texts, the token ids of one, or of several; *max_inputs* at most.
+
+    They are counted before they are looked at: a body has room for millions, and nobody else is served meanwhile.
 
     Raises:
-        InvalidRequest: they are of several kinds.
+        InvalidRequest: there are none, too many, or they are of several kinds.
     """
     if isinstance(given, str):
         return [given]
+    if not given:
+        raise InvalidRequest("input is empty")
+    is_one = isinstance(given[0], int)
+    if is_one and len(given) > MAX_TOKEN_IDS:
+        raise InvalidRequest(f"input has {len(given)} token ids, more than any trunk reads")
+    if not is_one and len(given) > max_inputs:
+        raise InvalidRequest(f"{len(given)} inputs are more than the {max_inputs} of one request; send several")
     texts = [one for one in given if isinstance(one, str)]
     numbers = [one for one in given if isinstance(one, int)]
     lists = [one for one in given if isinstance(one, list)]
     if len(given) not in {len(texts), len(numbers), len(lists)}:
         raise InvalidRequest("input mixes texts, token ids and lists of token ids; send one kind")
-    return texts or lists or ([numbers] if numbers else [])
+    return texts or lists or [numbers]
 
 
 def tell(error: TrunklineError, request_id: str) -> Response:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 from itertools import count
-from typing import Final
+from typing import Final, NamedTuple
 
 import msgspec
 from fastapi import APIRouter, Request
@@ -21,7 +21,7 @@ from clients.wire.asgi import CallerLeftError
 from gateway.admission import free
 from gateway.classification import Answer
 from gateway.edges.lines import Line, LineSplitter, batches_of, classification_of, read_lines
-from gateway.quota import charge
+from gateway.quota import QuotaUsedUp, charge
 from gateway.routes import (
     ERRORS,
     REQUEST_HEADERS,
@@ -46,6 +46,9 @@ MAX_BYTES: Final = 8 * 1024 * 1024
 
 MAX_RUNNING: Final = 8
 """Requests of one stream inside the pipeline at once."""
+
+MAX_ANSWER_BYTES: Final = 1024 * 1024
+"""Of answers that wait for the caller to read; with more than that a request keeps its place of `MAX_RUNNING` until then."""
 
 IDLE_SECONDS: Final = 300.0
 """A caller who neither sends nor reads for so long is taken to have left."""
@@ -118,7 +121,9 @@ class StreamAnswer(Response):
         self._request_id = request_id_of(request)
         self._room = _Room()
         self._running = asyncio.Semaphore(MAX_RUNNING)
-        self._answering: asyncio.Queue[tuple[list[Line], asyncio.Task[list[StreamResult]]] | None] = asyncio.Queue()
+        self._num_unwritten = 0
+        """Bytes of answers."""
+        self._answering: asyncio.Queue[tuple[list[Line], asyncio.Task[_Answers]] | None] = asyncio.Queue()
         self._error: TrunklineError | None = None
         self._num_errors = 0
         super().__init__(headers={"x-accel-buffering": "no"}, media_type=MEDIA_TYPE)
@@ -190,26 +195,40 @@ class StreamAnswer(Response):
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         while (answering := await self._answering.get()) is not None:
             batch, task = answering
-            results = await task
-            self._num_errors += sum(result.error is not None for result in results)
-            await self._send(send, results, more=True)
+            answers = await task
+            self._num_errors += answers.num_errors
+            await self._send(send, answers.content, more=True)
+            self._num_unwritten -= len(answers.content)
+            if answers.keeps_place:
+                self._running.release()
             self._room.give(batch)
         error = None if self._error is None else ErrorInfo(self._error.code, self._error.message)
-        await self._send(send, [StreamEnd(error is None, self._next - self._first, self._num_errors, error)], more=False)
+        end = StreamEnd(error is None, self._next - self._first, self._num_errors, error)
+        await self._send(send, _encoder.encode_lines([end]), more=False)
 
-    async def _send(self, send: Send, lines: Sequence[StreamResult | StreamEnd], *, more: bool) -> None:
+    async def _send(self, send: Send, content: bytes, *, more: bool) -> None:
         try:
             async with asyncio.timeout(IDLE_SECONDS):
-                await send({"type": "http.response.body", "body": _encoder.encode_lines(lines), "more_body": more})
+                await send({"type": "http.response.body", "body": content, "more_body": more})
         except TimeoutError:
             raise CallerLeftError from None
 
-    async def _answer(self, batch: list[Line]) -> list[StreamResult]:
+    async def _answer(self, batch: list[Line]) -> "_Answers":
         """One result a line, in order."""
+        # Places are given in the order of the lines: what is to be written next has one, whoever else keeps theirs.
+        await self._running.acquire()
+        results = await self._results(batch)
+        content = _encoder.encode_lines(results)
+        self._num_unwritten += len(content)
+        keeps_place = self._num_unwritten > MAX_ANSWER_BYTES
+        if not keeps_place:
+            self._running.release()
+        return _Answers(content, sum(result.error is not None for result in results), keeps_place)
+
+    async def _results(self, batch: list[Line]) -> list[StreamResult]:
         readable = [line for line in batch if isinstance(line.asked, StreamLine)]
         try:
-            async with self._running:
-                found = await self._classified(readable) if readable else []
+            found = await self._classified(readable) if readable else []
         except Exception as error:  # whatever it was, the other lines are answered
             _log.error("request %s: lines failed unexpectedly", self._request_id, exc_info=error)
             found = [failed(line, ServerFault("the gateway failed in a way it should not")) for line in readable]
@@ -243,6 +262,10 @@ class StreamAnswer(Response):
                 with state.admission.admit(len(asked), is_bulk=True, pay=pay):
                     pay = free
                     return await state.pipeline.classify(work, Deadline.after(self._timeout))
+            except QuotaUsedUp as error:
+                # It comes by the clock, and however long it takes the stream goes on at the rate of its key.
+                until = Deadline.after(state.settings.max_timeout_seconds)
+                await asyncio.sleep(error.retry_after or _MAX_BACKOFF_SECONDS)
             except Overloaded:
                 if until.expired:
                     raise
@@ -256,6 +279,14 @@ def failed(line: Line, error: TrunklineError) -> StreamResult:
     # The message counts the texts of a request; here there is one.
     text = "the text" + text.removeprefix("text 0") if text.startswith("text 0 ") else text
     return StreamResult(line.index, line.id, error=ErrorInfo(error.code, text))
+
+
+class _Answers(NamedTuple):
+    """*content*: the lines of a batch; *keeps_place*: the next one may run once they are written."""
+
+    content: bytes
+    num_errors: int
+    keeps_place: bool
 
 
 class _Room:

@@ -163,10 +163,8 @@ async def _predict_by_default(request: Request, state: State) -> Response:
 
 
 async def _answer(request: Request, state: State, head: str) -> Response:
-    body = _read(await read_body(request, state.settings.max_body_bytes))
-    wanted = wanted_of(body)
-    if len(wanted.texts) > state.settings.max_texts:
-        raise InvalidRequest(f"batch size {len(wanted.texts)} > maximum allowed batch size {state.settings.max_texts}")
+    body = _read(await read_body(request, state))
+    wanted = wanted_of(body, state.settings.max_texts)
     parameters = body.parameters or PredictParameters()
     work = Classification(
         wanted.texts,
@@ -199,16 +197,18 @@ def _read(content: bytes) -> PredictBody:
         raise Unreadable("the body is not valid JSON in UTF-8") from None
 
 
-def wanted_of(body: PredictBody) -> Wanted:
-    """The texts of *body*.
+def wanted_of(body: PredictBody, max_texts: int) -> Wanted:
+    """The texts of *body*; of too many none is looked at.
 
     Raises:
-        InvalidRequest: a pair, which no head reads; or another list than the protocol's.
+        InvalidRequest: a pair, which no head reads; another list than the protocol's; or more than *max_texts*.
         Empty: there is none.
     """
     given = body.inputs
     if isinstance(given, str):
         return Wanted([_filled(given)], is_batch=False)
+    if len(given) > max_texts:
+        raise InvalidRequest(f"batch size {len(given)} > maximum allowed batch size {max_texts}")
     lists = [one for one in given if isinstance(one, list)]
     if not given:
         raise Empty("`inputs` cannot be empty")

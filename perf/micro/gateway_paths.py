@@ -21,6 +21,7 @@ from gateway.admission import Admission
 from gateway.answers import read_scores
 from gateway.app import create_app
 from gateway.backends.embedding import ClientTrunks
+from gateway.bodies import Bodies
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer, Classification, TextFacts
@@ -229,6 +230,7 @@ def gateway(tokens: TextEncoder, num_heads: int) -> Gateway:
         telemetry,
         TextEmbedder(trunks, embedder),
         OpenStreams(settings.max_streams),
+        Bodies(settings.max_held_bytes),
     )
     return Gateway(state, create_app(settings), trunks.live)
 

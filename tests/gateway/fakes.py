@@ -16,6 +16,7 @@ from clients.wire.http_server import HttpBounds, http_config
 from clients.wire.text import Encoded, TextEncoder
 from gateway.admission import Admission
 from gateway.app import OPEN_ENDED, create_app, door_of
+from gateway.bodies import Bodies
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.fanout import FanOut
@@ -173,7 +174,8 @@ def state_of(
     pipeline = Pipeline(trunks, embedder, fan_out, catalogue, NoOutputs(), Planner())
     admission = Admission(settings.max_concurrent_texts, max_wait_seconds=settings.max_wait_seconds)
     text_embedder = TextEmbedder(trunks, embedder)
-    return State(settings, pipeline, trunks, catalogue, admission, Telemetry(), text_embedder, OpenStreams(settings.max_streams))
+    streams, bodies = OpenStreams(settings.max_streams), Bodies(settings.max_held_bytes)
+    return State(settings, pipeline, trunks, catalogue, admission, Telemetry(), text_embedder, streams, bodies)
 
 
 class FakeGateway:

@@ -19,6 +19,7 @@ from clients.wire.text import Encoded, TextEncoder
 from gateway.admission import Admission
 from gateway.app import create_api
 from gateway.backends.embedding import ClientTrunks
+from gateway.bodies import Bodies
 from gateway.catalogue import CataloguePoller, FileFetch
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
@@ -154,7 +155,8 @@ async def fake_gateway(
     admission = Admission(options.max_concurrent_texts, max_wait_seconds=options.max_wait_seconds)
     telemetry.watch_bound(lambda: admission.bound)
     streams = OpenStreams(options.max_streams)
-    state = State(options, pipeline, trunks, catalogue, admission, telemetry, TextEmbedder(trunks, embedder), streams)
+    bodies = Bodies(options.max_held_bytes)
+    state = State(options, pipeline, trunks, catalogue, admission, telemetry, TextEmbedder(trunks, embedder), streams, bodies)
     yield WithExchanges(WithState(create_api(), state), Exchanges(observers, traces)), state
 
 

@@ -1,11 +1,12 @@
 import asyncio
+import base64
 import contextlib
 from pathlib import Path
 
 import pytest
 
 from clients.wire.catalogue import Catalogue
-from gateway.catalogue import CataloguePoller, FileFetch
+from gateway.catalogue import CataloguePoller, FileFetch, UrlFetch
 
 
 @pytest.mark.parametrize("broken", [b'{"heads": {"caf\xe9": {}}}', b"[" * 100_000, b"\xff\xfe", b""])
@@ -48,6 +49,25 @@ async def test_a_broken_catalogue_is_not_in_order_at_the_next_poll_either(tmp_pa
     path.write_text('{"heads":  {}}')
     await poller.refresh()
     assert poller.age < broken_for
+
+
+async def test_a_name_and_password_in_the_url_are_sent_and_in_no_complaint(caplog: pytest.LogCaptureFixture) -> None:
+    asked: list[bytes] = []
+
+    async def refuse(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        asked.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 403 Forbidden\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(refuse, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        fetch = UrlFetch(f"http://somebody:SECRET@127.0.0.1:{port}/catalogue.json")
+        await CataloguePoller(fetch, poll_seconds=1).refresh()
+        await fetch.close()
+
+    assert base64.b64encode(b"somebody:SECRET") in asked[0]
+    assert "403" in caplog.text
+    assert "SECRET" not in caplog.text
 
 
 async def test_what_is_wrong_is_said_once_until_it_changes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from clients import Deadline, FailedPrecondition, InvalidRequest, NotFound, TrunklineError, Unavailable
+from clients import Deadline, FailedPrecondition, InvalidRequest, InvalidResponse, NotFound, TrunklineError, Unavailable
 from clients.wire.catalogue import CatalogueHead, View
 from gateway.classification import Classification, HeadAnswer, HeadOutcome
 from gateway.ports import FloatArray, Rows
@@ -60,6 +60,14 @@ async def test_a_head_that_fails_has_an_error_of_its_own_and_the_others_answer(
     assert "'bad'" in bad.message
     assert "10.0.0.7" not in bad.message
     assert [HeadAnswer("spam", 0.75, 7)] == outcomes["good"]
+
+
+async def test_what_a_head_server_refuses_of_the_gateways_is_no_mistake_of_the_callers(trunks: FakeTrunks) -> None:
+    predictor = FakePredictor(bad=raises(InvalidRequest("input has another width")), gone=raises(NotFound("no such servable")))
+    outcomes, _ = await classify(trunks, predictor, [head("bad"), head("gone")], Classification(["a"]))
+
+    assert isinstance(outcomes["bad"], InvalidResponse)
+    assert isinstance(outcomes["gone"], NotFound)
 
 
 async def test_a_head_of_another_trunk_says_why_and_costs_no_forward_pass_when_it_is_alone(trunks: FakeTrunks) -> None:

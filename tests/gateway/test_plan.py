@@ -155,3 +155,18 @@ def test_an_answer_has_a_bound_that_texts_heads_and_labels_reach_together() -> N
     check_size(plan, Classification(texts[:500], with_scores=True))
     with pytest.raises(InvalidRequest, match="top_k"):
         check_size(plan, Classification(texts, with_scores=True))
+
+
+def test_what_top_k_does_not_cut_counts_whole() -> None:
+    labels = tuple(f"{number}/below" for number in range(2_000))
+    several = replace(manifest("several"), labels=labels, task="multi_label")
+    levels = replace(manifest("levels"), labels=labels, label_separator="/")
+    plans = [Planner().plan(Catalogue({one.name: live(one)}), trunk(), Classification(["a"])) for one in (several, levels)]
+    texts = ["a"] * 600
+
+    for plan in plans:
+        check_size(plan, Classification(texts, top_k=1))
+    with pytest.raises(InvalidRequest, match="2001 scores"):
+        check_size(plans[0], Classification(texts, top_k=1, threshold=0.0))
+    with pytest.raises(InvalidRequest, match="2001 scores"):
+        check_size(plans[1], Classification(texts, top_k=1, with_scores=True))

@@ -34,7 +34,8 @@ def gateway(trunks: FakeTrunks, *heads: CatalogueHead, settings: Settings | None
 async def post(app: FakeGateway, body: Any, path: str = "/v1/classify", **headers: str) -> Any:
     async with app.http() as http:
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        return await http.post(path, content=content, headers={name.replace("_", "-"): said for name, said in headers.items()})
+        named = [(name.replace("_", "-").encode(), said.encode()) for name, said in headers.items()]
+        return await http.post(path, content=content, headers=named)
 
 
 async def test_an_answer_tells_label_confidence_tokens_and_its_stages(trunks: FakeTrunks) -> None:
@@ -164,7 +165,7 @@ async def test_the_same_sticky_key_in_body_or_header_gets_the_same_side_of_a_can
         return (await post(app, body, **headers)).json()["results"][0]["heads"]["topic"]["version"]
 
     seen = set()
-    for key in map(str, range(20)):
+    for key in [*map(str, range(10)), *("\N{LATIN SMALL LETTER E WITH ACUTE}" * count for count in range(1, 11))]:
         given = await version(x_sticky_key=key)
         assert given == await version() == await version()
         seen.add(given)

@@ -60,6 +60,22 @@ def test_a_bundle_of_nothing_is_refused():
         decode_catalogue(json.dumps(document).encode())
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"labels": []}, "one label at least"),
+        ({"thresholds": [0.5]}, "one a label"),
+        ({"name": "ham"}, "another name"),
+        ({"version": 4}, "not the one of its manifest"),
+    ],
+)
+def test_a_catalogue_that_cannot_be_served_is_refused(change, said):
+    document = json.loads(encode(Catalogue({"spam": CatalogueHead(stable=3, versions={3: MANIFEST})})))
+    document["heads"]["spam"]["versions"]["3"] |= change
+    with pytest.raises(msgspec.ValidationError, match=said):
+        decode_catalogue(json.dumps(document).encode())
+
+
 def test_equal_values_are_equal_bytes():
     one = msgspec.structs.replace(MANIFEST, files={"a": "1", "b": "2"})
     other = msgspec.structs.replace(MANIFEST, files={"b": "2", "a": "1"})

@@ -163,18 +163,40 @@ async def test_a_head_that_fails_or_is_not_there_is_an_error_of_the_protocol(gat
     assert (404, {"error"}) == (none.status_code, set(none.json()))
 
 
+@pytest.mark.parametrize(
+    ("shape", "data"),
+    [
+        ([9], ["a"]),
+        ([3, 3], ["a"]),
+        ([1], ["a"] * 9),
+        ([2], [["a"] * 9]),
+        ([8], [["a"] * 9] * 2),
+    ],
+)
+def test_more_texts_than_one_request_may_have_are_refused(shape: list[int], data: list[str | list[str]]) -> None:
+    with pytest.raises(InvalidRequest):
+        texts_of(InferInput("x", shape, "BYTES", data=data), b"", 8)
+
+
+def test_more_texts_than_one_request_may_have_are_refused_behind_the_json_too() -> None:
+    behind = packed(*["a"] * 9)
+    for count in (1, 8, 9):
+        with pytest.raises(InvalidRequest):
+            texts_of(InferInput("x", [count], "BYTES", {"binary_data_size": len(behind)}), behind, 8)
+
+
 @given(st.lists(st.text(st.characters(codec="utf-8")), min_size=1))
 def test_texts_survive_the_binary_tensor(texts: list[str]) -> None:
     behind = packed(*texts)
     described = InferInput("x", [len(texts)], "BYTES", {"binary_data_size": len(behind)})
-    assert texts == texts_of(described, behind)
+    assert texts == texts_of(described, behind, len(texts))
 
 
 @given(st.binary(), st.lists(st.integers(0, 9), min_size=1, max_size=2))
 def test_a_binary_tensor_of_noise_is_texts_or_a_refusal(behind: bytes, shape: list[int]) -> None:
     described = InferInput("x", shape, "BYTES", {"binary_data_size": len(behind)})
     with contextlib.suppress(InvalidRequest):
-        assert shape[0] == len(texts_of(described, behind))
+        assert shape[0] == len(texts_of(described, behind, 100))
 
 
 @given(st.binary(), st.text())

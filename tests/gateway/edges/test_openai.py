@@ -89,6 +89,8 @@ async def test_nulls_are_as_if_left_out(gateway: FakeGateway) -> None:
         {"input": "a", "encoding_format": "SECRET"},
         {"input": {"SECRET": 1}},
         {"input": ["a"] * 9},
+        {"input": [[1]] * 9},
+        {"input": [1] * 65_537},
         {"model": "m"},
     ],
 )

@@ -8,6 +8,7 @@ import pytest
 from clients import AsyncClient, Client, TextError, Unavailable
 from gateway.edges import stream
 from gateway.edges.stream import MAX_LINES
+from gateway.quota import QuotaUsedUp
 from gateway.settings import Settings
 from tests.gateway.fakes import FakeEmbedder, FakeGateway, FakePredictor, FakeTrunks, GatedEmbedder, head, raises, state_of
 
@@ -135,6 +136,8 @@ class Caller:
         self.pieces: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self.num_taken = 0
         self.sent: list[dict[str, Any]] = []
+        self.can_read = asyncio.Event()
+        self.can_read.set()
         scope = {"type": "http", "method": "POST", "path": PATH, "raw_path": PATH.encode(), "query_string": b"", "headers": []}
         self.task = asyncio.create_task(app({**scope, "http_version": "1.1", "root_path": ""}, self._receive, self._send))
 
@@ -154,6 +157,7 @@ class Caller:
         return piece
 
     async def _send(self, message: Any) -> None:
+        await self.can_read.wait()
         self.sent.append(message)
 
 
@@ -242,6 +246,51 @@ async def test_a_caller_who_neither_sends_nor_reads_is_let_go(gateway: FakeGatew
         caller.leave()
         await caller.task
     assert not json.loads(caller.sent[-1]["body"])["done"]
+
+
+async def test_who_does_not_read_has_no_more_answered_than_is_kept_for_it(
+    trunks: FakeTrunks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MAX_ANSWER_BYTES", 1_000)
+    embedder = FakeEmbedder(trunks)
+    app = FakeGateway(state_of(trunks, head("spam"), embedder=embedder))
+    caller = Caller(app)
+    caller.can_read.clear()
+    for number in range(100):
+        caller.put(*({"text": f"w{number} {line}"} for line in range(10)))
+    caller.end()
+    async with asyncio.timeout(20):
+        await settled(lambda: len(embedder.calls))
+        num_answered = len(embedder.calls)
+        caller.can_read.set()
+        while b'"done":true' not in b"".join(message.get("body", b"") for message in caller.sent[-1:]):
+            await asyncio.sleep(0)
+        caller.leave()
+        await caller.task
+    lines = [json.loads(line) for message in caller.sent for line in message.get("body", b"").splitlines()]
+
+    assert stream.MAX_RUNNING <= num_answered <= stream.MAX_RUNNING + 2
+    assert list(range(1_000)) == [line["index"] for line in lines[:-1]]
+    assert 0 == lines[-1]["num_errors"]
+
+
+async def test_a_stream_goes_on_at_the_rate_of_its_key(trunks: FakeTrunks, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings(_cli_parse_args=[], max_timeout_seconds=0.001, default_timeout_seconds=10)
+    app = FakeGateway(state_of(trunks, head("spam"), settings=settings))
+    refused: list[int] = []
+
+    def charge_each_third_time(_: object, num_texts: int) -> None:
+        refused.append(num_texts)
+        if len(refused) % 3:
+            raise QuotaUsedUp("the key's quota is used up", retry_after=0.002)
+
+    monkeypatch.setattr(stream, "charge", charge_each_third_time)
+    monkeypatch.setattr(stream, "patience", lambda *_: 10.0)
+    *results, end = await lines_of(app, *({"text": "a", "id": number, "top_k": number + 1} for number in range(6)))
+
+    assert list(range(6)) == [result["id"] for result in results]
+    assert 0 == end["num_errors"]
+    assert 18 == len(refused)
 
 
 async def in_thread(work: Callable[[], Any]) -> Any:

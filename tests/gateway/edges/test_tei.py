@@ -40,6 +40,14 @@ async def test_the_hugging_face_client_labels_a_text_by_the_default_head_and_by_
             assert ("spam", 0.75) == (best.label, best.score)
 
 
+@pytest.mark.parametrize("inputs", [[["a"]] * 1_025, ["a"] * 1_025, [["a"]] * 1_024 + ["a"]])
+async def test_a_batch_of_too_many_is_refused(gateway: FakeGateway, inputs: list[Any]) -> None:
+    async with gateway.http() as http:
+        said = await http.post("/predict", json={"inputs": inputs})
+    assert 422 == said.status_code
+    assert "batch size 1025 > maximum allowed batch size 1024" == said.json()["error"]
+
+
 async def test_the_hugging_face_client_sees_a_refusal_as_its_own_error(gateway: FakeGateway) -> None:
     async with gateway.served() as url, AsyncInferenceClient(f"{url}/heads/none/predict") as client:
         with pytest.raises(HfHubHTTPError):
