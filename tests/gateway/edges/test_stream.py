@@ -275,7 +275,7 @@ async def test_who_does_not_read_has_no_more_answered_than_is_kept_for_it(
 
 
 async def test_a_stream_goes_on_at_the_rate_of_its_key(trunks: FakeTrunks, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = Settings(_cli_parse_args=[], max_timeout_seconds=0.001, default_timeout_seconds=10)
+    settings = Settings(_cli_parse_args=[], max_timeout_seconds=0.001, default_timeout_seconds=0.001)
     app = FakeGateway(state_of(trunks, head("spam"), settings=settings))
     refused: list[int] = []
 
