@@ -29,7 +29,7 @@ from perf.reporting.tables import all_tables
 from perf.reporting.terminal import print_tables
 from perf.reporting.verdicts import losses, summary
 from perf.results import Micro, Results, read
-from perf.settings import wide_console
+from perf.settings import at_least_one, positive, wide_console
 from perf.topologies.plan import MOST_HEADS
 from trunkline import paths
 
@@ -53,10 +53,14 @@ class Kept:
         self.latest = results
         save_results(results, self._folder)
 
-    def interrupted(self) -> None:
+    def interrupted(self, say: Say) -> None:
         """Say in what was found so far that it is not all."""
         if self.latest is not None:
-            self.save(msgspec.structs.replace(self.latest, remarks=(*self.latest.remarks, INTERRUPTED)))
+            try:
+                self.save(msgspec.structs.replace(self.latest, remarks=(*self.latest.remarks, INTERRUPTED)))
+            except OSError as error:
+                # It is shown all the same.
+                say(f"what was found so far cannot be written: {error}")
 
 
 def main(
@@ -103,7 +107,7 @@ def take(asked: Asked, measure: Measure, time_parts: TimeParts, console: Console
                 kept.save(msgspec.structs.replace(found, micro=time_parts(console.print, advance)))
     except (KeyboardInterrupt, asyncio.CancelledError):
         console.print("interrupted; the services are stopped")
-        kept.interrupted()
+        kept.interrupted(lambda words: console.print(words, markup=False))
         status = EXIT_INTERRUPTED
     except (ValueError, OSError) as error:
         console.print(str(error), markup=False)
@@ -116,6 +120,9 @@ def take(asked: Asked, measure: Measure, time_parts: TimeParts, console: Console
         console.print("nothing was measured")
         return status or 1
     show(kept.latest, asked.out, console)
+    if not kept.latest.runs:
+        console.print("no load was measured")
+        status = status or 1
     return status
 
 
@@ -244,8 +251,8 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--peers-dir", type=Path, default=paths.cache_dir(), help="where the peers' environments are kept")
     parser.add_argument("--no-peers", action="store_true", help="leave the peers out")
     parser.add_argument("--no-micro", action="store_true", help="leave our own parts, in microseconds, out")
-    parser.add_argument("--rounds", type=_at_least_one, help="of each load")
-    parser.add_argument("--seconds", type=_positive, help="of each round")
+    parser.add_argument("--rounds", type=at_least_one, help="of each load")
+    parser.add_argument("--seconds", type=positive, help="of each round")
     parser.add_argument("--engine", choices=get_args(Engine), default="auto", help="of ours")
     parser.add_argument("--waits", type=int, help=f"seconds to wait for a quiet machine before a round, {MAX_WAITS} at most")
 
@@ -255,20 +262,6 @@ def _num_heads(words: str) -> int:
     if not 1 <= count <= MOST_HEADS:
         raise argparse.ArgumentTypeError(f"{count} is not from 1 to {MOST_HEADS}")
     return count
-
-
-def _at_least_one(words: str) -> int:
-    count = int(words)
-    if count < 1:
-        raise argparse.ArgumentTypeError("at least 1 is needed")
-    return count
-
-
-def _positive(words: str) -> float:
-    value = float(words)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("it must be more than 0")
-    return value
 
 
 def _not_negative(words: str) -> float:

@@ -61,7 +61,7 @@ class Change:
     def verdict(self) -> Verdict:
         """Better and worse are said of ranges that lie apart, by more than `SMALL_CHANGE` and than either spread."""
         one, two = self.before, self.after
-        if self.loads and self.loads[0].share != "common" and _apart(*(load.rate for load in self.loads)) > OTHER_RATES:
+        if self.loads and _apart(*(load.rate for load in self.loads)) > OTHER_RATES:
             return "other rates"
         if min(one.num_rounds, two.num_rounds) == 1:
             return "one round: not judged"
@@ -96,16 +96,20 @@ class _Value:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """*changes* of what both have, *warnings* why they may mean little, *unmatched* what only one of them has."""
+    """*changes* of what both have, *warnings* why they may mean little, *unmatched* what only one of them has.
+
+    *lost* is what B tried to measure and could not, where A says nothing like it.
+    """
 
     changes: tuple[Change, ...]
     warnings: tuple[str, ...]
     unmatched: tuple[str, ...]
+    lost: tuple[str, ...] = ()
 
     @property
     def is_worse(self) -> bool:
-        """Whether anything is."""
-        return any(change.verdict == "worse" for change in self.changes)
+        """Whether anything is, or B has nothing of what A has, or could not be measured where A was."""
+        return bool(self.lost) or not self.changes or any(change.verdict == "worse" for change in self.changes)
 
 
 def compare(before: Results, after: Results) -> Comparison:
@@ -114,7 +118,9 @@ def compare(before: Results, after: Results) -> Comparison:
     changes = tuple(_change(key, one[key], two[key]) for key in one if key in two)
     only = [f"only in A: {where}" for where in _places(one) - _places(two)]
     only += [f"only in B: {where}" for where in _places(two) - _places(one)]
-    return Comparison(changes, tuple(warnings_of(before, after)), tuple(sorted(only)))
+    not_before = {missing.what for missing in before.missing}
+    lost = tuple(f"{missing.what}: {missing.why}" for missing in after.missing if missing.what not in not_before)
+    return Comparison(changes, tuple(warnings_of(before, after)), tuple(sorted(only)), lost)
 
 
 def _change(key: tuple[str, str], one: _Value, two: _Value) -> Change:
@@ -254,6 +260,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(f"differs: {warning}", markup=False, style="yellow")
     if comparison.changes:
         print_tables([table_of(comparison)], console)
+    for words in comparison.lost:
+        console.print(f"not measured in B: {words}", markup=False, style="red")
     for words in comparison.unmatched[:MOST_UNMATCHED]:
         console.print(words, markup=False, style="dim")
     if left := comparison.unmatched[MOST_UNMATCHED:]:

@@ -88,7 +88,10 @@ class Service:
         """Wait until it says so."""
         assert self._process is not None
         assert self._process.stdout is not None
-        self.address = self._process.stdout.readline().split()[-1]
+        words = self._process.stdout.readline().split()
+        if not words:
+            raise SystemExit(f"{self._command[3]} ended with status {self._process.wait(60)} before it was ready")
+        self.address = words[-1]
 
     def kill(self) -> None:
         """SIGKILL."""

@@ -217,6 +217,9 @@ async def run(asked: Asked, workloads: Sequence[Workload], console: Console) -> 
         except (CannotInstall, StackError) as error:
             console.print(str(error))
             table.add_row(peer.name, "", "", "not measured", "", "", str(error))
+        except Exception as error:  # whatever it was, what the others gave is shown
+            console.print_exception()
+            table.add_row(peer.name, "", "", "not measured", "", "", f"{type(error).__name__}, see above")
     console.print(table)
 
 

@@ -198,8 +198,7 @@ async def closed_loop(
     """Keep *in_flight* of *calls*, over and over, under way for *seconds*. See `perf.load.repeated` for what is counted."""
     result, turn, done = LoadResult(), _endless(calls), asyncio.Event()
     num_open = in_flight
-    began = time.perf_counter()
-    end = began + seconds
+    end = result.begin(seconds) + seconds
 
     def ask(since: float) -> None:
         connection.ask(next(turn), lambda status: answered(status, since))
@@ -209,9 +208,9 @@ async def closed_loop(
         now = time.perf_counter()
         if status == OK:
             result.latencies.append(now - since)
-            result.outcomes["200"] += texts
+            result.good(texts)
         else:
-            result.outcomes[status] += texts
+            result.failed(status, since, texts)
         if now < end and connection.is_open:
             ask(now)
         else:
@@ -225,7 +224,7 @@ async def closed_loop(
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds + TIMEOUT_SECONDS):
                 await done.wait()
-        result.seconds = time.perf_counter() - began
+        result.end()
     if num_open:
         # What is not answered by now counts as lost.
         connection.close()

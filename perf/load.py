@@ -11,6 +11,7 @@ import itertools
 import math
 import os
 import random
+import re
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
@@ -24,9 +25,13 @@ import uvloop
 
 from perf.http_client import Connection, ConnectionLostError
 from perf.machine import cpu_seconds, tree_cpu_seconds
+from perf.settings import at_least_one, positive
 
 TIMEOUT_SECONDS = 10.0
 MAX_LAG_SECONDS = 0.005
+GRACE_SECONDS = 1.0
+"""After the last request: what is answered later adds nothing to the throughput, nor does its time. One lost answer would else
+be waited for ten times as long as a round takes."""
 MAX_UNDER_WAY = 4_096
 """Requests of an open loop, where nothing else is said: more than the service queues, and fewer than there are sockets."""
 BURST_SIZE = 16
@@ -60,8 +65,9 @@ class LoadResult:
 
     *latencies_by_class* are the same by the class of their body. *answer_seconds* are of all answers, by status and counted
     from when the request was sent: what a refusal itself took, in the open loop with the connecting where there was no
-    connection. *is_overrun*: an open loop stopped early, with as many requests under way as it may have. A lag above
-    *max_lag_seconds* voids the run.
+    connection. *failed_at* is when requests that ended otherwise were intended, in seconds since the first; *num_late* are good
+    answers that came more than `GRACE_SECONDS` after the last request, and *seconds* end there at the latest. *is_overrun*: an
+    open loop stopped early, with as many requests under way as it may have. A lag above *max_lag_seconds* voids the run.
     """
 
     seconds: float = 0.0
@@ -71,13 +77,27 @@ class LoadResult:
     lags: list[float] = field(default_factory=list)
     outcomes: Counter[str] = field(default_factory=Counter)
     cpu_ms_per_text: dict[str, float] = field(default_factory=dict)
+    failed_at: list[float] = field(default_factory=list)
+    num_late: int = 0
     is_overrun: bool = False
     max_lag_seconds: float = MAX_LAG_SECONDS
+    _began: float = 0.0
+    _until: float = math.inf
+
+    def begin(self, seconds: float) -> float:
+        """The first request is sent now, the last one *seconds* later at most; gives now, of `time.perf_counter`."""
+        self._began = time.perf_counter()
+        self._until = self._began + seconds + GRACE_SECONDS
+        return self._began
+
+    def end(self) -> None:
+        """Nothing more is waited for."""
+        self.seconds = min(time.perf_counter(), self._until) - self._began
 
     @property
     def throughput(self) -> float:
         """Good answers a second."""
-        return self.outcomes["200"] / self.seconds
+        return (self.outcomes["200"] - self.num_late) / self.seconds
 
     @property
     def num_errors(self) -> int:
@@ -109,12 +129,23 @@ class LoadResult:
         if status == 200:
             self.answered_in(now - sent, now - intended, of)
         else:
-            self.outcomes[str(status)] += 1
+            self.failed(str(status), intended)
             self.answer_seconds.setdefault(str(status), []).append(now - sent)
+
+    def failed(self, what: str, intended: float, count: int = 1) -> None:
+        """Count so many that ended by *what*."""
+        self.outcomes[what] += count
+        self.failed_at.append(intended - self._began)
+
+    def good(self, count: int = 1) -> None:
+        """Count so many good answers that came now."""
+        self.outcomes["200"] += count
+        if time.perf_counter() > self._until:
+            self.num_late += count
 
     def answered_in(self, seconds: float, latency: float, of: str = "") -> None:
         """Count a good answer: *latency* since it was wanted, *seconds* since it was asked for."""
-        self.outcomes["200"] += 1
+        self.good()
         self.answer_seconds.setdefault("200", []).append(seconds)
         self.latencies.append(latency)
         if of:
@@ -139,6 +170,7 @@ def joined(parts: Sequence[LoadResult]) -> LoadResult:
         whole.latencies += part.latencies
         whole.lags += part.lags
         whole.outcomes += part.outcomes
+        whole.num_late += part.num_late
         whole.is_overrun = whole.is_overrun or part.is_overrun
         for found, more in ((whole.latencies_by_class, part.latencies_by_class), (whole.answer_seconds, part.answer_seconds)):
             for name, values in more.items():
@@ -175,9 +207,9 @@ async def closed_loop(
     result = LoadResult()
     turn = target.endless()
     with cpu_measured(pids or {}, result):
-        started = time.perf_counter()
+        started = result.begin(seconds)
         await asyncio.gather(*(_caller(target, turn, started + seconds, result) for _ in range(in_flight)))
-        result.seconds = time.perf_counter() - started
+        result.end()
     return result
 
 
@@ -195,15 +227,15 @@ async def repeated(
             try:
                 await call(next(numbers))
             except Exception as error:  # whatever it was, it is an outcome
-                result.outcomes[type(error).__name__] += texts
+                result.failed(type(error).__name__, began, texts)
             else:
                 result.latencies.append(time.perf_counter() - began)
-                result.outcomes["200"] += texts
+                result.good(texts)
 
     with cpu_measured(pids or {}, result):
-        started = time.perf_counter()
+        started = result.begin(seconds)
         await asyncio.gather(*(caller(started + seconds) for _ in range(in_flight)))
-        result.seconds = time.perf_counter() - started
+        result.end()
     return result
 
 
@@ -231,7 +263,7 @@ async def paced(
         try:
             await call(number)
         except Exception as error:  # whatever it was, it is an outcome
-            result.outcomes[type(error).__name__] += 1
+            result.failed(type(error).__name__, intended)
         else:
             now = time.perf_counter()
             result.answered_in(now - began, now - intended, classes[number % len(classes)])
@@ -276,7 +308,7 @@ async def _paced(
     result: LoadResult,
 ) -> None:
     """Start *send*, told when it was due, after each of *gaps*; then wait for all that were started."""
-    started = intended = time.perf_counter()
+    started = intended = result.begin(seconds)
     under_way: set[asyncio.Task[None]] = set()
     async with asyncio.TaskGroup() as group:
         while intended < started + seconds and not result.is_overrun:
@@ -289,7 +321,7 @@ async def _paced(
             under_way.add(task)
             task.add_done_callback(under_way.discard)
             intended += next(gaps)
-    result.seconds = time.perf_counter() - started
+    result.end()
 
 
 async def _caller(target: Target, turn: Iterator[tuple[bytes, str]], end: float, result: LoadResult) -> None:
@@ -311,7 +343,7 @@ async def _ask(
         sent = time.perf_counter()
         status, _ = await connection.request(target.path, body, TIMEOUT_SECONDS)
     except (OSError, ConnectionLostError, TimeoutError) as error:
-        result.outcomes[type(error).__name__] += 1
+        result.failed(type(error).__name__, since)
         # A refused connection must not become a busy loop.
         await asyncio.sleep(0.01)
         return None
@@ -348,13 +380,18 @@ def main() -> None:
     parser.add_argument("--url", required=True)
     parser.add_argument("--texts", type=Path, required=True, help="a text a line")
     parser.add_argument("--heads", help="names with commas between")
-    parser.add_argument("--in-flight", type=int, default=32)
-    parser.add_argument("--rate", type=float, help="open loop: requests a second")
-    parser.add_argument("--seconds", type=float, default=10)
+    parser.add_argument("--in-flight", type=at_least_one, default=32)
+    parser.add_argument("--rate", type=positive, help="open loop: requests a second")
+    parser.add_argument("--seconds", type=positive, default=10)
     parser.add_argument("--warm-up", type=float, default=2, help="closed loop: seconds that do not count")
     parser.add_argument("--pids", default="", help="name=PID with commas between: processes to tell the CPU time of")
     asked = parser.parse_args()
-    bodies = classify_bodies(asked.texts.read_text().splitlines(), asked.heads.split(",") if asked.heads else None)
+    if not re.match(r"http://[^/]", asked.url):
+        parser.error("--url is the gateway's, such as http://127.0.0.1:8080")
+    texts = [text for text in asked.texts.read_text(encoding="utf-8").split("\n") if text.strip()]
+    if not texts:
+        parser.error(f"{asked.texts} has no texts")
+    bodies = classify_bodies(texts, asked.heads.split(",") if asked.heads else None)
     print(uvloop.run(_asked_for(asked, target_of(asked.url, bodies))).summary())
 
 

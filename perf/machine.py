@@ -52,17 +52,21 @@ class Footprint:
 
 def cpu_seconds(pid: int) -> float:
     """User and system time of a process, all threads; fields 14 and 15 of proc(5)'s stat."""
+    return _ticks(pid, 2) / os.sysconf("SC_CLK_TCK")
+
+
+def _ticks(pid: int, num_fields: int) -> int:
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return sum(map(int, fields[11 : 11 + num_fields]))
 
 
 def tree_cpu_seconds(pid: int) -> float | None:
-    """Of a process and all that descend from it; None when it has ended."""
+    """Of a process and all that descend from it, those that have ended too (fields 16 and 17); None when it has ended itself."""
     found = False
     total = 0.0
     for process in tree(pid):
         with suppress(FileNotFoundError, ProcessLookupError):
-            total += cpu_seconds(process.pid)
+            total += _ticks(process.pid, 4) / os.sysconf("SC_CLK_TCK")
             found = True
     return total if found else None
 

@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
+from clients.wire.http_server import allow_many_connections
 from perf.http_client import LOST, Connection
 from perf.load import MAX_UNDER_WAY, TIMEOUT_SECONDS, LoadResult, Target, cpu_measured, gaps_of
 from perf.machine import punctual
@@ -38,6 +39,8 @@ async def open_loop(
     With *max_under_way* of them unanswered when the next is due the run ends, and is void. An answer is waited for *timeout*
     seconds.
     """
+    # As many sockets as requests are under way.
+    allow_many_connections()
     address = await resolved(target.host, target.port)
     with closing(Sockets()) as sockets:
         loop = _OpenLoop(target, address, sockets, max_under_way, timeout)
@@ -73,7 +76,7 @@ class _OpenLoop:
     async def run(self, gaps: Iterator[float], seconds: float) -> None:
         """Send until *seconds* have passed, then wait for what is under way."""
         turn = self.target.endless()
-        started = intended = swept = time.perf_counter()
+        started = intended = swept = self.result.begin(seconds)
         while intended < started + seconds and not self.result.is_overrun:
             await asyncio.sleep(max(0.0, intended - time.perf_counter()))
             while intended <= (now := time.perf_counter()) and intended < started + seconds:
@@ -89,7 +92,7 @@ class _OpenLoop:
         while self._under_way:
             await asyncio.sleep(SWEEP_SECONDS / 10)
             self._give_up(time.perf_counter())
-        self.result.seconds = time.perf_counter() - started
+        self.result.end()
 
     def _send(self, body: bytes, kind: str, intended: float) -> None:
         while self._idle:
@@ -109,7 +112,7 @@ class _OpenLoop:
     def _answered(self, asked: _Asked, status: int, _: bytes) -> None:
         del self._under_way[asked]
         if status == LOST:
-            self.result.outcomes[TimeoutError.__name__ if asked.is_late else asked.connection.failure] += 1
+            self.result.failed(TimeoutError.__name__ if asked.is_late else asked.connection.failure, asked.intended)
             return
         self.result.answered(status, asked.sent, asked.intended, asked.kind)
         self._idle.append(asked.connection)

@@ -97,20 +97,22 @@ async def overload(service: Running, target: Target, rate: float, seconds: float
     return result, most
 
 
-def seconds_to_calm(latencies: Sequence[float], rate: float, normal_p90: float) -> float | None:
-    """When answers took no longer than usual again: the end of the last bin of `BIN_SECONDS` that did not; None: never.
+def seconds_to_calm(latencies: Sequence[float], rate: float, normal_p90: float, failed_at: Sequence[float] = ()) -> float | None:
+    """When all were answered, as soon as usual, again: the end of the last bin of `BIN_SECONDS` that was not so; None: never.
 
-    *latencies*, in seconds, of requests that came at *rate* a second, in that order; *normal_p90* in seconds. A service that
-    answers nothing, or did not answer before (NaN), is not calm.
+    *latencies*, in seconds, of requests that came at *rate* a second, in that order; *normal_p90* in seconds. *failed_at*: when
+    those came that were not answered well, in seconds. A service that answers nothing, or did not answer before (NaN), is not
+    calm.
     """
     if not latencies or math.isnan(normal_p90):
         return None
     size = max(1, round(rate * BIN_SECONDS))
     bins = [latencies[start : start + size] for start in range(0, len(latencies), size)]
     slow = [place for place, one in enumerate(bins) if milliseconds_at(90, one) > CALM_TIMES * normal_p90 * 1000]
-    if slow and slow[-1] == len(bins) - 1:
-        return None
-    return (slow[-1] + 1) * BIN_SECONDS if slow else 0.0
+    slow += [int(at / BIN_SECONDS) for at in failed_at]
+    last = max(slow, default=-1)
+    num_bins = math.ceil((len(latencies) + len(failed_at)) / size)
+    return None if last >= num_bins - 1 else (last + 1) * BIN_SECONDS
 
 
 async def measure(service: Running, workload: Workload, given: argparse.Namespace, console: Console) -> None:
@@ -124,6 +126,8 @@ async def measure(service: Running, workload: Workload, given: argparse.Namespac
     for number in range(given.rounds):
         at_peak = await rounds.take(partial(closed_loop, target, in_flight=IN_FLIGHT, seconds=given.seconds, pids=service.pids))
         console.print(f"  peak: {at_peak.summary()}")
+        if not at_peak.throughput:
+            raise SystemExit("nothing was answered at the peak: there is nothing to compare with")
         calm_rate = CALM_SHARE * at_peak.throughput
         for times in given.times:
             calm = await open_loop(target, rate=calm_rate, seconds=CALM_SECONDS, seed=number, is_poisson=False)
@@ -136,7 +140,7 @@ async def measure(service: Running, workload: Workload, given: argparse.Namespac
             after = await open_loop(target, rate=calm_rate, seconds=2 * CALM_SECONDS, seed=number, is_poisson=False)
             usual_p90s.append(calm.percentile_ms(90) / 1000)
             # One round's alone may be a lucky one: at half of the peak they differ by a factor of two.
-            normal = seconds_to_calm(after.latencies, calm_rate, statistics.median(usual_p90s))
+            normal = seconds_to_calm(after.latencies, calm_rate, statistics.median(usual_p90s), after.failed_at)
             console.print(f"  half of the peak before: {calm.summary()}")
             console.print(f"  half of the peak after:  {after.summary()}")
             told = "not within the time looked at" if normal is None else f"after {normal:.1f} s"

@@ -154,7 +154,7 @@ class Answers(Record, frozen=True, kw_only=True):
     @property
     def agreement(self) -> float:
         """Share of labels that are the reference's."""
-        return 1 - self.num_differences / self.num_labels
+        return 1 - self.num_differences / self.num_labels if self.num_labels else 0.0
 
     @property
     def is_ranked(self) -> bool:

@@ -24,12 +24,28 @@ def add_common(
     workloads: Sequence[WorkloadName] = ("short", "mix"),
 ) -> None:
     """--seconds, --rounds, --engine, --workloads, --waits."""
-    parser.add_argument("--seconds", type=float, default=seconds, help="of each round")
+    parser.add_argument("--seconds", type=positive, default=seconds, help="of each round")
     if rounds is not None:
-        parser.add_argument("--rounds", type=int, default=rounds)
+        parser.add_argument("--rounds", type=at_least_one, default=rounds)
     parser.add_argument("--engine", choices=ENGINES, default="auto", help="of ours")
     parser.add_argument("--workloads", nargs="+", choices=WORKLOADS, default=list(workloads))
     parser.add_argument("--waits", type=int, default=MAX_WAITS, help="seconds to wait at most for a quiet machine before a round")
+
+
+def at_least_one(words: str) -> int:
+    """A number of something, of the command line."""
+    count = int(words)
+    if count < 1:
+        raise argparse.ArgumentTypeError("at least 1 is needed")
+    return count
+
+
+def positive(words: str) -> float:
+    """A number above 0, of the command line."""
+    value = float(words)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("it must be more than 0")
+    return value
 
 
 def wide_console() -> Console:

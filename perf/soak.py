@@ -148,6 +148,8 @@ async def run(given: argparse.Namespace, workload: Workload, console: Console) -
         target = target_for(service, workload, is_distinct=given.cache_bytes > 0)
         await closed_loop(target, in_flight=IN_FLIGHT, seconds=WARM_UP_SECONDS)
         capacity = (await closed_loop(target, in_flight=IN_FLIGHT, seconds=given.seconds)).throughput
+        if not capacity:
+            raise SystemExit("nothing was answered: there is no capacity to load a share of")
         rate = given.share * capacity
         console.print(f"{workload}: capacity {capacity:.0f} texts/s, offered {rate:.0f} for {given.minutes:g} minutes")
         pids = {service.name: service.pid}

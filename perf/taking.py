@@ -54,7 +54,14 @@ async def take_campaign(asked: Asked, *, say: Say, progress: Advance, save: Save
     )
     saving.found = campaign.found
     try:
-        return await results_of(campaign, plans, settings, command=asked.command, price_per_hour=asked.price_per_hour)
+        return await results_of(
+            campaign,
+            plans,
+            settings,
+            command=asked.command,
+            price_per_hour=asked.price_per_hour,
+            more_settings=choices_of(asked),
+        )
     except (KeyboardInterrupt, asyncio.CancelledError):
         saving.now()
         raise
@@ -93,6 +100,11 @@ def settings_of(asked: Asked) -> Settings:
         peers=settings.peers if asked.with_peers else (),
         max_waits=settings.max_waits if asked.max_waits is None else asked.max_waits,
     )
+
+
+def choices_of(asked: Asked) -> dict[str, str]:
+    """What else decides what is measured, for `perf.results.Results.settings`: results of other choices are told apart."""
+    return {"engine": asked.engine, "embedding_address": asked.embedding_address or ""}
 
 
 def _prepared(asked: Asked, settings: Settings, say: Say) -> tuple[Given, list[Workload]]:
@@ -139,7 +151,7 @@ class _Saving:
             ended="",
             machine=environment.machine(),
             versions=environment.versions(),
-            settings=settings.told(),
+            settings={**settings.told(), **choices_of(asked)},
             titles={plan.name: plan.title for plan in plans},
             price_per_hour=asked.price_per_hour,
         )

@@ -176,7 +176,7 @@ async def one_at_a_time(plan: RunningPlan, texts: Sequence[str], count: int, mos
     """
     result, caller = LoadResult(), Caller(plan, texts, 1)
     with cpu_measured(dict(plan.pids), result):
-        started = time.perf_counter()
+        started = result.begin(most_seconds)
         for number in range(count):
             began = time.perf_counter()
             if began > started + most_seconds:
@@ -184,13 +184,13 @@ async def one_at_a_time(plan: RunningPlan, texts: Sequence[str], count: int, mos
             try:
                 await caller(number)
             except Exception as error:  # whatever it was, it is an outcome
-                result.outcomes[type(error).__name__] += 1
+                result.failed(type(error).__name__, began)
                 # A refused connection must not become a busy loop.
                 await asyncio.sleep(0.01)
             else:
                 now = time.perf_counter()
                 result.answered_in(now - began, now - began)
-        result.seconds = time.perf_counter() - started
+        result.end()
     return result
 
 

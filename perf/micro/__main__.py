@@ -79,6 +79,8 @@ def against_baseline(results: Results, folder: Path, console: Console) -> bool:
     if not is_alike(baseline.machine, results.machine):
         console.print("that is another kind of machine: what differs by less than half may be its doing")
     compared = compare(baseline.micro, results.micro)
+    if not compared.comparisons:
+        raise ValueError("this run and the baseline have no benchmark in common")
     for line in told(compared):
         console.print(line)
     return not compared.worse

@@ -83,10 +83,14 @@ def in_processes(prepared: PreparedTrunk, token_ids: Ids, count: int, size: int,
     ]
     for child in children:
         child.start()
-    total = sum(answers.get() for _ in children)
     for child in children:
+        # An answer is one number, so a child that has given it does not wait for anybody to read it.
         child.join()
-    return float(total)
+        if child.exitcode:
+            # The others would wait for it.
+            barrier.abort()
+            raise SystemExit(f"a process that was to measure ended with status {child.exitcode}")
+    return float(sum(answers.get() for _ in children))
 
 
 def _measure(prepared: PreparedTrunk, token_ids: Ids, size: int, seconds: float, barrier: "object", answers: "object") -> None:

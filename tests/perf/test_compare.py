@@ -7,7 +7,7 @@ from rich.console import Console
 
 from perf.compare import Change, Comparison, compare, print_comparison, summary_of, table_of, warnings_of
 from perf.reporting.digest import Measured
-from perf.results import Load, Micro, Results, Run
+from perf.results import Load, Micro, Missing, Results, Run
 from tests.perf.samples import CLOSED, HOSTILE, POISSON, results_of, run_of, void_run
 
 
@@ -73,7 +73,8 @@ def offered(rate: float, share: Literal["", "common", "own"], factor: float = 1.
         ("own", 203.0, "worse", False),
         ("own", 214.0, "worse", True),
         ("own", 230.0, "other rates", True),
-        ("common", 230.0, "worse", True),
+        ("common", 214.0, "worse", True),
+        ("common", 230.0, "other rates", True),
         ("", 203.0, "worse", False),
         ("", 230.0, "other rates", True),
     ],
@@ -146,6 +147,19 @@ def test_another_load_is_another_run() -> None:
     assert not comparison.changes
     assert 2 == len(comparison.unmatched)
     assert "nothing in common" in summary_of(comparison)
+    assert comparison.is_worse
+
+
+def test_what_could_not_be_measured_any_more_is_a_failure_and_said() -> None:
+    lost = Missing(what="plan-four, 1 head", why="it did not start")
+    before, after = only(run_of("plan-one-torch", CLOSED)), only(run_of("plan-one-torch", CLOSED), missing=(lost,))
+    comparison = compare(before, after)
+    console = Console(file=io.StringIO(), width=200)
+    print_comparison(comparison, console)
+
+    assert comparison.is_worse
+    assert "not measured in B: plan-four, 1 head: it did not start" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert not compare(after, after).is_worse
 
 
 def test_micro_benchmarks_are_compared() -> None:

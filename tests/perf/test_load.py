@@ -1,13 +1,14 @@
 import asyncio
 import itertools
 import os
+from pathlib import Path
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perf.load import LoadResult, bursts_of, classify_bodies, closed_loop, joined, on_grid, paced, repeated, target_of
+from perf.load import LoadResult, bursts_of, classify_bodies, closed_loop, joined, main, on_grid, paced, repeated, target_of
 from perf.machine import cpu_seconds
 from tests.perf.server import GOOD, UNAVAILABLE, Answer, Scripted, serving
 
@@ -33,6 +34,56 @@ async def test_every_request_sent_is_counted_once() -> None:
     assert len(server.bodies) == len(result.latencies)
     assert result.num_errors == 0
     assert result.throughput == pytest.approx(len(server.bodies) / result.seconds)
+
+
+async def test_an_answer_that_comes_much_later_than_the_others_does_not_divide_what_they_gave(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("perf.load.GRACE_SECONDS", 0.05)
+
+    async def call(number: int) -> None:
+        await asyncio.sleep(0.6 if number == 1 else 0.001)
+
+    result = await repeated(call, texts=3, in_flight=2, seconds=0.1)
+
+    assert 3 == result.num_late
+    assert result.seconds == pytest.approx(0.15)
+    assert result.throughput == pytest.approx((result.outcomes["200"] - 3) / 0.15)
+    assert result.percentile_ms(100) >= 600
+    assert 6 == joined([result, result]).num_late
+
+
+async def test_when_requests_failed_is_kept() -> None:
+    async def call(number: int) -> None:
+        if number in {2, 3}:
+            raise ValueError
+
+    result = await paced(call, rate=100.0, seconds=0.1, gaps=itertools.repeat(0.02))
+
+    assert [0.04, 0.06] == pytest.approx(result.failed_at)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--url", "https://127.0.0.1:1", "--texts", "{texts}"),
+        ("--url", "127.0.0.1:1", "--texts", "{texts}"),
+        ("--url", "http://127.0.0.1:1", "--texts", "{nothing}"),
+        ("--url", "http://127.0.0.1:1", "--texts", "{texts}", "--rate", "0"),
+        ("--url", "http://127.0.0.1:1", "--texts", "{texts}", "--in-flight", "0"),
+    ],
+)
+def test_a_command_line_that_means_nothing_is_refused(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "texts").write_text("a text\n")
+    (tmp_path / "nothing").write_text("\n \n")
+    monkeypatch.setattr(
+        "sys.argv", ["load", *(word.format(texts=tmp_path / "texts", nothing=tmp_path / "nothing") for word in words)]
+    )
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert 2 == ended.value.code
 
 
 async def test_a_refusal_is_counted_by_its_status_and_has_no_latency() -> None:

@@ -7,7 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from perf.machine import Snapshot, busy_seconds, footprint, others_share, paused, punctual, snapshot, tree, tree_cpu_seconds
+from perf.machine import (
+    Snapshot,
+    busy_seconds,
+    cpu_seconds,
+    footprint,
+    others_share,
+    paused,
+    punctual,
+    snapshot,
+    tree,
+    tree_cpu_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -113,3 +124,15 @@ def test_a_punctual_thread_is_what_it_was_afterwards() -> None:
     assert os.getpriority(os.PRIO_PROCESS, 0) == before
     assert gc.get_threshold() == thresholds
     assert 0 == gc.get_freeze_count()
+
+
+def test_the_cpu_time_of_a_child_that_has_ended_stays_counted() -> None:
+    work = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'sum(range(6_000_000))']); print(flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", work], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        parent.stdout.readline()
+        own, whole = cpu_seconds(parent.pid), tree_cpu_seconds(parent.pid)
+        parent.communicate(b"\n")
+
+    assert whole is not None
+    assert whole >= own + 0.05

@@ -14,10 +14,10 @@ from perf.__main__ import INTERRUPTED, main
 from perf.asked import Asked, Save
 from perf.reporting.files import HTML_NAME, JSON_NAME, save_results
 from perf.results import Micro, Results, read
-from tests.perf.samples import results_of
+from tests.perf.samples import CLOSED, results_of, run_of
 
 PARTS = (Micro(name="a part", microseconds=(3.0,)),)
-LITTLE = results_of(runs=(), bounds=(), waterfall=(), answers=(), footprints=())
+LITTLE = results_of(runs=(run_of("plan-four", CLOSED),), bounds=(), waterfall=(), answers=(), footprints=())
 
 
 TOLD_TO_END = """
@@ -114,6 +114,29 @@ def test_who_interrupts_keeps_what_was_found(ran: Callable[..., Ran], tmp_path: 
     assert campaign.is_stopped
     assert INTERRUPTED in read(tmp_path / JSON_NAME).remarks
     assert INTERRUPTED in (tmp_path / HTML_NAME).read_text()
+
+
+def test_who_interrupts_with_a_full_disk_sees_what_was_found(
+    ran: Callable[..., Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(results: Results, folder: Path) -> None:
+        if INTERRUPTED in results.remarks:
+            raise OSError(28, "No space left on device")
+        save_results(results, folder)
+
+    monkeypatch.setattr("perf.__main__.save_results", save)
+    status, said = ran("quick", "--out", str(tmp_path), campaign=Campaign(end=KeyboardInterrupt()))
+
+    assert 130 == status
+    assert "No space left" in said
+    assert INTERRUPTED in said
+
+
+def test_a_run_in_which_nothing_could_be_started_is_a_failure(ran: Callable[..., Ran], tmp_path: Path) -> None:
+    status, said = ran("quick", "--out", str(tmp_path), campaign=Campaign(msgspec.structs.replace(LITTLE, runs=())))
+
+    assert 1 == status
+    assert "no load was measured" in said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -44,3 +44,8 @@ def test_a_service_that_died_is_not_called_calm(latencies: list[float], normal_p
 )
 def test_calm_is_when_the_last_slow_half_second_has_passed(latencies: list[float], expected: float | None) -> None:
     assert expected == seconds_to_calm(latencies, 10.0, 0.01)
+
+
+@pytest.mark.parametrize(("failed_at", "expected"), [([0.1, 0.7], 1.0), ([3.9], None), ([], 0.0)])
+def test_who_still_refuses_is_not_called_calm(failed_at: list[float], expected: float | None) -> None:
+    assert expected == seconds_to_calm([0.01] * (40 - len(failed_at)), 10.0, 0.01, failed_at)
