@@ -161,7 +161,7 @@ def encode_tokens(tokens: Sequence[str], encoder: TextEncoder) -> TokenIds:
     """
     at = tokens.index(_PAIR) if _PAIR in tokens else len(tokens)
     first, second = tokens[:at], tokens[at + 1 :]
-    kept = _kept(len(first), len(second), max(encoder.max_tokens - (3 if second else 2), 0))
+    kept = _kept(len(first), len(second), max(encoder.max_tokens - (encoder.num_special_of_pair if second else 2), 0))
     try:
         ids = [encoder.ids_of_tokens(part[:count]) for part, count in zip((first, second), kept, strict=True)]
     except ValueError as error:
@@ -169,7 +169,8 @@ def encode_tokens(tokens: Sequence[str], encoder: TextEncoder) -> TokenIds:
     begin, end = encoder.special_ids
     if not second:
         return TokenIds([begin, *ids[0], end])
-    return TokenIds([begin, *ids[0], end, *ids[1], end], pair_at=len(ids[0]) + 2)
+    joined = encoder.joined(*ids)
+    return TokenIds(joined.ids, joined.pair_at)
 
 
 def _kept(first: int, second: int, room: int) -> tuple[int, int]:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
+import numpy as np
+
 from clients.wire.logs import AtMostEvery, describe
 from embedding_service.backend import BackendError, FloatArray, View
 from embedding_service.backend.pooling import finish
@@ -97,4 +99,6 @@ class HostedTable:
             for text in self.table.embed_texts(texts)
         )
         pairs = [next(of_keys if isinstance(value, TableKey) else of_texts) for value in inputs]
-        return [[finish(vector[None], view)[0] for view in views] for vector, _ in pairs], [facts for _, facts in pairs]
+        # A table's numbers may be of any size: float64 holds the squares of any float32.
+        wide = [vector[None].astype(np.float64) for vector, _ in pairs]
+        return [[finish(vector, view)[0] for view in views] for vector in wide], [facts for _, facts in pairs]

@@ -3,7 +3,7 @@
 import asyncio
 import functools
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Final, Literal, TypeVar, cast
 
 import grpc
@@ -16,7 +16,7 @@ from clients.wire.text import NORMALIZER, TextPair, normalizer_after
 from embedding_service.backend import Pooling, View
 from embedding_service.backend.words import WORDS
 from embedding_service.conversation import Conversation, Settled
-from embedding_service.errors import GRPC_STATUS, EmbedError
+from embedding_service.errors import GRPC_STATUS, EmbedError, InvalidInput
 from embedding_service.exchange import Exchange, Exchanges
 from embedding_service.hosted_table import HostedTable
 from embedding_service.infer import EmbedAnswer, EmbedCall, HostedTrunk, Infer, ViewVectors
@@ -191,7 +191,11 @@ def call_of(request: pb.EmbedRequest, deadline: float) -> EmbedCall:
 
 
 def response_of(answer: EmbedAnswer, dtype: int) -> pb.EmbedResponse:
-    """*answer* as a message, its vectors as little-endian bytes of *dtype*."""
+    """*answer* as a message, its vectors as little-endian bytes of *dtype*.
+
+    Raises:
+        InvalidInput: *dtype* does not hold a number of it.
+    """
     timings = answer.timings
     return pb.EmbedResponse(
         trunk=answer.trunk.name,
@@ -214,20 +218,23 @@ def response_of(answer: EmbedAnswer, dtype: int) -> pb.EmbedResponse:
 
 def stream_messages(settled: Settled) -> list[pb.EmbedStreamResponse]:
     """What settled, as messages: one for each group of answers, and one for all failures."""
-    failures = [
-        pb.EmbedFailure(
-            numbers=failed.numbers,
-            code=GRPC_STATUS[type(failed.error)].value[0],
-            message=str(failed.error),
-            retry_after_ms=None if failed.error.retry_after is None else round(failed.error.retry_after * 1000),
-        )
-        for failed in settled.failed
-    ]
-    messages = [
-        pb.EmbedStreamResponse(numbers=group.numbers, response=response_of(group.answer, group.dtype))
-        for group in settled.answered
-    ]
+    failures = [_failure_of(failed.numbers, failed.error) for failed in settled.failed]
+    messages = []
+    for group in settled.answered:
+        try:
+            messages.append(pb.EmbedStreamResponse(numbers=group.numbers, response=response_of(group.answer, group.dtype)))
+        except InvalidInput as error:
+            failures.append(_failure_of(group.numbers, error))
     return [*messages, pb.EmbedStreamResponse(failures=failures)] if failures else messages
+
+
+def _failure_of(numbers: Sequence[int], error: EmbedError) -> pb.EmbedFailure:
+    return pb.EmbedFailure(
+        numbers=numbers,
+        code=GRPC_STATUS[type(error)].value[0],
+        message=str(error),
+        retry_after_ms=None if error.retry_after is None else round(error.retry_after * 1000),
+    )
 
 
 def trunk_message(trunk: HostedTrunk, max_request_inputs: int, *, with_tokenizer: bool) -> pb.Trunk:
@@ -294,6 +301,9 @@ def _view_message(view: View) -> pb.View:
 
 
 def _view_result(view: ViewVectors, dtype: int) -> pb.ViewResult:
-    array = np.ascontiguousarray(view.array, dtype=_DTYPES.get(dtype, "<f4"))
+    with np.errstate(over="ignore"):
+        array = np.ascontiguousarray(view.array, dtype=_DTYPES.get(dtype, "<f4"))
+    if array.dtype.itemsize == 2 and not np.isfinite(array).all():
+        raise InvalidInput("the vectors have numbers that float16 does not hold; ask for float32, or for vectors of length one")
     number = pb.DTYPE_FLOAT16 if array.dtype.itemsize == 2 else pb.DTYPE_FLOAT32
     return pb.ViewResult(tensor=pb.Tensor(dtype=number, shape=array.shape, data=array.tobytes()), row_tokens=view.row_tokens)

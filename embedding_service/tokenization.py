@@ -193,7 +193,7 @@ class InputTokenizer:
         for name, text in (("first", value.first), ("second", value.second)):
             check_text(f"the {name} text of input {index}", text, limits)
         encoded = self._encoder.encode_pair(value, side="left" if truncation == "left" else "right", prompt=prompt)
-        if self._encoder.is_nothing(encoded, prompt=prompt) or len(encoded.ids) == encoded.pair_at + 1:
+        if encoded.lacks_text:
             raise InvalidInput(f"a text of input {index} is empty once white space and control characters are gone")
         return encoded
 

@@ -6,7 +6,7 @@ the trunk's fingerprint.
 
 import re
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, Literal
 
 from clients.wire.chain import NO_STEPS, Chain, UnknownStepError, chain_of
@@ -16,6 +16,8 @@ from clients.wire.quick_tokens import NotQuick, quick_reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from tokenizers import Tokenizer
 
 
 NORMALIZER: Final = "trunkline-text/1"
@@ -79,7 +81,7 @@ def normalization_notes(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class TextPair:
-    """Two texts read together by one forward pass: [CLS] first [SEP] second [SEP]."""
+    """Two texts read together by one forward pass: [CLS] first [SEP] second [SEP], or as the tokenizer has it."""
 
     first: str
     second: str
@@ -89,12 +91,22 @@ class TextPair:
 class Encoded:
     """Token ids with the special tokens in place, and whether the text had more than fit.
 
-    *pair_at* is where the second text of a pair begins; 0 for a single text.
+    *pair_at* is where segment 1 begins, with the second text of a pair; 0 for a single text, and for a tokenizer whose pairs are
+    of one segment. *lacks_text*: one text of a pair has no token.
     """
 
     ids: list[int]
     truncated: bool
     pair_at: int = 0
+    lacks_text: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PairLayout:
+    """What a tokenizer puts between the texts of a pair, and the segment, 0 or 1, of the second one."""
+
+    between: tuple[int, ...]
+    segment: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +132,23 @@ def window_spans(length: int, room: int) -> list[tuple[int, int]]:
     width = -(-(length + (count - 1) * overlap) // count)
     starts = [round(index * (length - width) / (count - 1)) for index in range(count)]
     return [(start, start + width) for start in starts]
+
+
+def pair_layout(tokenizer: "Tokenizer", special: tuple[int, int]) -> PairLayout:
+    """How *tokenizer* joins two texts: BERT's way puts one separator between them, and the second one in segment 1.
+
+    RoBERTa and its kin have two separators and one segment. One that says nothing of pairs is read BERT's way.
+    """
+    found = tokenizer.encode("a", "a")
+    places = found.sequence_ids
+    in_bert = PairLayout((special[1],), 1)
+    if 0 not in places or 1 not in places or (found.ids[0], found.ids[-1]) != special:
+        return in_bert
+    begin = places.index(1)
+    before = found.ids[:begin]
+    last_of_first = max(place for place, sequence in enumerate(places) if sequence == 0)
+    between = tuple(before[last_of_first + 1 :])
+    return PairLayout(between, found.type_ids[begin]) if between else in_bert
 
 
 def _kept_of_pair(first: int, second: int, room: int) -> tuple[int, int]:
@@ -160,6 +189,7 @@ class TextEncoder:
         if len(special) != 2:
             raise ValueError(f"this tokenizer puts {len(special)} special tokens around a text; a BERT trunk has two")
         self._first, self._last = special
+        self._pairs = pair_layout(self._tokenizer, (self._first, self._last))
         self._read = library_reader(self._tokenizer)
         self.why_not_quick = ""
         """Why `quick_tokens` was asked for in vain; "" otherwise."""
@@ -171,10 +201,18 @@ class TextEncoder:
         self._prompt_ids = self._ids(prompt) if prompt else []
 
     def encode(self, texts: "Sequence[str]", *, side: TruncationSide = "right", prompt: str | None = None) -> list[Encoded]:
-        """Normalise and tokenise each text, dropping its end (*side* right) or beginning (left) where it is too long."""
+        """Normalise and tokenise each text, dropping its end (*side* right) or beginning (left) where it is too long.
+
+        The prompt is not dropped.
+        """
         before = self._prompt if prompt is None else prompt
         prepared = [before + self._normalize(text) for text in texts]
-        return [self._fit(ids, side) for ids in self._read(prepared)]
+        room = self.max_tokens - 2
+        found = []
+        for ids in self._read(prepared):
+            kept = self._cut(before, ids, room, side) if len(ids) > room else ids
+            found.append(Encoded([self._first, *kept, self._last], len(ids) > room))
+        return found
 
     def encode_windows(self, text: str, *, prompt: str | None = None) -> list[Encoded]:
         """All of *text* in windows of one length that overlap by about a quarter of what fits; one window where it all fits.
@@ -206,24 +244,31 @@ class TextEncoder:
 
     def encode_pair(self, pair: TextPair, *, side: TruncationSide = "right", prompt: str | None = None) -> Encoded:
         """Both texts of *pair*; where they are too long together the longer one loses its end or beginning."""
-        first = self._ids((self._prompt if prompt is None else prompt) + self._normalize(pair.first))
+        before = self._prompt if prompt is None else prompt
+        first = self._ids(before + self._normalize(pair.first))
         second = self._ids(self._normalize(pair.second))
-        room = max(self.max_tokens - 3, 2)
+        lacks_text = not second or first == (self._prompt_ids if prompt is None else self._ids(prompt))
+        room = max(self.max_tokens - self.num_special_of_pair, 2)
         truncated = len(first) + len(second) > room
         if truncated:
             kept = _kept_of_pair(len(first), len(second), room)
-            first, second = (
-                ids[:count] if side == "right" else ids[len(ids) - count :]
-                for ids, count in zip((first, second), kept, strict=True)
-            )
-        ids = [self._first, *first, self._last, *second, self._last]
-        return Encoded(ids, truncated, pair_at=len(first) + 2)
+            first, second = self._cut(before, first, kept[0], side), self._cut("", second, kept[1], side)
+        return replace(self.joined(first, second), truncated=truncated, lacks_text=lacks_text)
+
+    def joined(self, first: "Sequence[int]", second: "Sequence[int]") -> Encoded:
+        """Token ids of two texts as one pair, with the special tokens in place."""
+        ids = [self._first, *first, *self._pairs.between, *second, self._last]
+        return Encoded(ids, truncated=False, pair_at=len(ids) - len(second) - 1 if self._pairs.segment else 0)
+
+    @property
+    def num_special_of_pair(self) -> int:
+        """Special tokens of a pair."""
+        return 2 + len(self._pairs.between)
 
     def is_nothing(self, encoded: Encoded, *, prompt: str | None = None) -> bool:
-        """Whether a text, or the first of a pair, left nothing in *encoded*, its first window: there is the prompt at most."""
+        """Whether a text left nothing in *encoded*, its first window: there is the prompt at most."""
         expected = self._prompt_ids if prompt is None else self._ids(prompt)
-        stop = encoded.pair_at - 1 if encoded.pair_at else len(encoded.ids) - 1
-        return stop - 1 == len(expected) and encoded.ids[1:stop] == expected
+        return len(encoded.ids) - 2 == len(expected) and encoded.ids[1:-1] == expected
 
     def tokens(self, text: str, *, with_special: bool = True) -> list[Token]:
         """All tokens of *text*, none dropped, without the prompt; the special ones only *with_special*."""
@@ -249,12 +294,13 @@ class TextEncoder:
         [ids] = self._read([prepared])
         return ids
 
-    def _fit(self, ids: list[int], side: TruncationSide) -> Encoded:
-        room = self.max_tokens - 2
-        truncated = len(ids) > room
-        if truncated:
-            ids = ids[:room] if side == "right" else ids[-room:]
-        return Encoded([self._first, *ids, self._last], truncated)
+    def _cut(self, before: str, ids: list[int], room: int, side: TruncationSide) -> list[int]:
+        """*room* of *ids*, of a text behind the prompt *before*, where there are more; a prompt over half of it is cut too."""
+        if len(ids) <= room or side == "right":
+            return ids[:room]
+        head = self._head(before, ids)
+        head = head if len(head) <= room // 2 else []
+        return [*head, *ids[len(ids) - room + len(head) :]]
 
     @property
     def special_ids(self) -> tuple[int, int]:

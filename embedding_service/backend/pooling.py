@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,6 +11,9 @@ from embedding_service.backend import BackendError, Batch, BatchResult, FloatArr
 
 Lengths = NDArray[np.int64]
 _Pool = Callable[[FloatArray, Lengths, Lengths], FloatArray]
+
+_LEAST_NORM: Final[Mapping[int, float]] = {4: 1e-12, 8: 1e-300}
+"""By the bytes of a number: below it a vector is taken for zeros."""
 
 
 def padded(token_ids: Sequence[Sequence[int]], pair_at: Sequence[int] = ()) -> tuple[dict[str, NDArray[np.int64]], Lengths]:
@@ -115,8 +118,8 @@ def _read(states: FloatArray, starts: Lengths, lengths: Lengths, view: View) -> 
     return list(finish(_POOLS[view.pooling](states, starts, lengths), view))
 
 
-def finish(vectors: FloatArray, view: View) -> FloatArray:
-    """Check, cut and scale *vectors*, float32 [any, width].
+def finish(vectors: NDArray[np.floating[Any]], view: View) -> FloatArray:
+    """Check, cut and scale *vectors*, float32 or float64 [any, width]; a vector of zeros stays one.
 
     Raises:
         BackendError: a number is not finite.
@@ -127,7 +130,7 @@ def finish(vectors: FloatArray, view: View) -> FloatArray:
         vectors = vectors[:, : view.dims]
     if view.normalize:
         norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
-        vectors = vectors / np.maximum(norms, np.float32(1e-12))[:, None]
+        vectors = vectors / np.maximum(norms, vectors.dtype.type(_LEAST_NORM[vectors.itemsize]))[:, None]
     return np.ascontiguousarray(vectors, dtype=np.float32)
 
 

@@ -10,7 +10,7 @@ from embedding_service.backend.load import EngineName, load_backend
 from embedding_service.models.build import LABELS, Report, prepare_engine, quality_of, read_report
 from embedding_service.models.choice import texts_per_second
 from embedding_service.models.errors import PreparationError
-from embedding_service.models.fetch import Progress, locked, said_plainly, sha256_of
+from embedding_service.models.fetch import UNPACKING, Progress, locked, said_plainly, sha256_of
 from embedding_service.models.graph import GRAPH_VERSION
 from embedding_service.models.prepare import find_source
 from embedding_service.models.quality import Quality
@@ -86,17 +86,26 @@ def compare_engines(
 
 def remove_old(cache_dir: Path) -> int:
     """Remove graphs no version of today would use, and what a killed preparation left; returns the bytes set free."""
+    freed = 0
+    if (cache_dir / "trunks").is_dir():
+        with said_plainly(), locked(cache_dir / "trunks.lock"):
+            freed = sum(map(_removed, list((cache_dir / "trunks").glob(f"{UNPACKING}*"))))
     root = cache_dir / "graphs"
     if not root.is_dir():
-        return 0
-    freed = 0
+        return freed
     with said_plainly(), locked(cache_dir / "graphs.lock"):
         for folder in root.iterdir():
             is_current = folder.name.endswith(f"-v{GRAPH_VERSION}") and read_report(folder) is not None
             if folder.is_dir() and not is_current:
-                freed += _size(folder)
-                shutil.rmtree(folder)
+                freed += _removed(folder)
     return freed
+
+
+def _removed(folder: Path) -> int:
+    """Remove it; the bytes set free."""
+    size = _size(folder)
+    shutil.rmtree(folder)
+    return size
 
 
 def _size(folder: Path) -> int:

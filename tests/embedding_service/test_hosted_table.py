@@ -19,7 +19,13 @@ from embedding_service.settings import Settings
 from embedding_service.tokenization import InputLimits, ViewChoice
 from embedding_service.tokenization import TableKey as Key
 
-ROWS = {"red": [1.0, 0.0, 0.0], "green": [0.0, 2.0, 0.0], "blue": [0.0, 0.0, 4.0]}
+ROWS = {
+    "red": [1.0, 0.0, 0.0],
+    "green": [0.0, 2.0, 0.0],
+    "blue": [0.0, 0.0, 4.0],
+    "huge": [3e30, 4e30, 0.0],
+    "tiny": [3e-30, 4e-30, 0.0],
+}
 
 
 @pytest.fixture
@@ -57,6 +63,30 @@ async def test_a_table_scales_and_cuts_like_a_trunk(addresses: Addresses) -> Non
     np.testing.assert_allclose(answer.views[2].array, [[0.5, 1, 0]])
 
 
+async def test_vectors_of_any_size_are_scaled_to_length_one(addresses: Addresses) -> None:
+    async with AsyncEmbeddingClient(addresses.grpc) as client:
+        answer = await client.embed(["huge", TableKey("tiny"), TableKey("none")], trunk="colours", views=[View(normalize=True)])
+
+    np.testing.assert_allclose(answer.views[0].array, [[0.6, 0.8, 0]] * 2 + [[0, 0, 0]], rtol=1e-6)
+
+
+async def test_numbers_that_float16_does_not_hold_are_refused_in_it_and_the_others_answered(addresses: Addresses) -> None:
+    async with AsyncEmbeddingClient(addresses.grpc) as client:
+        with pytest.raises(InvalidRequest, match="float16"):
+            await client.embed([TableKey("huge")], trunk="colours", dtype="float16")
+        stream = client.stream(trunk="colours", dtype="float16")
+        found, refused = await asyncio.gather(
+            stream.embed([TableKey("blue")], Deadline.after(5)),
+            stream.embed([TableKey("huge")], Deadline.after(5)),
+            return_exceptions=True,
+        )
+        await stream.close()
+
+    assert isinstance(refused, InvalidRequest)
+    # What is answered together is written together.
+    assert isinstance(found, InvalidRequest) or [0, 0, 4] == found[0][0].tolist()
+
+
 async def test_a_stream_reads_tables_too(addresses: Addresses) -> None:
     async with AsyncEmbeddingClient(addresses.grpc) as client:
         stream = client.stream(trunk="colours")
@@ -74,7 +104,7 @@ async def test_a_table_describes_itself_and_is_healthy(addresses: Addresses, tab
         asked = health_pb2.HealthCheckRequest(service="trunk/colours")
         health: Message = await health_pb2_grpc.HealthStub(channel).Check(asked)
 
-    assert (True, 3, 3, table.spec.fingerprint) == (found.is_table, found.num_keys, found.width, found.fingerprint)
+    assert (True, 5, 3, table.spec.fingerprint) == (found.is_table, found.num_keys, found.width, found.fingerprint)
     assert health_pb2.HealthCheckResponse(status=1) == health
 
 

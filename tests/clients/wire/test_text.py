@@ -138,6 +138,51 @@ def test_a_prompt_that_ends_in_a_space_stands_before_each_window_also_where_the_
     assert [6, 7, 8] == windows[-1][-4:-1]
 
 
+def roberta_like(prompt: str = "") -> TextEncoder:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    words = ["<unk>", "<s>", "</s>", "one", "two", "three", "four", "a"]
+    tokenizer = Tokenizer(models.WordLevel({word: number for number, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.add_special_tokens(words[1:3])
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 1), add_prefix_space=False)
+    return TextEncoder(tokenizer.to_str().encode(), max_tokens=8, prompt=prompt)
+
+
+def test_a_pair_is_laid_out_as_its_tokenizer_has_it():
+    """RoBERTa and its kin: two separators, one segment."""
+    from tokenizers import Tokenizer
+
+    encoder = roberta_like()
+    found = encoder.encode_pair(TextPair("one two", "three"))
+
+    expected = encoder._tokenizer.encode("one two", "three")
+    assert isinstance(encoder._tokenizer, Tokenizer)
+    assert expected.ids == found.ids == [1, 3, 4, 2, 2, 5, 2]
+    assert (0, {0}) == (found.pair_at, set(expected.type_ids))
+    assert [1, 3, 4, 2, 2, 5, 6, 2] == encoder.encode_pair(TextPair("one two three four", "three four one two")).ids
+    assert 4 == encoder.num_special_of_pair
+
+
+@pytest.mark.parametrize(
+    ("pair", "lacks"), [(("", "one"), True), (("one", " "), True), (("one", "two"), False), (("one one one one", "two"), False)]
+)
+@pytest.mark.parametrize("prompt", [None, "two", ""])
+def test_a_pair_tells_whether_a_text_of_it_is_nothing(pair, lacks, prompt):
+    assert lacks == roberta_like("three ").encode_pair(TextPair(*pair), prompt=prompt).lacks_text
+
+
+def test_cut_at_its_beginning_a_text_keeps_the_prompt():
+    encoder = roberta_like("a ")
+    [found] = encoder.encode(["one one one two three four four"], side="left")
+    pair = encoder.encode_pair(TextPair("one one one two three four", "one"), side="left")
+    [long] = encoder.encode(["one"], side="left", prompt="two two two two two two two ")
+
+    assert ([1, 7, 3, 4, 5, 6, 6, 2], True) == (found.ids, found.truncated)
+    assert ([1, 7, 5, 6, 2, 2, 3, 2], True) == (pair.ids, pair.truncated)
+    assert [1, 4, 4, 4, 4, 4, 3, 2] == long.ids
+
+
 def test_a_pair_knows_where_its_second_text_begins(tokenizer_json):
     found = TextEncoder(tokenizer_json, max_tokens=9).encode_pair(TextPair("one two", " three "))
     assert (found.ids, found.pair_at, found.truncated) == ([2, 4, 5, 3, 6, 3], 4, False)

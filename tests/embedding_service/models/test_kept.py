@@ -63,7 +63,12 @@ def test_old_versions_and_leftovers_are_removed_and_nothing_else(cache):
     old.mkdir()
     (old / "graph.onnx").write_bytes(b"x" * 50)
 
-    assert 150 == remove_old(cache)
+    half_a_trunk = cache / "trunks" / ".unpacking-killed"
+    half_a_trunk.mkdir(parents=True)
+    (half_a_trunk / "half").write_bytes(b"x" * 7)
+
+    assert 157 == remove_old(cache)
+    assert not half_a_trunk.exists()
     assert [graph] == kept_graphs(cache)
     assert not old.exists()
 
