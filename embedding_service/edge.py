@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, cast
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from clients.wire.asgi import CallerLeftError, header_of, while_connected
+from clients.wire.bodies import FULL, RETRY_SECONDS, bodies_of
 from clients.wire.guarded_http import charge
 from clients.wire.logs import clean_id
 from clients.wire.metadata import REQUEST_ID, RETRY_AFTER, RETRY_AFTER_MS
@@ -36,12 +37,15 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 
     Raises:
         HTTPException: 413 too long, 415 compressed, 499 the caller left, which nobody will read.
+        Overloaded: all requests together hold as much as they may.
     """
     if header_of(request.scope["headers"], b"content-encoding") not in {None, "identity"}:
         raise HTTPException(415, "compressed bodies are not accepted")
-    body = bytearray()
+    bodies, body = bodies_of(request.scope), bytearray()
     try:
         async for chunk in request.stream():
+            if not bodies.take(request.scope, len(chunk)):
+                raise Overloaded(FULL, retry_after=RETRY_SECONDS)
             body += chunk
             if len(body) > max_bytes:
                 raise HTTPException(413, f"the body is longer than {max_bytes} bytes")
@@ -148,9 +152,15 @@ def retry_headers(error: EmbedError) -> dict[str, str]:
     return {RETRY_AFTER: str(max(1, round(error.retry_after))), RETRY_AFTER_MS: str(round(error.retry_after * 1000))}
 
 
-def split_inputs(items: list[str | int | list[int]]) -> list[str | list[int]] | None:
-    """A list of texts, of token ids (one input), or of lists of token ids; None where it mixes ids with the others."""
+def split_inputs(items: list[str | int | list[int]], most: int) -> list[str | list[int]] | None:
+    """A list of texts, of token ids (one input), or of lists of token ids; None where it mixes ids with the others.
+
+    More than *most*, which the count is refused for, are not looked at: a body has room for millions, and nobody else is served
+    meanwhile.
+    """
+    if len(items) > most and not isinstance(items[0], int):
+        return cast("list[str | list[int]]", items)
     if items and all(isinstance(item, int) for item in items):
-        return [[item for item in items if isinstance(item, int)]]
+        return [cast("list[int]", items)]
     others = [item for item in items if not isinstance(item, int)]
     return others if len(others) == len(items) else None

@@ -73,7 +73,7 @@ class HttpEdge:
         self._more_routes = more_routes
 
     def app(self) -> ASGIApp:
-        """The ASGI application."""
+        """The ASGI application, for within `clients.wire.bodies.WithBodies`."""
         posts = [Route("/v1/embeddings", _answered(self.embeddings), methods=["POST"])]
         gets = [
             Route("/v1/models", self.models),
@@ -91,7 +91,8 @@ class HttpEdge:
     async def embeddings(self, request: Request) -> Response:
         """`POST /v1/embeddings`, OpenAI's shape."""
         body = parse_embeddings(await read_body(request, self._max_body_bytes))
-        inputs = [body.input] if isinstance(body.input, str) else _inputs_of(body.input)
+        most = self._infer.limits.max_request_inputs
+        inputs = [body.input] if isinstance(body.input, str) else _inputs_of(body.input, most)
         name = body.model if body.model in self._infer.hosted else ""
         call = EmbedCall(
             inputs=inputs,
@@ -160,8 +161,8 @@ def openai_answer(answer: EmbedAnswer, model: str, as_base64: bool) -> dict[str,
     return {"object": "list", "data": data, "model": model, "usage": usage}
 
 
-def _inputs_of(items: list[str | int | list[int]]) -> list[str | list[int]]:
-    inputs = split_inputs(items)
+def _inputs_of(items: list[str | int | list[int]], most: int) -> list[str | list[int]]:
+    inputs = split_inputs(items, most)
     if inputs is None:
         raise InvalidInput("input mixes token ids with texts or lists")
     return inputs

@@ -17,6 +17,7 @@ from grpc_health.v1.health import aio as health_aio
 from prometheus_client import CollectorRegistry
 
 from clients.wire.addresses import host_port
+from clients.wire.bodies import Bodies, WithBodies
 from clients.wire.chain import chain_of
 from clients.wire.guarded_http import GuardedHttp, RouteTable
 from embedding_service import logs
@@ -42,6 +43,8 @@ from embedding_service.telemetry import PrometheusTelemetry
 from embedding_service.tokenization import InputLimits
 
 if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
     from embedding_service.shared_cache import SharedVectorCache
     from embedding_service.traces import Traces
 
@@ -115,7 +118,7 @@ async def running(backends: Sequence[Backend], settings: Settings, tables: Seque
         more_routes=[*tei.routes(), *bert_edge.routes()],
     )
     guard = guard_of(settings)
-    app = edge.app()
+    app: ASGIApp = WithBodies(edge.app(), Bodies(settings.max_held_bytes))
     if guard is not None:
         app = GuardedHttp(app, guard, RouteTable(ROUTES).needed, refusal_body)
     embed: Embed = infer.embed

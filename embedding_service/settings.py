@@ -117,6 +117,9 @@ class Settings(BaseSettings):
     cache_redis_expiry_seconds: int = Field(7 * 86_400, ge=1, description="How long that Redis keeps a vector.")
     max_request_inputs: int = Field(1_024, ge=1, description="Inputs of one call.")
     max_body_bytes: int = Field(8 * 1024 * 1024, ge=1_024, description="Of one HTTP body; longer ones are refused while read.")
+    max_held_bytes: int = Field(
+        256 * 1024 * 1024, ge=1_024, description="Of the HTTP bodies of all requests together; beyond it callers get 429."
+    )
     default_timeout_seconds: float = Field(30.0, gt=0, description="For a call that brings no deadline, and the most it gets.")
     drain_seconds: float = Field(5.0, ge=0, description="Given to work in flight when told to stop.")
 

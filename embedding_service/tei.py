@@ -134,7 +134,7 @@ class TeiEdge:
         body = await self._read(request, EmbedBody)
         normalize = True if body.normalize is None else body.normalize
         answer = await self._embed(
-            request, _inputs(body.inputs), body, ViewChoice(normalize=normalize, dims=body.dimensions or 0)
+            request, self._inputs(body.inputs), body, ViewChoice(normalize=normalize, dims=body.dimensions or 0)
         )
         return await vectors_response(list(answer.views[0].array), headers=_headers(answer, body.inputs))
 
@@ -142,7 +142,7 @@ class TeiEdge:
         """`POST /embed_all`: for each input float32 [tokens, width] as lists."""
         body = await self._read(request, EmbedBody)
         tokens = ViewChoice("tokens", normalize=False)
-        answer = await self._embed(request, _inputs(body.inputs), body, tokens, max_vector_bytes=MAX_JSON_VECTOR_BYTES)
+        answer = await self._embed(request, self._inputs(body.inputs), body, tokens, max_vector_bytes=MAX_JSON_VECTOR_BYTES)
         view = answer.views[0]
         rows = np.split(view.array, np.cumsum(view.row_tokens)[:-1])
         return await vectors_response(rows, headers=_headers(answer, body.inputs))
@@ -150,7 +150,7 @@ class TeiEdge:
     async def similarity(self, request: Request) -> Response:
         """`POST /similarity`: the cosine of each sentence with the source, as a list."""
         body = await self._read(request, SimilarityBody)
-        texts = [*_inputs(body.inputs.source_sentence), *_inputs(body.inputs.sentences)]
+        texts = [*self._inputs(body.inputs.source_sentence), *self._inputs(body.inputs.sentences)]
         answer = await self._embed(request, texts, body.parameters or SimilarityParameters(), ViewChoice(normalize=True))
         source, *others = answer.views[0].array
         return json_response([float(source @ other) for other in others], headers=_headers(answer, texts))
@@ -158,7 +158,7 @@ class TeiEdge:
     async def tokenize(self, request: Request) -> Response:
         """`POST /tokenize`: each input's tokens, with where they stand in it."""
         body = await self._read(request, TokenizeBody)
-        texts = [text for text in _inputs(body.inputs) if isinstance(text, str)]
+        texts = [text for text in self._inputs(body.inputs) if isinstance(text, str)]
         self._check_batch(texts)
         for index, text in enumerate(texts):
             check_text(f"input {index}", text, self._infer.limits)
@@ -179,7 +179,7 @@ class TeiEdge:
     async def decode(self, request: Request) -> Response:
         """`POST /decode`: the texts of token ids."""
         body = await self._read(request, DecodeBody)
-        rows = split_inputs(list(body.ids))
+        rows = split_inputs(list(body.ids), self._most)
         if rows is None:
             raise InvalidInput("ids mixes token ids with lists of them")
         self._check_batch(rows)
@@ -225,10 +225,23 @@ class TeiEdge:
         )
         return await embed_while_connected(request, self._infer, call)
 
+    def _inputs(self, given: _Input | list[str]) -> list[str | list[int]]:
+        inputs: list[str | list[int]] | None = [given] if isinstance(given, str) else split_inputs(list(given), self._most)
+        if inputs is None:
+            raise InvalidInput("`inputs` mixes token ids with texts or lists")
+        self._check_batch(inputs)
+        if not inputs or not all(inputs):
+            raise EmptyInputs("`inputs` cannot be empty")
+        return inputs
+
+    @property
+    def _most(self) -> int:
+        """Inputs of a request."""
+        return self._infer.limits.max_request_inputs
+
     def _check_batch(self, inputs: Sequence[object]) -> None:
-        most = self._infer.limits.max_request_inputs
-        if len(inputs) > most:
-            raise InvalidInput(f"batch size {len(inputs)} > maximum allowed batch size {most}")
+        if len(inputs) > self._most:
+            raise InvalidInput(f"batch size {len(inputs)} > maximum allowed batch size {self._most}")
 
     async def _read(self, request: Request, kind: type[_Body]) -> _Body:
         body = await read_body(request, self._max_body_bytes)
@@ -270,15 +283,6 @@ def _error(status: int, kind: str, message: str, headers: dict[str, str] | None 
 def _trunk_name(request: Request) -> str:
     name: str = request.path_params.get("trunk", "")
     return name
-
-
-def _inputs(given: _Input | list[str]) -> list[str | list[int]]:
-    inputs: list[str | list[int]] | None = [given] if isinstance(given, str) else split_inputs(list(given))
-    if inputs is None:
-        raise InvalidInput("`inputs` mixes token ids with texts or lists")
-    if not inputs or not all(inputs):
-        raise EmptyInputs("`inputs` cannot be empty")
-    return inputs
 
 
 def _truncation(asked: EmbedBody | SimilarityParameters) -> Truncation:

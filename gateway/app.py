@@ -17,6 +17,7 @@ from starlette.types import Scope
 
 from clients import AsyncEmbeddingClient, AsyncHeadClient
 from clients.wire import http_server
+from clients.wire.bodies import Bodies
 from clients.wire.credentials import NO_CREDENTIALS, Credentials, embedding_credentials, head_credentials
 from clients.wire.http_server import Shortcuts
 from gateway import logs, ui
@@ -26,7 +27,6 @@ from gateway.backends.embedding import ClientEmbedder, ClientTrunks
 from gateway.backends.facts import BackendFacts
 from gateway.backends.heads import ClientPredictor
 from gateway.backends.replicas import Policy
-from gateway.bodies import Bodies
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller, source_of
 from gateway.coalesce import CallLimits

@@ -12,14 +12,14 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
-from clients import Deadline, InvalidRequest, TrunklineError
+from clients import Deadline, InvalidRequest, Overloaded, TrunklineError
 from clients.wire.asgi import CallerLeftError, header_of, while_connected
+from clients.wire.bodies import FULL, RETRY_SECONDS, Bodies
 from clients.wire.catalogue import CatalogueHead
 from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, SERVER_TIMING, STICKY_KEY
 from clients.wire.text import normalization_notes
 from gateway.admission import Admission
 from gateway.backends.embedding import ClientTrunks
-from gateway.bodies import Bodies
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer
 from gateway.drain import Drain
@@ -286,7 +286,8 @@ async def read_body(request: Request, state: State) -> bytes:
     max_bytes = state.settings.max_body_bytes
     body = bytearray()
     async for chunk in request.stream():
-        state.bodies.take(request.scope, len(chunk))
+        if not state.bodies.take(request.scope, len(chunk)):
+            raise Overloaded(FULL, retry_after=RETRY_SECONDS)
         body += chunk
         if len(body) > max_bytes:
             raise TooLarge(f"the body is longer than {max_bytes} bytes")

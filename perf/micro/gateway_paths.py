@@ -15,13 +15,13 @@ import numpy as np
 from starlette.types import ASGIApp, Message
 
 from clients import Deadline
+from clients.wire.bodies import Bodies
 from clients.wire.catalogue import BundleMember, Catalogue, CatalogueHead, Manifest, Metrics, TrunkRef, ValidationSummary, View
 from clients.wire.text import Encoded, TextEncoder
 from gateway.admission import Admission
 from gateway.answers import read_scores
 from gateway.app import create_app
 from gateway.backends.embedding import ClientTrunks
-from gateway.bodies import Bodies
 from gateway.bundles import Bundles
 from gateway.catalogue import CataloguePoller
 from gateway.classification import Answer, Classification, TextFacts

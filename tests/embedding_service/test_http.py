@@ -1,4 +1,6 @@
 import asyncio
+import json
+from collections.abc import AsyncIterator
 
 import httpx
 import numpy as np
@@ -131,3 +133,40 @@ async def test_what_waits_for_a_caller_that_hung_up_is_never_executed(start: Sta
         assert 200 == (await staying.post(path, json={key: "w3"})).status_code
 
     assert [(2, 5, 3), (2, 7, 3)] == [ids for batch in backend.batches for ids in batch.token_ids]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/encode"])
+async def test_who_sends_while_others_hold_all_there_is_comes_back_later(start: Start, tokenizer_json: bytes, path: str) -> None:
+    addresses = await start(FakeBackend(tokenizer_json), max_held_bytes=1_024)
+    body = json.dumps({"input": "w1", "inputs": "w1", "texts": ["w1"], "id": 1, "more": "m" * 600}).encode()
+    has_come, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slowly() -> AsyncIterator[bytes]:
+        yield body[:-1]
+        has_come.set()
+        await may_end.wait()
+        yield body[-1:]
+
+    async with asyncio.timeout(30), httpx.AsyncClient(base_url=addresses.http) as http:
+        waiting = asyncio.create_task(http.post(path, content=slowly()))
+        await has_come.wait()
+        while (refused := await http.post(path, content=body)).status_code == 200:
+            await asyncio.sleep(0.01)
+        may_end.set()
+        served = await waiting
+        again = await http.post(path, content=body)
+
+    assert (429, 200, 200) == (refused.status_code, served.status_code, again.status_code)
+    assert refused.headers["retry-after"]
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/embed_all"])
+@pytest.mark.parametrize("inputs", [["w1"] * 4, [[5]] * 4, ["w1"] * 3 + [5], [[5]] * 3 + ["w1"]])
+async def test_more_inputs_than_a_call_may_have_are_refused(
+    start: Start, tokenizer_json: bytes, path: str, inputs: list[object]
+) -> None:
+    addresses = await start(FakeBackend(tokenizer_json), max_request_inputs=3)
+    async with httpx.AsyncClient(base_url=addresses.http) as http:
+        said = await http.post(path, json={"input": inputs, "inputs": inputs})
+    assert said.status_code in {400, 422}, said.text
+    assert "3" in said.text

@@ -11,12 +11,12 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from clients import Deadline, FailedPrecondition
+from clients.wire.bodies import Bodies
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, View
 from clients.wire.http_server import HttpBounds, http_config
 from clients.wire.text import Encoded, TextEncoder
 from gateway.admission import Admission
 from gateway.app import OPEN_ENDED, create_app, door_of
-from gateway.bodies import Bodies
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder
 from gateway.fanout import FanOut

@@ -14,12 +14,12 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 
 from clients import Deadline, DeadlineExceeded
+from clients.wire.bodies import Bodies
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, Metrics, TrunkRef, View, encode
 from clients.wire.text import Encoded, TextEncoder
 from gateway.admission import Admission
 from gateway.app import create_api
 from gateway.backends.embedding import ClientTrunks
-from gateway.bodies import Bodies
 from gateway.catalogue import CataloguePoller, FileFetch
 from gateway.edges.open_streams import OpenStreams
 from gateway.embedding import TextEmbedder

@@ -1,39 +1,8 @@
 import asyncio
 from collections.abc import AsyncIterator
-from typing import Any
 
-import pytest
-
-from clients import Overloaded
-from gateway.bodies import Bodies
 from gateway.settings import Settings
 from tests.gateway.fakes import FakeGateway, FakeTrunks, GatedEmbedder, head, state_of
-
-
-def test_what_all_hold_is_bounded_and_given_back_whole() -> None:
-    bodies = Bodies(100)
-    one: dict[str, Any] = {}
-    two: dict[str, Any] = {}
-    bodies.take(one, 60)
-    bodies.take(one, 30)
-    with pytest.raises(Overloaded):
-        bodies.take(two, 20)
-    bodies.take(two, 10)
-    bodies.give(one)
-    bodies.give(one)
-    assert 10 == bodies.num_bytes
-    bodies.give(two)
-    assert 0 == bodies.num_bytes
-
-
-def test_a_body_that_is_alone_is_let_in_whatever_its_length() -> None:
-    bodies = Bodies(100)
-    alone: dict[str, Any] = {}
-    bodies.take(alone, 90)
-    bodies.take(alone, 90)
-    assert 180 == bodies.num_bytes
-    with pytest.raises(Overloaded):
-        bodies.take({}, 1)
 
 
 async def test_who_sends_while_others_hold_all_there_is_comes_back_later(trunks: FakeTrunks) -> None:
