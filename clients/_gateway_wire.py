@@ -222,6 +222,8 @@ class Unanswered:
         self._lines: deque[bytes] = deque()
         self._num_bytes = 0
         self._begun = b""
+        self._unwritable: dict[int, TextError] = {}
+        """By their lines: texts that are no Unicode. In their places empty ones are sent, whose answers are these."""
         self.first = 0
 
     def __len__(self) -> int:
@@ -233,8 +235,16 @@ class Unanswered:
         return len(self._lines) >= self.MAX_LINES or self._num_bytes >= self.MAX_BYTES
 
     def add(self, text: str) -> None:
-        """One text more; InvalidRequest where it cannot be written."""
-        line = _encoded({"text": text, **self._options}) + b"\n"
+        """One text more.
+
+        Raises:
+            InvalidRequest: the options cannot be written.
+        """
+        try:
+            line = _encoded({"text": text, **self._options}) + b"\n"
+        except InvalidRequest as error:
+            line = _encoded({"text": "", **self._options}) + b"\n"
+            self._unwritable[self.first + len(self._lines)] = TextError(error.code, error.message)
         self._lines.append(line)
         self._num_bytes += len(line)
 
@@ -278,8 +288,11 @@ class Unanswered:
             return None
         if line.index != self.first or not self._lines or (line.heads is None) == (line.error is None):
             raise InvalidResponse("the gateway answered another line than the next one")
+        unwritable = self._unwritable.pop(self.first, None)
         self.first += 1
         self._num_bytes -= len(self._lines.popleft())
+        if unwritable is not None:
+            return unwritable
         if line.error is not None:
             return TextError(line.error.code, line.error.message)
         heads = {name: _head(head) for name, head in (line.heads or {}).items()}

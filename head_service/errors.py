@@ -25,6 +25,10 @@ class ConflictError(RepositoryError):
     """Somebody else changed the same thing first; nothing of ours was written."""
 
 
+class SupersededError(ConflictError):
+    """A newer version went live while this one was weighed; it stays published."""
+
+
 class BusyError(RepositoryError):
     """Somebody else held the repository's lock for as long as we were ready to wait."""
 

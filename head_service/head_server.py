@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import Iterator
 from functools import partial
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from numpy.typing import NDArray
 
@@ -19,6 +19,9 @@ from head_service.gate import Scorer
 from head_service.repository import Repository
 from head_service.scoring import Embeds, Inputs, TextScorer, served
 from head_service.serving.trust import LoadError
+
+if TYPE_CHECKING:
+    from head_service.serving.servable import Servable
 
 AVAILABLE_WITHIN_SECONDS: Final = 60.0
 SCORE_TIMEOUT_SECONDS: Final = 60.0
@@ -60,26 +63,52 @@ def scorer_at(
 ) -> Iterator[Scorer]:
     """Scores by the head server at *address*; "" for none: by loading the version from *repository*."""
     if not address:
-        yield TextScorer(embedder, partial(loaded, repository))
+        with contextlib.closing(LoadedHere(repository)) as here:
+            yield TextScorer(embedder, here)
         return
     with HeadClient(address, timeout=SCORE_TIMEOUT_SECONDS, **credentials._asdict()) as client:
         yield TextScorer(embedder, partial(served, client))
 
 
 def loaded(repository: Repository, manifest: Manifest, inputs: Inputs) -> NDArray[Any]:
-    """The scores of a version that is loaded here, for this once; see `scoring.Predict`.
+    """The scores of a version that is loaded here, for this once; raises as `LoadedHere`."""
+    with contextlib.closing(LoadedHere(repository)) as here:
+        return here(manifest, inputs)
 
-    Raises:
-        RepositoryError: it cannot be had, or not be loaded.
-    """
-    from head_service.serving.servable import Servable  # noqa: PLC0415 (TensorFlow: seconds)
 
-    with repository.on_disk(manifest.name, manifest.version) as directory:
+class LoadedHere:
+    """Scores of versions that are loaded here, the last one until another is asked or it is closed; see `scoring.Predict`."""
+
+    def __init__(self, repository: Repository) -> None:
+        self._repository = repository
+        self._held = contextlib.ExitStack()
+        self._version: tuple[str, int] | None = None
+        self._servable: Servable | None = None
+
+    def __call__(self, manifest: Manifest, inputs: Inputs) -> NDArray[Any]:
+        """See `scoring.Predict`.
+
+        Raises:
+            RepositoryError: the version cannot be had, or not be loaded.
+        """
+        if self._version != (manifest.name, manifest.version) or self._servable is None:
+            self.close()
+            self._servable = self._loaded(manifest)
+            self._version = (manifest.name, manifest.version)
+        return self._servable.run("", inputs, (manifest.output,))[manifest.output]
+
+    def close(self) -> None:
+        """Give back what is loaded."""
+        self._servable = self._version = None
+        self._held.close()
+
+    def _loaded(self, manifest: Manifest) -> "Servable":
+        from head_service.serving.servable import Servable  # noqa: PLC0415 (TensorFlow: seconds)
+
+        directory = self._held.enter_context(self._repository.on_disk(manifest.name, manifest.version))
         try:
             servable = Servable(manifest.name, manifest.version, directory)
         except LoadError as error:
             raise RepositoryError(f"{manifest.name} version {manifest.version} cannot be loaded: {error}") from None
-        try:
-            return servable.run("", inputs, (manifest.output,))[manifest.output]
-        finally:
-            servable.close()
+        self._held.callback(servable.close)
+        return servable

@@ -15,7 +15,7 @@ from typing import Final
 from clients.wire.catalogue import Catalogue, CatalogueHead
 from head_service import configuration
 from head_service.configuration import CATALOGUE, MODELS_CONFIG, ServedHead, entries_of, entry_of, made_of
-from head_service.errors import HeadServiceError, ManifestError
+from head_service.errors import HeadServiceError, ManifestError, StorageError
 from head_service.lifecycle import GRACE_SECONDS, Lifecycle
 from head_service.repository import Repository
 from head_service.states import roles
@@ -28,7 +28,7 @@ IsAvailable = Callable[[str, int], bool | None]
 
 REMOVE_AFTER_SECONDS: Final = 30.0
 RETRY_SECONDS: Final = 30.0
-"""A version whose files are not those of its manifest is not pulled again at every round."""
+"""A version that cannot be had, or whose files are not those of its manifest, is not pulled again at every round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,8 @@ class Mirror:
                     continue
                 try:
                     self._pull_version(name, version)
-                except ManifestError as error:
+                except (ManifestError, StorageError) as error:
+                    # The others go on, and what nobody wants is removed, which may be what makes room for it.
                     self._broken[name, version] = self.clock() + RETRY_SECONDS
                     problems.append(f"{name} version {version} in {self.source.store.url} is not mirrored: {error}")
                 else:

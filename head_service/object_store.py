@@ -176,7 +176,8 @@ class ObjectStore:
             time.sleep(_LOCK_POLL_SECONDS)
 
     def _version_files(self, name: str, version: int) -> list[str]:
-        return self._list(f"{name}/{version}/")
+        # Some tools put an empty object where a folder begins.
+        return [file for file in self._list(f"{name}/{version}/") if file and not file.endswith("/")]
 
     def _remove_files(self, name: str, version: int) -> None:
         for file in self._version_files(name, version):

@@ -6,7 +6,7 @@ What is examined where its test part is at hand may be promoted later, where it 
 from typing import Final
 
 from clients.wire.catalogue import Manifest
-from head_service.errors import ConflictError
+from head_service.errors import ConflictError, SupersededError
 from head_service.gate import METRIC_TOLERANCE, Comparison, Remeasure, Scorer, as_found, weigh
 from head_service.lifecycle import Lifecycle
 
@@ -30,15 +30,18 @@ def release(
 
     Raises:
         RefusedError: it was refused before.
+        SupersededError: a newer version went live meanwhile, which this one is not to take the place of.
         RepositoryError, TrunklineError: it could not be loaded or weighed. What answers has not changed.
     """
+    is_first = True
     for _ in range(_ATTEMPTS - 1):
         try:
-            return _release(lifecycle, name, version, scorer, remeasure, tolerance, reason)
+            return _release(lifecycle, name, version, scorer, remeasure, tolerance, reason, may_go_back=is_first)
         except ConflictError:
             # Another version went live while this one was weighed against the former.
+            is_first = False
             continue
-    return _release(lifecycle, name, version, scorer, remeasure, tolerance, reason)
+    return _release(lifecycle, name, version, scorer, remeasure, tolerance, reason, may_go_back=False)
 
 
 def examine(
@@ -72,9 +75,15 @@ def _release(
     remeasure: Remeasure | None,
     tolerance: float,
     reason: str,
+    *,
+    may_go_back: bool,
 ) -> Comparison:
+    """One attempt. Not where *may_go_back*, what went live meanwhile and is newer stays, though this one is hardly worse."""
     comparison, live = _weighed(lifecycle, name, version, scorer, remeasure or _as_examined(lifecycle, name, version), tolerance)
     if comparison.verdict == "passed":
+        if live is not None and live > version and not may_go_back:
+            lifecycle.drop_candidate(name, version)
+            raise SupersededError(f"version {live} of {name} went live meanwhile; {version}, which is older, stays published")
         lifecycle.promote(name, version, reason=reason or comparison.reason, expected_live=live)
     return comparison
 

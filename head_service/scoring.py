@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,14 @@ class Embeds(DescribesTrunk, Protocol):
 Inputs = dict[str, NDArray[Any]]
 """What a head is sent, by the names of its inputs; see `inputs_of`."""
 
+MAX_PIECES: Final = 256
+"""Embedded and predicted at once; of heads that read tokens, an eighth of it."""
+
+MAX_INPUT_BYTES: Final = 16 * 2**20
+"""Of one call of a head that reads tokens, where these are more than one text's: a head server takes 64 MiB."""
+
 Predict = Callable[[Manifest, Inputs], NDArray[Any]]
-"""The scores that a version gives for its inputs; `served` and `head_server.loaded` are such."""
+"""The scores that a version gives for its inputs; `served` and `head_server.LoadedHere` are such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,19 @@ class TextScorer:
         """
         head = f"head {manifest.name!r} version {manifest.version}"
         pieces = pieces_of(texts, manifest.preprocess, manifest.long_text, self.embedder)
-        answer = self.embedder.embed_all(pieces.inputs, views=views_of(manifest))
-        if answer.trunk_fingerprint != manifest.trunk.fingerprint:
-            raise TrunkMismatchError(f"{head} is of another trunk than the embedding service's")
-        scores = self.predict(manifest, inputs_of(manifest, answer))
-        if scores.ndim != 2 or len(scores) != len(pieces.inputs):
-            raise RepositoryError(f"{head} does not answer with rows of scores")
+        found: list[NDArray[Any]] = []
+        size = MAX_PIECES // 8 if reads_tokens(manifest) else MAX_PIECES
+        for start in range(0, len(pieces.inputs), size):
+            some = pieces.inputs[start : start + size]
+            answer = self.embedder.embed_all(some, views=views_of(manifest))
+            if answer.trunk_fingerprint != manifest.trunk.fingerprint:
+                raise TrunkMismatchError(f"{head} is of another trunk than the embedding service's")
+            for places in groups_of(manifest, answer, len(some)):
+                scores = self.predict(manifest, inputs_of(manifest, answer, places))
+                if scores.ndim != 2 or len(scores) != len(places):
+                    raise RepositoryError(f"{head} does not answer with rows of scores")
+                found.append(scores)
+        scores = np.concatenate(found) if found else np.zeros((0, len(manifest.labels)), np.float32)
         return [[float(score) for score in row] for row in scores_of_texts(manifest, scores, pieces.rows)]
 
 
@@ -71,12 +84,45 @@ def views_of(manifest: Manifest) -> tuple[View, ...]:
     return tuple(View(pooling=view.pooling, layer=view.layer, normalize=view.normalize, dims=view.dims) for view in views)
 
 
-def inputs_of(manifest: Manifest, answer: Embeddings) -> Inputs:
-    """What the head server is sent, all float32: vectors [texts, width]; or [texts, tokens, width] and a mask [texts, tokens]."""
-    vectors = np.concatenate([np.asarray(view.array, np.float32) for view in answer.views], axis=1)
-    if manifest.view.pooling != "tokens":
-        return {manifest.input: vectors}
+def reads_tokens(manifest: Manifest) -> bool:
+    """Whether a head is sent a vector a token."""
+    return manifest.view.pooling == "tokens"
+
+
+def groups_of(manifest: Manifest, answer: Embeddings, count: int) -> list[range]:
+    """The places of the *count* texts of *answer*, in order, in runs that a head server takes in one call each."""
+    if not reads_tokens(manifest):
+        return [range(count)]
+    bytes_of_token = answer.views[0].array.shape[1] * len(answer.views) * np.dtype(np.float32).itemsize
+    groups: list[range] = []
+    longest = 0
+    for place, length in enumerate(answer.views[0].row_tokens):
+        longest = max(longest, length)
+        begun = groups[-1] if groups else range(0)
+        if not begun or (len(begun) + 1) * longest * bytes_of_token > MAX_INPUT_BYTES:
+            groups.append(range(place, place + 1))
+            longest = length
+        else:
+            groups[-1] = range(begun.start, place + 1)
+    return groups
+
+
+def inputs_of(manifest: Manifest, answer: Embeddings, places: range | None = None) -> Inputs:
+    """What the head server is sent for the texts at *places*, all where that is None.
+
+    float32: vectors [texts, width]; or [texts, tokens, width] and a mask [texts, tokens].
+    """
+    views = [np.asarray(view.array, np.float32) for view in answer.views]
+    if not reads_tokens(manifest):
+        vectors = np.concatenate(views, axis=1)
+        return {manifest.input: vectors if places is None else vectors[places.start : places.stop]}
     lengths = np.asarray(answer.views[0].row_tokens)
+    ends = np.cumsum(lengths)
+    if places is not None:
+        start = ends[places.start] - lengths[places.start]
+        views = [view[start : ends[places.stop - 1]] for view in views]
+        lengths = lengths[places.start : places.stop]
+    vectors = np.concatenate(views, axis=1)
     mask = (np.arange(lengths.max()) < lengths[:, None]).astype(np.float32)
     padded = np.zeros((*mask.shape, vectors.shape[1]), np.float32)
     padded[mask.astype(bool)] = vectors

@@ -20,6 +20,7 @@ from head_service.control.errors import TooLarge, WrongMediaType
 from head_service.control.feedback import FeedbackRow, FeedbackWriter, Form, check_left, checked, render
 from head_service.control.keep import Kept
 from head_service.control.keys import Authenticator, Caller, Scope
+from head_service.control.retraining import is_retraining_of
 from head_service.control.runs import RunFacts
 from head_service.control.settings import ServeSettings
 from head_service.control.states import FINAL, STATES
@@ -225,6 +226,10 @@ async def retrain(request: Request) -> Response:
     key = _idempotency_key(request)
 
     def submit_run() -> tuple[RunFacts, bool]:
+        known = state.kept.runs.submitted(caller.name, key)
+        if known is not None and is_retraining_of(known.order, body.head, body.publish, body.data):
+            # What it was made of may have changed since: other feedback, another run before it.
+            return known, False
         order = state.kept.retraining.order(body.head, body.publish, body.data)
         # Data of the run before is nobody's to see, but the head's to be trained on.
         state.kept.data.check(order, caller.owner if body.data else None)

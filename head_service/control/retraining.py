@@ -47,6 +47,12 @@ def due(heads: Sequence[HeadFeedback], schedule: Schedule) -> list[HeadFeedback]
     ]
 
 
+def is_retraining_of(order: TrainingOrder, head: str, publish: Publish, data: DataSource | None) -> bool:
+    """Whether *order* is what somebody got who asked for this."""
+    asked = order.feedback_until and order.head == head and order.publish == publish
+    return bool(asked) and (data is None or order.data == data)
+
+
 class Retraining:
     """Makes orders out of feedback."""
 

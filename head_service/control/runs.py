@@ -115,6 +115,14 @@ class Runs:
             # Another process submitted with the same key at the same moment; now it is seen.
             return self._submit(order, encoded, owner, idempotency_key)
 
+    def submitted(self, owner: str, idempotency_key: str | None) -> RunFacts | None:
+        """The run that *owner* submitted with that key."""
+        if idempotency_key is None:
+            return None
+        with self._store.read() as session:
+            run = session.scalars(select(Run).where(Run.owner == owner, Run.idempotency_key == idempotency_key)).first()
+            return None if run is None else _facts(run)
+
     def _submit(self, order: TrainingOrder, encoded: str, owner: str, idempotency_key: str | None) -> tuple[RunFacts, bool]:
         with self._store.write() as session:
             if known := self._known(session, owner, idempotency_key, encoded):

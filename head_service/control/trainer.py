@@ -10,7 +10,7 @@ from clients import EmbeddingClient, TrunklineError
 from clients.wire.catalogue import Manifest, Metrics
 from head_service.bundling import bundle_once
 from head_service.control.words import Outcome, RunContext, RunResult, TrainingOrder
-from head_service.errors import DataError, HeadServiceError
+from head_service.errors import DataError, HeadServiceError, SupersededError
 from head_service.exporting import Export, export_here, exporting_beside
 from head_service.gate import Comparison, Remeasure, Scorer
 from head_service.head_server import scorer_at, wait_until_available
@@ -115,7 +115,11 @@ def _release(
     if (known is not None and known.verdict != "passed") or (entry is not None and entry.stable >= version):
         # An attempt before this one was through, and another version may have followed since: never backwards.
         return known
-    return release(lifecycle, head, version, scorer=scorer, remeasure=remeasure, reason=f"run {run.run_id}")
+    try:
+        return release(lifecycle, head, version, scorer=scorer, remeasure=remeasure, reason=f"run {run.run_id}")
+    except SupersededError as superseded:
+        run.say(str(superseded))
+        return lifecycle.comparison(head, version)
 
 
 def _options(order: TrainingOrder) -> FitOptions:

@@ -11,6 +11,7 @@ from typing import IO, Final
 
 import anyio.to_thread
 from sqlalchemy import delete, func, select
+from sqlalchemy.orm import Session
 
 from clients import InvalidRequest, NotFound
 from head_service.control.errors import StorageFull, TooLarge, WrongMediaType
@@ -36,6 +37,8 @@ class Uploads:
         self._folder = folder
         self._max_bytes = max_bytes
         self._max_total_bytes = max_total_bytes
+        self._num_arriving = 0
+        """Bytes of uploads that are under way; counted on the event loop."""
 
     async def receive(self, pieces: AsyncIterator[bytes], media_type: str, owner: str) -> Upload:
         """Keep what *pieces* bring; it is on the disk when this returns.
@@ -46,13 +49,13 @@ class Uploads:
         suffix = SUFFIXES.get(media_type.partition(";")[0].strip().lower())
         if suffix is None:
             raise WrongMediaType(f"the data's content-type is none of {', '.join(SUFFIXES)}")
-        room = await anyio.to_thread.run_sync(self._room)
+        used = await anyio.to_thread.run_sync(self._used)
         upload_id = uuid.uuid4().hex
         path = self._folder / f"{upload_id}{suffix}"
         part = path.with_name(f"{upload_id}{_PART}")
         try:
             with _told_of_room():
-                size, digest = await self._write(part, pieces, room)
+                size, digest = await self._write(part, pieces, used)
                 await anyio.to_thread.run_sync(_settle, part, path)
             upload = Upload(id=upload_id, owner=owner, suffix=suffix, size_bytes=size, sha256=digest)
             await anyio.to_thread.run_sync(self._record, upload)
@@ -84,38 +87,62 @@ class Uploads:
             session.execute(delete(Upload).where(Upload.id.in_([upload.id for upload in old])))
         for upload in old:
             (self._folder / f"{upload.id}{upload.suffix}").unlink(missing_ok=True)
-        for part in self._folder.glob(f"*{_PART}"):
+        # What a process left that ended between writing a file and recording it has no row.
+        with self._store.read() as session:
+            known = set(session.scalars(select(Upload.id)))
+        ours = {_PART, *SUFFIXES.values()}
+        left = [path for path in self._folder.glob("*") if path.suffix in ours and path.stem not in known]
+        for path in left:
             with contextlib.suppress(FileNotFoundError):
-                if part.stat().st_mtime < limit:
-                    part.unlink()
+                if path.stat().st_mtime < limit:
+                    path.unlink()
 
-    def _room(self) -> int:
+    def _used(self) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)
         with self._store.read() as session:
-            used = int(session.scalars(select(func.coalesce(func.sum(Upload.size_bytes), 0))).one())
+            used = _bytes_of(session)
         if used >= self._max_total_bytes:
-            raise StorageFull("the room for uploads is used up; old ones are removed in time", retry_after=3_600.0)
-        return min(self._max_bytes, self._max_total_bytes - used)
+            raise _used_up()
+        return used
 
-    async def _write(self, path: Path, pieces: AsyncIterator[bytes], room: int) -> tuple[int, str]:
+    async def _write(self, path: Path, pieces: AsyncIterator[bytes], used: int) -> tuple[int, str]:
+        """*used*: bytes of other uploads when this one began. Those that came meanwhile are counted when it is recorded."""
         size, digest = 0, hashlib.sha256()
+        room = min(self._max_bytes, self._max_total_bytes - used)
         file: IO[bytes]
-        with path.open("xb", buffering=0) as file:
-            async for piece in pieces:
-                size += len(piece)
-                if size > room:
-                    raise TooLarge(f"the data is longer than {room} bytes; put it below the data directory and name its path")
-                digest.update(piece)
-                await anyio.to_thread.run_sync(_write_all, file, piece)
-            if size == 0:
-                raise InvalidRequest("there is no data in the body")
-            await anyio.to_thread.run_sync(os.fsync, file.fileno())
+        try:
+            with path.open("xb", buffering=0) as file:
+                async for piece in pieces:
+                    size += len(piece)
+                    self._num_arriving += len(piece)
+                    if size > room:
+                        raise TooLarge(f"the data is longer than {room} bytes; put it below the data directory and name its path")
+                    if used + self._num_arriving > self._max_total_bytes:
+                        raise _used_up()
+                    digest.update(piece)
+                    await anyio.to_thread.run_sync(_write_all, file, piece)
+                if size == 0:
+                    raise InvalidRequest("there is no data in the body")
+                await anyio.to_thread.run_sync(os.fsync, file.fileno())
+        finally:
+            self._num_arriving -= size
         return size, digest.hexdigest()
 
     def _record(self, upload: Upload) -> None:
         with self._store.write() as session:
+            if _bytes_of(session) + upload.size_bytes > self._max_total_bytes:
+                raise _used_up()
             upload.created_at = self._store.now(session)
             session.add(upload)
+
+
+def _bytes_of(session: Session) -> int:
+    """Of all uploads that are kept."""
+    return int(session.scalars(select(func.coalesce(func.sum(Upload.size_bytes), 0))).one())
+
+
+def _used_up() -> StorageFull:
+    return StorageFull("the room for uploads is used up; old ones are removed in time", retry_after=3_600.0)
 
 
 def data_file(root: Path | None, path: str) -> Path:

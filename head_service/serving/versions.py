@@ -146,10 +146,14 @@ def is_due(version: Version, fingerprint: Fingerprint, now: float, following: Fo
 
 
 def versions_in(base_path: Path) -> set[int]:
-    """The version directories below *base_path*; none when it does not exist."""
+    """The version directories below *base_path*; none when it does not exist.
+
+    Raises:
+        OSError: it cannot be read, which says nothing of what is there.
+    """
     try:
         return {int(path.name) for path in base_path.iterdir() if is_version(path.name) and path.is_dir()}
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return set()
 
 
@@ -310,7 +314,12 @@ class VersionManager:
     async def _step(self, name: str, model: Model) -> None:
         async with model.stepping:
             base = Path(model.config.base_path) if model.config.base_path else None
-            found = await self._look(versions_in, base) if base else set()
+            try:
+                found = await self._look(versions_in, base) if base else set()
+            except OSError as error:
+                # What is loaded stays: a moment without files or a network is no reason to unload what answers.
+                _log.error("the versions of %s cannot be listed: %s", name, error)
+                return
             wanted = aspired(found, model.config.model_version_policy)
             _forget(model, found, wanted)
             for number in sorted(wanted):
@@ -385,9 +394,14 @@ class VersionManager:
 
 
 def _forget(model: Model, found: set[int], wanted: set[int]) -> None:
-    """Versions that ended and whose story is over: gone from the file system, or unloaded in order and wanted again."""
+    """Versions that ended and whose story is over: gone from the file system, or unloaded in order and wanted again.
+
+    So are those that failed and are not named any more: where they are named again they are tried again, and nobody is told the
+    former error meanwhile.
+    """
     for number, version in list(model.versions.items()):
-        is_gone = number not in found and number not in wanted
+        is_left = bool(version.error) and _is_specific(model)
+        is_gone = number not in wanted and (number not in found or is_left)
         is_back = number in wanted and not version.error
         if (is_gone and version.state in {"END", "START"}) or (is_back and version.state == "END"):
             del model.versions[number]

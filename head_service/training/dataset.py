@@ -262,6 +262,8 @@ def _text(cell: object) -> str | _Problem:
     text = _plain(cell)
     if text is None:
         return _Problem("the text is neither a string nor a number")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return _Problem("the text holds half of a surrogate pair, which is no character")
     return text if normalize_text(text) else _Problem("the text is empty")
 
 

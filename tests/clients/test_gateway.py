@@ -381,6 +381,28 @@ def test_answers_that_come_together_with_the_streams_early_end_are_given():
         assert [result.num_tokens for result in client.classify_stream(["a", "ab"])] == [1, 2]
 
 
+@pytest.mark.parametrize("twin", [False, True])
+async def test_a_text_that_is_no_unicode_has_an_error_of_its_own(twin):
+    texts = ["a", "bad \udcff", "abc", "\ud800"]
+    gateway = StreamedGateway(1)
+    transport = httpx.MockTransport(gateway)
+    if twin:
+        async with AsyncClient(transport=transport) as client:
+            found = [result async for result in client.classify_stream(texts)]
+    else:
+        with Client(transport=transport) as client:
+            found = await asyncio.to_thread(lambda: list(client.classify_stream(texts)))
+
+    assert [1, None, 3, None] == [getattr(result, "num_tokens", None) for result in found]
+    assert ["invalid_argument"] * 2 == [found[place].code for place in (1, 3)]
+    assert "not valid Unicode" in found[1].message
+
+
+def test_options_that_cannot_be_written_fail_the_stream():
+    with FakeGateway().client() as client, pytest.raises(InvalidRequest):
+        list(client.classify_stream(["a"], heads=["\ud800"]))
+
+
 def test_a_gateway_that_only_ever_stops_is_given_up():
     gateway = StreamedGateway(*["stopped"] * 1_000)
     with Client(transport=httpx.MockTransport(gateway), timeout=0.3) as client, pytest.raises(Unavailable, match="stopping"):

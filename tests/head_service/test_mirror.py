@@ -132,6 +132,34 @@ def test_a_version_that_is_not_its_manifest_is_not_mirrored_and_the_old_one_answ
     assert 2 == mirrored.stable()
 
 
+def test_a_version_that_cannot_be_pulled_holds_up_no_other(mirrored: Mirrored, monkeypatch: pytest.MonkeyPatch) -> None:
+    mirrored.publish("topic")
+    mirrored.lifecycle.promote("topic", 1)
+    fetch = mirrored.source.fetch
+
+    def failing(name: str, version: int, directory: Path) -> None:
+        if name == "spam":
+            raise StorageError("no room")
+        fetch(name, version, directory)
+
+    monkeypatch.setattr(mirrored.source, "fetch", failing)
+    done = mirrored.mirror.follow()
+    assert (("topic", 1),) == done.pulled
+    assert ["spam version 1"] == [" ".join(problem.split()[:3]) for problem in done.problems]
+
+    monkeypatch.undo()
+    assert () == mirrored.mirror.follow().pulled
+    mirrored.clock.sleep(RETRY_SECONDS)
+    assert (("spam", 1),) == mirrored.mirror.follow().pulled
+
+
+def test_an_empty_object_where_a_folder_begins_is_no_file(mirrored: Mirrored) -> None:
+    store = mirrored.source.store
+    for marker in ("spam/1/", "spam/1/variables/"):
+        store.create(marker, b"")
+    assert (("spam", 1),) == mirrored.mirror.follow().pulled
+
+
 def test_a_file_whose_name_leads_outside_is_not_written(mirrored: Mirrored) -> None:
     store = mirrored.source.store
     store.create("spam/1/../../../outside", b"here")

@@ -4,7 +4,7 @@ import pytest
 
 from clients.wire.catalogue import Manifest, Metrics
 from head_service import history
-from head_service.errors import RefusedError, RepositoryError
+from head_service.errors import RefusedError, RepositoryError, SupersededError
 from head_service.gate import Remeasure
 from head_service.release import examine, force, release
 from tests.head_service.lifecycles import GOLDEN, World
@@ -99,6 +99,28 @@ def test_a_version_is_weighed_again_when_another_went_live_meanwhile(world: Worl
     assert [candidate, candidate] == asked
     assert ("refused", better) == (found.verdict, found.live_version)
     assert better == world.catalogue().heads["spam"].stable
+
+
+def test_an_older_version_does_not_follow_a_newer_one_that_went_live_meanwhile(world: World) -> None:
+    release(world.lifecycle, "spam", world.publish(accuracy=0.5), scorer=scorer)
+    older = world.publish(accuracy=0.9)
+    newer = world.publish(accuracy=0.9)
+    asked = []
+
+    def scored_meanwhile(manifest: Manifest, texts: object) -> tuple[tuple[float, ...], ...]:
+        asked.append(manifest.version)
+        if len(asked) == 1:
+            release(world.lifecycle, "spam", newer, scorer=scorer)
+        return SCORES
+
+    with pytest.raises(SupersededError, match="version 3 of spam went live meanwhile"):
+        release(world.lifecycle, "spam", older, scorer=scored_meanwhile)
+
+    assert newer == world.catalogue().heads["spam"].stable
+    assert older not in world.served()["spam"].versions
+    # Whoever asks for it by itself means it.
+    release(world.lifecycle, "spam", older, scorer=scorer)
+    assert older == world.catalogue().heads["spam"].stable
 
 
 def test_a_version_may_be_examined_without_going_live(world: World) -> None:

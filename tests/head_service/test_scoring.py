@@ -86,6 +86,59 @@ def test_token_vectors_are_padded_and_masked() -> None:
     assert [[1, 0], [1, 1]] == inputs["mask"].tolist()
 
 
+@dataclass
+class LengthEmbedder:
+    """A token's vector is its text's length and its place, twice WIDE; a text is its length in tokens."""
+
+    width: int = 4
+    asked: list[int] = field(default_factory=list)
+
+    def embed_all(self, texts: Sequence[str], *, views: Sequence[View] = ()) -> Embeddings:
+        self.asked.append(len(texts))
+        lengths = tuple(map(len, texts))
+        if views[0].pooling != "tokens":
+            rows = np.array([[length, 1] + [0] * (self.width - 2) for length in lengths], np.float32)
+            return self._answer(ViewArray(rows), lengths)
+        rows = np.array([[length, at] + [0] * (self.width - 2) for length in lengths for at in range(length)], np.float32)
+        return self._answer(ViewArray(rows, lengths), lengths)
+
+    @staticmethod
+    def _answer(view: ViewArray, lengths: tuple[int, ...]) -> Embeddings:
+        no = (False,) * len(lengths)
+        return Embeddings("tiny", FINGERPRINT, (view,), lengths, no, no, Durations(0, 0, 0, 0))
+
+
+@pytest.mark.parametrize("pooling", ["mean", "tokens"])
+def test_any_number_of_texts_is_scored_in_parts_that_a_head_server_takes(
+    pooling: catalogue.PoolingName, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("head_service.scoring.MAX_INPUT_BYTES", 40 * 4 * 4)
+    of = msgspec.structs.replace(manifest(), view=catalogue.View(pooling=pooling), mask_input="mask")
+    texts = ["a" * (1 + place * 7 % 50) for place in range(600)]
+    calls: list[tuple[int, ...]] = []
+
+    def predict(_: Manifest, inputs: dict[str, Array]) -> Array:
+        vectors = inputs["embedding"]
+        calls.append(vectors.shape)
+        if pooling == "mean":
+            return vectors[:, :2]
+        assert inputs["mask"].sum(axis=1).tolist() == vectors[:, 0, 0].tolist()
+        return np.stack([vectors[:, 0, 0], inputs["mask"].max(axis=1)], axis=1)
+
+    embedder = LengthEmbedder()
+    found = TextScorer(embedder, predict)(of, texts)  # type: ignore[arg-type]
+
+    assert [[float(len(text)), 1.0] for text in texts] == found
+    assert 600 == sum(embedder.asked) == sum(shape[0] for shape in calls)
+    assert max(embedder.asked) <= 256
+    if pooling == "tokens":
+        assert all(shape[0] == 1 or shape[0] * shape[1] <= 40 for shape in calls)
+
+
+def test_nothing_has_no_scores() -> None:
+    assert [] == TextScorer(LengthEmbedder(), lambda *_: np.zeros((0, 2)))(manifest(), [])  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("heads", "expected"),
     [

@@ -271,6 +271,18 @@ def test_retraining_is_a_run_on_the_feedback_that_does_not_go_live_by_itself(api
     error_of(api.post("/v1/runs", json={**GOOD, "feedback_until": 1}), 400)
 
 
+def test_retraining_asked_for_again_is_the_same_run_whatever_feedback_came_meanwhile(api):
+    body, key = {"head": "spam", "data": {"path": "rows.csv"}}, {"idempotency-key": "once"}
+    api.post("/v1/feedback", json=FEEDBACK)
+    first = api.post("/v1/feedback/retrain", json=body, headers=key)
+    api.post("/v1/feedback", json={**FEEDBACK, "text": "another text"})
+    again = api.post("/v1/feedback/retrain", json=body, headers=key)
+
+    assert first.json()["id"] == again.json()["id"]
+    assert (201, 200) == (first.status_code, again.status_code)
+    error_of(api.post("/v1/feedback/retrain", json={**body, "publish": "live"}, headers=key), 409)
+
+
 OPEN = {("GET", "/healthz"), ("GET", "/readyz")}
 SCOPE = {"/metrics": "admin", "/v1/feedback": "feedback"}
 ROUTES = [(method, route.path) for route in router.routes for method in sorted(route.methods)]

@@ -66,16 +66,45 @@ def test_all_uploads_together_are_bounded_until_old_ones_are_swept(uploads, tmp_
     second = receive(uploads, b"x" * 50)
     with pytest.raises(StorageFull):
         receive(uploads, b"x")
-    left = tmp_path / "uploads" / "left.part"
-    left.touch()
-    os.utime(left, (0, 0))
+    for name in ("left.part", "never-recorded.csv", "somebody-elses.txt"):
+        (tmp_path / "uploads" / name).touch()
+        os.utime(tmp_path / "uploads" / name, (0, 0))
     clock.now += 100
     uploads.sweep(50, {second.id})
 
-    assert [f"{second.id}.csv"] == files(tmp_path)
+    assert sorted([f"{second.id}.csv", "somebody-elses.txt"]) == files(tmp_path)
     with pytest.raises(NotFound):
         uploads.path(first.id)
     receive(uploads, b"x")
+
+
+@pytest.mark.parametrize("first_size", [80, 60])
+async def test_uploads_at_the_same_time_share_the_room(uploads, tmp_path: Path, first_size: int):
+    has_begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def slowly():
+        yield b"x" * first_size
+        has_begun.set()
+        await may_end.wait()
+        yield b"y" * 20
+
+    async def at_once():
+        yield b"z" * 80
+
+    slow = asyncio.create_task(uploads.receive(slowly(), "text/csv", "ann"))
+    await has_begun.wait()
+    if first_size == 80:
+        with pytest.raises(StorageFull):
+            await uploads.receive(at_once(), "text/csv", "bob")
+        may_end.set()
+        kept = await slow
+    else:
+        # There was room for what had come of the other one, and none any more for the rest of it.
+        kept = await uploads.receive(at_once(), "text/csv", "bob")
+        may_end.set()
+        with pytest.raises(StorageFull):
+            await slow
+    assert [f"{kept.id}.csv"] == files(tmp_path)
 
 
 def test_a_disk_without_room_is_told_as_such(uploads, tmp_path: Path, monkeypatch):

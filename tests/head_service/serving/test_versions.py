@@ -317,6 +317,42 @@ async def test_a_model_that_takes_long_to_load_holds_up_no_other(tmp_path: Path)
     await asyncio.wait([following])
 
 
+async def test_a_base_path_that_cannot_be_listed_for_a_moment_unloads_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (3, 5):
+        (tmp_path / str(number)).mkdir()
+    manager = VersionManager(FakeLoader())
+    manager.configure(config(tmp_path, 3, 5))
+    await manager.settle()
+
+    def full(_: Path) -> set[int]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("head_service.serving.versions.versions_in", full)
+    await manager.settle()
+    assert [3, 5] == sorted(manager.models["m"].available)
+    assert "cannot be listed" in caplog.text
+    manager.close()
+
+
+async def test_a_failed_version_that_was_left_out_is_tried_again_when_it_is_named_again(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / str(number)).mkdir()
+    loader = FakeLoader()
+    loader.broken.add(2)
+    manager = VersionManager(loader, following=Following(max_num_load_retries=0))
+    for named in ((1, 2), (1,)):
+        manager.configure(config(tmp_path, *named))
+        await manager.settle()
+    assert 2 not in manager.models["m"].versions
+    loader.broken.clear()
+    manager.configure(config(tmp_path, 1, 2))
+    await manager.settle()
+    assert [1, 2] == sorted(manager.models["m"].available)
+    manager.close()
+
+
 async def test_a_base_path_that_is_emptied_keeps_what_answers(tmp_path: Path) -> None:
     manager = VersionManager(FakeLoader())
     (tmp_path / "1").mkdir()

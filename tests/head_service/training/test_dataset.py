@@ -374,6 +374,14 @@ def test_half_a_character_is_no_label(tmp_path: Path) -> None:
     assert "half of a surrogate pair, which is no character in line 1" in complaint(written(tmp_path, rows, "d.jsonl"))
 
 
+def test_half_a_character_is_told_in_a_text_too(tmp_path: Path) -> None:
+    rows = '{"text": "cut off \\ud83d", "label": "a"}\n{"text": "y", "label": "b"}\n'
+
+    assert "the text holds half of a surrogate pair, which is no character in line 1" in complaint(
+        written(tmp_path, rows, "d.jsonl")
+    )
+
+
 def test_a_header_of_nonsense_is_shown_short_and_clean(tmp_path: Path) -> None:
     told = complaint(written(tmp_path, ",".join(["x" * 500, "\x1b[31m", *map(str, range(100))]) + "\n1,2\n"))
 
