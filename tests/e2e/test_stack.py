@@ -146,6 +146,7 @@ def test_a_head_of_another_trunk_is_refused_with_the_reason(stack: RunningStack)
     content = json.loads(original)
     stranger = json.loads(json.dumps(content["heads"]["sentiment"]))
     for manifest in stranger["versions"].values():
+        manifest["name"] = "stranger"
         manifest["trunk"]["fingerprint"] = "sha256:" + "0" * 64
     content["heads"]["stranger"] = stranger
     _replace(path, json.dumps(content))

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.wire.catalogue import BundleMember, Catalogue, CatalogueHead, Manifest, Task, TrunkRef, bundles_of, members_of
-from head_service.bundling import Ask, Bundler, asking, bundle_manifest, bundle_name, needs_of, out_of_date, wanted_bundles
+from head_service.bundling import Ask, Bundler, asking, bundle_name, needs_of, out_of_date, wanted_bundles
 from head_service.catalogue import ensure_layout, read_catalogue
 from head_service.configuration import MODELS_CONFIG, parse_config
 from head_service.errors import RepositoryError
@@ -265,9 +265,9 @@ def test_bundles_are_made_anew_when_a_member_changed_and_removed_when_nobody_nee
     [(name, members)] = wanted_bundles(Catalogue(heads), {}).items()
     assert ([name], []) == out_of_date(Catalogue(heads), {name: members})
 
-    made = bundle_manifest(name, 5, members[0], [], lambda _, __: ())
     listed = tuple(BundleMember(one.name, one.version, 0, 2, "") for one in members)
-    known = Catalogue(heads, bundles={name: msgspec.structs.replace(made, members=listed)})
+    made = msgspec.structs.replace(members[0], name=name, version=5, head_type="bundle", members=listed)
+    known = Catalogue(heads, bundles={name: made})
 
     assert ([], []) == out_of_date(known, {name: members})
     assert ([name], []) == out_of_date(known, {name: (members[0], entry("two", 3).versions[3])})
