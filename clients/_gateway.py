@@ -27,6 +27,7 @@ from clients._gateway_wire import (
     parse_classify,
     parse_heads,
     parse_ready,
+    patience_of,
     request_headers,
 )
 from clients.wire.metadata import AUTHORIZATION
@@ -158,7 +159,7 @@ class Client:
         yield from self._answered(waiting, timeout)
 
     def _answered(self, waiting: Unanswered, timeout: float | None) -> Iterator[Result | TextError]:
-        patience = self._timeout if timeout is None else timeout
+        patience = patience_of(timeout, self._timeout)
         attempts = Attempts(patience)
         while waiting:
             try:
@@ -195,7 +196,7 @@ class Client:
     def _send(
         self, method: str, path: str, timeout: float | None, body: bytes | None = None, *, reuse: bool | None = None
     ) -> httpx.Response:
-        patience = self._timeout if timeout is None else timeout
+        patience = patience_of(timeout, self._timeout)
         headers = request_headers(patience, reuse=reuse)
         with _our_errors():
             return self._http.request(method, path, content=body, headers=headers, timeout=patience)
@@ -254,7 +255,7 @@ class AsyncClient:
             yield result
 
     async def _answered(self, waiting: Unanswered, timeout: float | None) -> AsyncIterator[Result | TextError]:
-        patience = self._timeout if timeout is None else timeout
+        patience = patience_of(timeout, self._timeout)
         attempts = Attempts(patience)
         while waiting:
             try:
@@ -293,7 +294,7 @@ class AsyncClient:
     async def _send(
         self, method: str, path: str, timeout: float | None, body: bytes | None = None, *, reuse: bool | None = None
     ) -> httpx.Response:
-        patience = self._timeout if timeout is None else timeout
+        patience = patience_of(timeout, self._timeout)
         headers = request_headers(patience, reuse=reuse)
         try:
             with _our_errors():

@@ -22,6 +22,9 @@ from clients.wire.metadata import REQUEST_ID, REQUEST_TIMEOUT_MS, RETRY_AFTER, R
 
 _T = TypeVar("_T")
 
+MAX_TIMEOUT_SECONDS: Final = 999_999.0
+"""The longest patience that the gateway reads: eleven days. It has a bound of its own, far below."""
+
 HTTPX_ERRORS: Final[Mapping[type[Exception], type[TrunklineError]]] = {
     httpx.ConnectTimeout: DeadlineExceeded,
     httpx.ReadTimeout: DeadlineExceeded,
@@ -297,6 +300,11 @@ class Unanswered:
             return TextError(line.error.code, line.error.message)
         heads = {name: _head(head) for name, head in (line.heads or {}).items()}
         return Result(heads, line.num_tokens, line.truncated, line.cached, line.notes)
+
+
+def patience_of(timeout: float | None, default: float) -> float:
+    """Seconds that a caller waits: *timeout*, None: the *default*. `math.inf`, which no socket takes, is the longest there is."""
+    return min(default if timeout is None else timeout, MAX_TIMEOUT_SECONDS)
 
 
 def request_headers(timeout: float, *, reuse: bool | None = None) -> dict[str, str]:

@@ -17,9 +17,10 @@ from clients import DeadlineExceeded, InvalidRequest, Overloaded, Unauthenticate
 from clients.wire.rates import Rates
 from head_service.control import schemas
 from head_service.control.errors import TooLarge, WrongMediaType
-from head_service.control.feedback import FeedbackRow, FeedbackWriter, Form, check_left, checked, render
+from head_service.control.feedback import FeedbackRow, FeedbackWriter, check_left, checked
 from head_service.control.keep import Kept
 from head_service.control.keys import Authenticator, Caller, Scope
+from head_service.control.labelled import Form, render
 from head_service.control.retraining import is_retraining_of
 from head_service.control.runs import RunFacts
 from head_service.control.settings import ServeSettings
@@ -96,7 +97,9 @@ async def submit(request: Request) -> Response:
     key = _idempotency_key(request)
 
     def submit_run() -> tuple[RunFacts, bool]:
-        state.kept.data.check(order, caller.owner)
+        # Sent again it is what it was, whether or not its data is still there.
+        if state.kept.runs.submitted(caller.name, key) is None:
+            state.kept.data.check(order, caller.owner)
         return state.kept.runs.submit(order, caller.name, key)
 
     return await _submitted(state, submit_run)

@@ -19,15 +19,13 @@ from typing import IO, Final, cast
 
 from clients import DeadlineExceeded, TrunklineError, Unavailable
 from clients.wire.http_errors import place_of
+from head_service.control.corrections import with_corrections
 from head_service.control.errors import ControlError
 from head_service.control.messages import AskToPublish, Ended, FromChild, MayPublish, Progress, Said, Start, packed, to_child
 from head_service.control.publishing import LeaseLostError, RunRepository, published_by
 from head_service.control.words import Outcome, RunCancelledError, RunContext, Trainer
 from head_service.errors import HeadServiceError, StorageError
 from head_service.repository import Repository
-
-ANSWER_SECONDS: Final = 60.0
-"""For the worker to say whether the lease holds."""
 
 _UNFORESEEN: Final = "it failed in a way it should not"
 _PR_SET_PDEATHSIG: Final = 1
@@ -57,11 +55,11 @@ class Worker:
             self._outward.write(packed(message))
             self._outward.flush()
 
-    def may_publish(self) -> bool:
-        """Whether the lease holds."""
+    def may_publish(self, seconds: float) -> bool:
+        """Whether the lease holds; not, where no answer comes in *seconds*: from then on it is not asked again."""
         self.tell(AskToPublish())
         try:
-            return self._answers.get(timeout=ANSWER_SECONDS)
+            return self._answers.get(timeout=seconds)
         except queue.Empty:
             return False
 
@@ -125,12 +123,13 @@ def _attempt(worker: Worker, start: Start) -> Outcome:
             resource.setrlimit(resource.RLIMIT_AS, (start.max_bytes, start.max_bytes))
         found = published_by(Repository(start.repository), start.order.head, start.run_id)
         run = Run(worker, found)
+        data, (text_column, label_column) = _rows(start, run)
         repository = RunRepository(start.repository, start.run_id, worker.may_publish, run.has_published)
         context = RunContext(
             run_id=start.run_id,
-            data=Path(start.data),
-            text_column=start.text_column,
-            label_column=start.label_column,
+            data=data,
+            text_column=text_column,
+            label_column=label_column,
             folder=Path(start.folder),
             repository=repository,
             published=found,
@@ -146,6 +145,16 @@ def _attempt(worker: Worker, start: Start) -> Outcome:
         return load_trainer(start.trainer)(start.order, context)
     except BaseException as error:
         return outcome_of(error)
+
+
+def _rows(start: Start, run: Run) -> tuple[Path, tuple[str | None, str | None]]:
+    """The file of rows, and its columns of text and label."""
+    columns = (start.order.text_column, start.order.label_column)
+    if not start.corrections:
+        return Path(start.data), columns
+    data = Path(start.data) if start.data else None
+    rows = with_corrections(start.order, data, columns, Path(start.corrections), Path(start.folder), run.say)
+    return rows, ("text", "label")
 
 
 def outcome_of(error: BaseException) -> Outcome:

@@ -1,16 +1,25 @@
-"""From what an order names to one file of rows that training reads."""
+"""From what an order names to the files that training reads."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from clients import InvalidRequest
-from clients.wire.text import normalize_text
-from head_service.control.feedback import FeedbackStore, Labelled, is_anything_left, labels_of, render
+from head_service.control.feedback import FeedbackStore
+from head_service.control.labelled import render
 from head_service.control.uploads import Uploads, data_file
-from head_service.control.words import TrainingOrder
-from head_service.errors import DataError
-from head_service.pieces import named_steps
-from head_service.training.dataset import problem_with, rare_labels, read_dataset
+from head_service.control.words import RunCancelledError, TrainingOrder
+
+CORRECTIONS_FILE: Final = "corrections.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """An order's rows: of its *data*, and in *corrections*, what `labelled.render` writes as JSONL, what people said since."""
+
+    data: Path | None
+    corrections: Path | None
 
 
 class TrainingData:
@@ -31,36 +40,23 @@ class TrainingData:
             raise InvalidRequest("the order has neither data nor feedback to train on")
         self._file(order, owner)
 
-    def gather(self, order: TrainingOrder, folder: Path, say: Callable[[str], None]) -> tuple[Path, str | None, str | None]:
-        """The file with all rows, and the columns of text and label; the feedback is written into *folder*.
-
-        What of it is left out, *say* is told in a line for the run's log.
+    def gather(self, order: TrainingOrder, folder: Path, is_stopped: Callable[[], bool]) -> "Gathered":
+        """Where the rows are; the feedback is written into *folder*, a page at a time however much it is.
 
         Raises:
             InvalidRequest, NotFound: the data is gone.
-            DataError: it cannot be used together with the feedback, or a step of the order is not here.
+            RunCancelledError: *is_stopped*, which is asked between two texts.
         """
         file = self._file(order, None)
-        if file is not None and not order.feedback_until:
-            return file, order.text_column, order.label_column
-        given = list(self._feedback.dataset(order.head, order.feedback_until))
-        steps = named_steps(order.preprocess)
-        corrections = [row for row in given if _is_usable(row, order, steps)]
-        base: list[Labelled] = []
-        if file is not None:
-            read = read_dataset(file, order.text_column, order.label_column, task=order.task)
-            is_several = order.task == "multi_label"
-            base = [Labelled(each.text, each.labels if is_several else each.label) for each in read.examples]
-        if order.task != "regression":
-            corrections = learnable(base, corrections)
-        if not corrections and file is None:
-            raise DataError(f"there is no feedback for head {order.head!r} that could be trained on")
-        if left_out := len(given) - len(corrections):
-            say(f"{left_out} corrections left out, since nothing can be learnt from them")
-        path = folder / "rows.jsonl"
+        if not order.feedback_until:
+            return Gathered(file, None)
+        path = folder / CORRECTIONS_FILE
         with path.open("w", encoding="utf-8") as rows:
-            rows.writelines(render(corrected(base, corrections), "jsonl"))
-        return path, "text", "label"
+            for row in render(self._feedback.dataset(order.head, order.feedback_until), "jsonl"):
+                if is_stopped():
+                    raise RunCancelledError
+                rows.write(row)
+        return Gathered(file, path)
 
     def _file(self, order: TrainingOrder, owner: str | None) -> Path | None:
         source = order.data
@@ -71,31 +67,3 @@ class TrainingData:
         if source.upload is not None:
             return self._uploads.path(source.upload, owner)
         return data_file(self._data_dir, source.path or "")
-
-
-def _is_usable(row: Labelled, order: TrainingOrder, steps: tuple[str, ...]) -> bool:
-    """Whether a head can be taught *row*; what was kept before that was asked may be anything."""
-    return not problem_with(row.label, order.task, order.level_separator) and is_anything_left(row.text, steps)
-
-
-def learnable(base: Iterable[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:
-    """*corrections* with which every label has enough examples to be learnt, as every one of *base* has.
-
-    Those are left out whose own label has too few, and, one by one, those that took too many from a label of *base*.
-    """
-    before = {normalize_text(row.text): row for row in base}
-    kept = {normalize_text(row.text): row for row in corrections}
-    while rare := set(rare_labels(labels_of(row.label) for row in (before | kept).values())):
-        mistyped = [key for key, row in kept.items() if not rare.isdisjoint(labels_of(row.label))]
-        for key in mistyped or [next(key for key in kept if key in before and not rare.isdisjoint(labels_of(before[key].label)))]:
-            del kept[key]
-    return list(kept.values())
-
-
-def corrected(base: Iterable[Labelled], corrections: Iterable[Labelled]) -> list[Labelled]:
-    """*base* in its order, its labels replaced where *corrections* speak of the same text, then the other corrections."""
-    rows = {normalize_text(row.text): row for row in base}
-    for row in corrections:
-        key = normalize_text(row.text)
-        rows[key] = Labelled(rows[key].text if key in rows else row.text, row.label)
-    return list(rows.values())

@@ -5,9 +5,7 @@ latency, and never a row.
 """
 
 import asyncio
-import csv
 import hashlib
-import io
 import json
 import uuid
 from collections import Counter, deque
@@ -15,25 +13,22 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import groupby
-from typing import Final, Literal
+from typing import Final
 
 from sqlalchemy import func, select, tuple_
 from sqlalchemy.orm import Session
 
 from clients import InvalidRequest, NotFound, Overloaded, TrunklineError, Unavailable
 from clients.wire.catalogue import Manifest
-from clients.wire.chain import StepFailedError, chain_of, fault_of
+from clients.wire.chain import fault_of
 from clients.wire.text import normalize_text
 from head_service.control.errors import Collision, Conflict
+from head_service.control.labelled import Given, Labelled, is_anything_left, labels_of
 from head_service.control.schema import Feedback, FeedbackDay
 from head_service.control.store import Store
-from head_service.training.dataset import LABEL_SEPARATOR, problem_with
+from head_service.training.dataset import problem_with
 
 PAGE_ROWS: Final = 1_000
-Form = Literal["csv", "jsonl"]
-
-Given = str | tuple[str, ...]
-"""What a text was said to be: its label, or number; of multi_label all its labels, sorted, each once, perhaps none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +53,6 @@ class Kept:
 
     id: str
     is_new: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    """A text and what most of its rows say."""
-
-    text: str
-    label: Given
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +117,6 @@ def check_left(text: str, preprocess: tuple[str, ...]) -> None:
     """
     if not fault_of(preprocess) and not is_anything_left(text, preprocess):
         raise InvalidRequest(f"nothing is left of the text after {', '.join(preprocess)}")
-
-
-def is_anything_left(text: str, preprocess: tuple[str, ...]) -> bool:
-    """Whether there is something to read in *text* after the steps of *preprocess*, all of which are here."""
-    try:
-        return bool(normalize_text(chain_of(preprocess)(text) if preprocess else text))
-    except StepFailedError:
-        return False
 
 
 class FeedbackStore:
@@ -262,30 +241,9 @@ class FeedbackStore:
             last = (rows[-1][0], rows[-1][1])
 
 
-def labels_of(given: Given) -> tuple[str, ...]:
-    """One label, or several, as several."""
-    return given if isinstance(given, tuple) else (given,)
-
-
 def _given(label: str, labels: str | None) -> Given:
     """What the columns say; see `schema.Feedback`."""
     return label if labels is None else tuple(json.loads(labels))
-
-
-def render(examples: Iterable[Labelled], form: Form) -> Iterator[str]:
-    """*examples* in a form that training reads, by the line: columns `text` and `label`.
-
-    In CSV several labels have `LABEL_SEPARATOR` between them, so that one that holds it is read as two; JSONL keeps it whole.
-    """
-    if form == "csv":
-        yield "text,label\r\n"
-    for example in examples:
-        if form == "csv":
-            line = io.StringIO()
-            csv.writer(line).writerow((example.text, LABEL_SEPARATOR.join(labels_of(example.label))))
-            yield line.getvalue()
-        else:
-            yield json.dumps({"text": example.text, "label": example.label}, ensure_ascii=False) + "\n"
 
 
 class FeedbackWriter:

@@ -7,14 +7,16 @@ from head_service.control.words import Outcome, TrainingOrder
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag=True):
-    """To the process, first: what to do. All paths are absolute; *repository* may be s3://bucket/prefix."""
+    """To the process, first: what to do. All paths are absolute; *repository* may be s3://bucket/prefix.
+
+    *data* is the file of rows, "" where there is none; *corrections*, not "", is what is to be heard of it, see `corrections`.
+    """
 
     run_id: str
     order: TrainingOrder
     trainer: str
     data: str
-    text_column: str | None
-    label_column: str | None
+    corrections: str
     folder: str
     repository: str
     cache_dir: str

@@ -2,7 +2,8 @@
 
 The run's id is a file of the version itself, so both appear at once. Right before a run's version appears, under the repository's
 lock, it looks for a version with its id; and it asks whether its lease still holds, so that a worker thought dead publishes
-nothing late.
+nothing late. It asks twice: with patience before it has the lock, so that a database that is slow to answer keeps nobody else
+from the repository, and briefly under it.
 """
 
 from collections.abc import Callable
@@ -19,10 +20,13 @@ from head_service.repository import Export, Repository
 from head_service.store import Store
 
 RUN_PATH: Final = "assets.extra/trunkline_run.json"
+PATIENT_SECONDS: Final = 60.0
+BRIEF_SECONDS: Final = 5.0
+"""For the worker to say whether the lease holds: while nobody waits for this, and while others wait for the repository."""
 
 
 class LeaseLostError(RepositoryError):
-    """Another worker has this run by now; nothing was published."""
+    """Another worker has this run by now, or may have; nothing was published."""
 
 
 class _AlreadyPublishedError(RepositoryError):
@@ -38,11 +42,12 @@ class _RunMark(msgspec.Struct, frozen=True):
 class RunRepository(Repository):
     """A repository that publishes in the name of one run.
 
-    *may_publish* is asked last before the version appears; *on_published* is told its number.
+    *may_publish* is told how many seconds to wait for an answer, and asked last before the version appears; *on_published* is
+    told its number.
     """
 
     def __init__(
-        self, location: str | Path | Store, run_id: str, may_publish: Callable[[], bool], on_published: Callable[[int], None]
+        self, location: str | Path | Store, run_id: str, may_publish: Callable[[float], bool], on_published: Callable[[int], None]
     ) -> None:
         super().__init__(location)
         self._run_id = run_id
@@ -59,13 +64,13 @@ class RunRepository(Repository):
         def marked(directory: Path, version: int) -> None:
             export(directory, version)
             _mark(directory, self._run_id)
+            self._check_lease(PATIENT_SECONDS)
 
         def only_once() -> None:
             guard()
             if (before := published_by(self, name, self._run_id)) is not None:
                 raise _AlreadyPublishedError(before)
-            if not self._may_publish():
-                raise LeaseLostError("another worker has taken this run over")
+            self._check_lease(BRIEF_SECONDS)
 
         version = published_by(self, name, self._run_id)
         if version is None:
@@ -75,6 +80,10 @@ class RunRepository(Repository):
                 version = found.version
         self._on_published(version)
         return version
+
+    def _check_lease(self, seconds: float) -> None:
+        if not self._may_publish(seconds):
+            raise LeaseLostError("another worker has taken this run over, or the store does not say so in time")
 
 
 def published_by(repository: Repository, name: str, run_id: str) -> int | None:

@@ -8,7 +8,8 @@ from clients import InvalidRequest
 from clients.wire.chain import STEPS, UnknownStepError, with_versions
 from clients.wire.decoding import NOT_DECODED
 from clients.wire.text import normalize_text
-from head_service.control.feedback import FeedbackCounts, Given
+from head_service.control.feedback import FeedbackCounts
+from head_service.control.labelled import Given
 from head_service.control.runs import Line, RunFacts
 from head_service.control.schema import Upload
 from head_service.control.states import State

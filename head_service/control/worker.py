@@ -19,7 +19,8 @@ from typing import Final
 
 from clients import TrunklineError, Unavailable
 from clients.wire.credentials import CredentialsError, embedding_credentials, head_credentials
-from head_service.control.data import TrainingData
+from head_service.control.corrections import ROWS_FILE
+from head_service.control.data import CORRECTIONS_FILE, Gathered, TrainingData
 from head_service.control.messages import AskToPublish, FromChild, MayPublish, Progress, Said, Start, ToChild
 from head_service.control.process import TrainingProcess
 from head_service.control.publishing import published_by
@@ -27,7 +28,7 @@ from head_service.control.runs import Lease, Runs
 from head_service.control.settings import WorkerSettings
 from head_service.control.uploads import Uploads
 from head_service.control.wakeup import Wakeup
-from head_service.control.words import Outcome, RunResult
+from head_service.control.words import Outcome, RunCancelledError, RunResult
 from head_service.errors import HeadServiceError
 from head_service.repository import Repository
 
@@ -100,27 +101,26 @@ class Attempt:
     async def _train(self) -> Outcome:
         folder = (self._settings.runs_dir / self.run_id).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            file, text, label = await asyncio.to_thread(
-                self._rooms.data.gather, self._lease.run.order, folder, self._lines.append
-            )
-        except Unavailable as error:
-            return Outcome(kind="lost", message=error.message)
-        except (HeadServiceError, TrunklineError) as error:
-            return Outcome(kind="failed", message=str(error))
-        if self._is_ending:
-            return Outcome(kind="cancelled", message="it was cancelled")
-        try:
-            start = self._start(folder, file, text, label)
-        except CredentialsError as error:
-            return Outcome(kind="lost", message=str(error))
-        child = await TrainingProcess.start(start, show_errors=self._settings.show_child_errors)
-        self._have(child)
         timeout = asyncio.get_running_loop().call_later(self._settings.run_timeout_seconds, self._time_out)
         try:
+            start = self._start(folder, await self._gathered(folder))
+            child = await TrainingProcess.start(start, show_errors=self._settings.show_child_errors)
+            self._have(child)
             return await child.outcome(self._heard)
+        except RunCancelledError:
+            return Outcome(kind="cancelled", message="it was cancelled")
+        except (Unavailable, CredentialsError) as error:
+            return Outcome(kind="lost", message=str(error))
+        except TrunklineError as error:
+            return Outcome(kind="failed", message=str(error))
         finally:
             timeout.cancel()
+
+    async def _gathered(self, folder: Path) -> Gathered:
+        gathered = await asyncio.to_thread(self._rooms.data.gather, self._lease.run.order, folder, lambda: self._is_ending)
+        if self._is_ending:
+            raise RunCancelledError
+        return gathered
 
     def _have(self, child: TrainingProcess) -> None:
         """From here on `stop` stops *child*; at once where it was called while the child was being started."""
@@ -132,15 +132,14 @@ class Attempt:
         child.ask_to_stop()
         asyncio.get_running_loop().call_later(self._settings.stop_seconds, child.kill)
 
-    def _start(self, folder: Path, file: Path, text: str | None, label: str | None) -> Start:
+    def _start(self, folder: Path, gathered: Gathered) -> Start:
         s = self._settings
         return Start(
             run_id=self.run_id,
             order=self._lease.run.order,
             trainer=s.trainer,
-            data=str(file.absolute()),
-            text_column=text,
-            label_column=label,
+            data=_absolute(gathered.data),
+            corrections=_absolute(gathered.corrections),
             folder=str(folder),
             repository=s.location,
             cache_dir=str(s.cache_dir.absolute()),
@@ -266,6 +265,10 @@ class Attempt:
         return Outcome(kind=outcome.kind, message=message, result=RunResult(version=found))
 
 
+def _absolute(path: Path | None) -> str:
+    return "" if path is None else str(path.absolute())
+
+
 class Worker:
     """Takes runs until told to stop."""
 
@@ -377,9 +380,10 @@ class Worker:
         keep_seconds = self._settings.keep_uploads_days * 86_400
         self._rooms.uploads.sweep(keep_seconds, self._rooms.runs.uploads_in_use())
         # A run's gathered rows hold texts; its report stays.
-        for rows in self._settings.runs_dir.glob("*/rows.jsonl"):
-            if time.time() - rows.stat().st_mtime > keep_seconds:
-                rows.unlink(missing_ok=True)
+        for name in (CORRECTIONS_FILE, ROWS_FILE):
+            for rows in self._settings.runs_dir.glob(f"*/{name}"):
+                if time.time() - rows.stat().st_mtime > keep_seconds:
+                    rows.unlink(missing_ok=True)
         for folder in self._settings.runs_dir.glob("*"):
             if folder.is_dir() and not any(folder.iterdir()) and time.time() - folder.stat().st_mtime > keep_seconds:
                 shutil.rmtree(folder, ignore_errors=True)

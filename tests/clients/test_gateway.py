@@ -1,5 +1,6 @@
 import asyncio
 import json
+import math
 
 import httpx
 import pytest
@@ -255,6 +256,20 @@ async def test_a_timeout_that_is_spent_already_sends_nothing():
         with pytest.raises(DeadlineExceeded):
             await twin.classify("some text", timeout=0.0)
     assert gateway.requests == []
+
+
+@pytest.mark.parametrize("timeout", [math.inf, 1e12])
+async def test_who_waits_for_ever_waits_as_long_as_the_header_can_say(timeout: float):
+    gateway = FakeGateway(200, ANSWER)
+    transport = httpx.MockTransport(gateway)
+    with Client(transport=transport, timeout=timeout) as client:
+        client.classify("some text")
+    async with AsyncClient(transport=transport) as twin:
+        await twin.classify("some text", timeout=timeout)
+
+    for request in gateway.requests:
+        assert "999999000" == request.headers["x-request-timeout-ms"]
+        assert 999_999.0 == request.extensions["timeout"]["read"]
 
 
 async def test_nobody_there_is_unavailable():

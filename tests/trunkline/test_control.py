@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 from clients import InvalidRequest, NotFound, Unavailable
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, encode
 from head_service.control.app import create_app
-from head_service.control.feedback import render
 from head_service.control.keep import Kept, open_kept
+from head_service.control.labelled import render
 from head_service.control.settings import ServeSettings
 from head_service.control.words import Outcome, RunResult
 from trunkline.cli import app

@@ -99,12 +99,14 @@ def test_a_run_is_submitted_found_and_workers_are_woken(api, kept):
     assert run["id"] == kept.wakeup.next()
 
 
-def test_an_idempotency_key_gives_the_same_run_again(api):
+def test_an_idempotency_key_gives_the_same_run_again_even_where_its_data_is_gone(api, tmp_path: Path):
     headers = {"idempotency-key": "k-1"}
     first, again = (api.post("/v1/runs", json=GOOD, headers=headers) for _ in range(2))
 
     assert (201, 200) == (first.status_code, again.status_code)
     assert first.json() == again.json()
+    (tmp_path / "data" / "rows.csv").unlink()
+    assert first.json() == api.post("/v1/runs", json=GOOD, headers=headers).json()
     assert "conflict" == error_of(api.post("/v1/runs", json={**GOOD, "seed": 1}, headers=headers), 409)
     assert "invalid_argument" == error_of(api.post("/v1/runs", json=GOOD, headers={"idempotency-key": "a b"}), 400)
 

@@ -17,12 +17,11 @@ from head_service.control.feedback import (
     FeedbackStore,
     FeedbackWriter,
     Kept,
-    Labelled,
     check_left,
     checked,
     majority,
-    render,
 )
+from head_service.control.labelled import Labelled, render
 from head_service.training.dataset import read_dataset
 
 

@@ -42,7 +42,7 @@ class Training:
     num_beside: int = 0
 
     def repository(self, run_id: str = RUN) -> RunRepository:
-        return RunRepository(self.folder / "heads", run_id, lambda: True, lambda _: None)
+        return RunRepository(self.folder / "heads", run_id, lambda _: True, lambda _: None)
 
     def context(self, published: int | None = None, run_id: str = RUN, heads_address: str = "", **more) -> RunContext:
         return RunContext(

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +12,9 @@ import psutil
 import pytest
 
 from head_service.catalogue import ensure_layout, read_catalogue
-from head_service.control.feedback import FeedbackRow
+from head_service.control.feedback import FeedbackRow, FeedbackStore
 from head_service.control.keep import Kept, open_kept
+from head_service.control.labelled import Labelled
 from head_service.control.messages import Start
 from head_service.control.process import TrainingProcess
 from head_service.control.publishing import published_by
@@ -176,6 +179,51 @@ async def test_a_run_that_takes_too_long_has_failed(settings):
         assert "longer than" in run.message
 
 
+@pytest.fixture
+def endless_feedback(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Feedback of which there is always more; set once it is being read."""
+    is_read = threading.Event()
+
+    def endless(*_: object) -> Iterator[Labelled]:
+        while True:
+            yield Labelled("text", "odd")
+            is_read.set()
+            time.sleep(0.001)
+
+    monkeypatch.setattr(FeedbackStore, "dataset", endless)
+    return is_read
+
+
+async def test_a_run_is_cancelled_while_its_rows_are_gathered(settings, endless_feedback):
+    async with open_shop(settings) as shop:
+        run = shop.submit(feedback_until=9)
+        assert await asyncio.to_thread(endless_feedback.wait, 30)
+        shop.kept.runs.cancel(run.id)
+
+        assert "cancelled" == (await shop.end(run)).state
+
+
+@pytest.mark.usefixtures("endless_feedback")
+async def test_the_time_in_which_rows_are_gathered_counts(settings):
+    async with open_shop(settings.model_copy(update={"run_timeout_seconds": 0.5})) as shop:
+        run = await shop.end(shop.submit(feedback_until=9))
+
+        assert "failed" == run.state
+        assert "longer than" in run.message
+
+
+async def test_rows_are_read_where_memory_is_bounded_and_a_crash_is_nobody_elses(settings, monkeypatch: pytest.MonkeyPatch):
+    def nobody_here(*_: object, **__: object) -> None:
+        raise AssertionError("read in the worker's own process")
+
+    monkeypatch.setattr("head_service.control.corrections.read_dataset", nobody_here)
+    async with open_shop(settings) as shop:
+        shop.kept.feedback.keep([FeedbackRow("spam", "text 1", "even", "ann")])
+        run = await shop.end(shop.submit(feedback_until=99))
+
+        assert "succeeded" == run.state, run.message
+
+
 async def test_a_worker_that_is_told_to_stop_gives_its_run_back_and_another_takes_it_up(settings):
     async with open_shop(settings) as shop:
         run = await shop.until(shop.submit("endless"), lambda now: now.step == "waiting")
@@ -219,8 +267,7 @@ async def test_a_training_process_whose_worker_hangs_up_ends(settings, tmp_path:
         order=TrainingOrder(head="spam", head_type="deaf"),
         trainer=settings.trainer,
         data=str(settings.data_dir / "rows.csv"),
-        text_column=None,
-        label_column=None,
+        corrections="",
         folder=str(tmp_path),
         repository=str(settings.repository),
         cache_dir=str(tmp_path),
