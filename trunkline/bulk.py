@@ -83,10 +83,12 @@ def _from_jsonl(content: str, column: str | None) -> Iterator[str]:
     for number, line in enumerate(_lines(content), 1):
         try:
             value = json.loads(line)
-            text = value if isinstance(value, str) else value[column or "text"]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            raise BulkError(f"line {number} is neither a JSON string nor an object with {column or 'text'!r}") from None
-        yield str(text)
+            text = value[column or "text"] if isinstance(value, dict) else value
+        except (ValueError, KeyError, RecursionError):
+            text = None
+        if not isinstance(text, str):
+            raise BulkError(f"line {number} is neither a JSON string nor an object with a string {column or 'text'!r}")
+        yield text
 
 
 def digest(text: str) -> str:

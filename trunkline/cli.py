@@ -209,7 +209,10 @@ def _classify_one(gateway: str, text: str, names: list[str] | None) -> None:
 def _said(head: HeadResult | HeadError) -> str:
     if isinstance(head, HeadError):
         return f"error: {head.message}"
-    return f"{head.label}  {head.score:.4f}" if head.score is not None else f"{head.value:.4f}"
+    if head.value is not None:
+        return f"{head.value:.4f}"
+    said = head.label if head.labels is None else ", ".join(head.labels)
+    return f"{said or 'no label'}  {head.score:.4f}"
 
 
 def _classify_file(gateway: str, file: Path, out_file: Path, names: list[str] | None, column: str | None) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Final
+from urllib.parse import quote
 
 import httpx
 import typer
@@ -14,7 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from clients import InvalidRequest, Unavailable, error_for_http
+from clients import InvalidRequest, InvalidResponse, Unavailable, error_for_http
+from clients._channel import is_loopback
 from trunkline import paths
 
 runs_app = typer.Typer(help="Training runs, done by workers.", no_args_is_help=True)
@@ -44,9 +46,13 @@ class Control:
         """The answer's JSON.
 
         Raises:
-            TrunklineError: it was refused, or could not be asked.
+            TrunklineError: it was refused, could not be asked, or what answered is no control plane.
         """
-        return self.send(method, path, **more).json()
+        answer = self.send(method, path, **more)
+        try:
+            return answer.json()
+        except ValueError:
+            raise InvalidResponse(f"what answers at {self._client.base_url} is no control plane") from None
 
     def send(self, method: str, path: str, **more: Any) -> httpx.Response:
         """The answer; see `ask`."""
@@ -63,8 +69,24 @@ class Control:
 def _control(url: str | None) -> Iterator[Control]:
     key = os.environ.get("TRUNKLINE_CONTROL_KEY")
     headers = {"authorization": f"Bearer {key}"} if key else {}
-    with httpx.Client(base_url=url or _running() or DEFAULT_URL, headers=headers, timeout=60.0) as client:
+    base_url = _checked(url or _running() or DEFAULT_URL)
+    # A proxy of the environment has no business on this machine.
+    with httpx.Client(base_url=base_url, headers=headers, timeout=60.0, trust_env=not is_loopback(base_url.host)) as client:
         yield Control(client)
+
+
+def _checked(url: str) -> httpx.URL:
+    try:
+        found = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise InvalidRequest(f"{url} is no URL: {error}") from None
+    if found.scheme not in ("http", "https") or not found.host:
+        raise InvalidRequest(f"{url} is no URL of a control plane: it begins with http:// or https://")
+    return found
+
+
+def _path_of(run_id: str) -> str:
+    return f"/v1/runs/{quote(run_id, safe='')}"
 
 
 def _running() -> str:
@@ -148,7 +170,7 @@ def list_runs(
 def show(run: RunId, control: Url = None) -> None:
     """Show one run."""
     with _control(control) as service:
-        found = service.ask("GET", f"/v1/runs/{run}")
+        found = service.ask("GET", _path_of(run))
     result = found.pop("result")
     for name, value in {**found.pop("order"), **found, **result.pop("metrics", {}), **result}.items():
         if value is not None and value != "":
@@ -159,7 +181,7 @@ def show(run: RunId, control: Url = None) -> None:
 def cancel(run: RunId, control: Url = None) -> None:
     """Stop a run, unless it has published already."""
     with _control(control) as service:
-        found = service.ask("POST", f"/v1/runs/{run}/cancel")
+        found = service.ask("POST", f"{_path_of(run)}/cancel")
     out.print("it will be stopped" if found["state"] == "running" else f"it is {found['state']}")
 
 
@@ -252,7 +274,7 @@ def _once() -> dict[str, str]:
 
 def _follow(service: Control, run_id: str) -> None:
     _print_lines(service, run_id, until_complete=True)
-    run = service.ask("GET", f"/v1/runs/{run_id}")
+    run = service.ask("GET", _path_of(run_id))
     out.print(escape(f"{run['state']}: {run['message']}"))
     if run["state"] != "succeeded":
         raise typer.Exit(1)
@@ -262,7 +284,7 @@ def _print_lines(service: Control, run_id: str, *, until_complete: bool) -> None
     """To the last line there is, or there ever will be."""
     offset = 0
     while True:
-        page = service.ask("GET", f"/v1/runs/{run_id}/logs", params={"offset": offset})
+        page = service.ask("GET", f"{_path_of(run_id)}/logs", params={"offset": offset})
         for line in page["lines"]:
             out.print(escape(line["line"]))
         offset = page["next_offset"]

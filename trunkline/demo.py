@@ -71,9 +71,10 @@ async def wait_until_live(client: AsyncClient, names: Sequence[str]) -> None:
         raise StackError(f"the gateway does not offer the heads {', '.join(sorted(missing))}") from None
 
 
-async def show_examples(gateway: str, heads: Sequence[DemoHead], console: Console) -> None:
+async def show_examples(gateway: str, heads: Sequence[DemoHead], console: Console, api_key: str | None = None) -> None:
     """POST a few held-out texts, one request each, and print label and score of every head with the stage timings."""
-    async with httpx.AsyncClient(base_url=gateway, timeout=30.0, trust_env=False) as http:
+    shown = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    async with httpx.AsyncClient(base_url=gateway, headers=shown, timeout=30.0, trust_env=False) as http:
         for head in heads:
             texts, labels = read_labelled(head.test_csv)
             for text, label in list(zip(texts, labels, strict=True))[:SHOWN_A_HEAD]:
@@ -128,10 +129,11 @@ async def run_demo(stack: Stack, console: Console) -> None:
         live = LiveStack.of(addresses, stack.settings.location, stack.settings.cache_dir)
         console.rule("Training the heads through the embedding service")
         await asyncio.to_thread(ensure_heads, heads, live, say)
-        async with AsyncClient(addresses.gateway, timeout=60.0) as client:
+        api_key = key_from_environment()
+        async with AsyncClient(addresses.gateway, timeout=60.0, api_key=api_key) as client:
             await wait_until_live(client, [head.name for head in heads])
             console.rule("Raw text in, labels out")
-            await show_examples(addresses.gateway, heads, console)
+            await show_examples(addresses.gateway, heads, console, api_key)
             console.rule("Accuracy on the held-out splits, measured through the gateway")
             await _print_accuracies(client, heads, console)
     finally:

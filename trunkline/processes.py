@@ -100,13 +100,15 @@ class Child:
         raise StackError(f"{self.name} could not start: {said.removeprefix(f'{self.name}: ') or 'it said nothing'}")
 
     def _keep_reading(self, stdout: asyncio.StreamReader) -> None:
-        """A full pipe would block the service, so its further lines are moved to the log for as long as it lives."""
+        """A full pipe would block the service, so its further lines are moved to the log for as long as it lives.
+
+        What the log does not take, as on a full disk, is lost.
+        """
 
         async def move() -> None:
-            with self._log.open("ab") as log:
-                while piece := await stdout.read(65_536):
+            while piece := await stdout.read(65_536):
+                with contextlib.suppress(OSError), self._log.open("ab", buffering=0) as log:
                     log.write(piece)
-                    log.flush()
 
         self._reader = asyncio.create_task(move())
 

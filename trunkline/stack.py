@@ -306,16 +306,21 @@ class Stack:
             status = await child.ended()
             self.say(f"{child.name} ended unexpectedly (status {status}); starting it again")
             await asyncio.sleep(RESTART_PAUSE_SECONDS)
-            is_heads = child is self.children.get("heads")
             try:
-                if is_heads:
-                    await asyncio.to_thread(self._tell_heads, labels=False)
-                await child.start(START_TIMEOUT_SECONDS)
-                if is_heads:
-                    await asyncio.to_thread(self._tell_heads, labels=True)
+                await self._start_again(child)
                 self.say(f"{child.name} is back")
-            except StackError as error:
+            except (StackError, HeadServiceError) as error:
                 self.say(str(error))
+            except Exception as error:  # whatever it was, the service is not to stay away for good
+                self.say(f"{child.name} could not start: {error}")
+
+    async def _start_again(self, child: Child) -> None:
+        is_heads = child is self.children.get("heads")
+        if is_heads:
+            await asyncio.to_thread(self._tell_heads, labels=False)
+        await child.start(START_TIMEOUT_SECONDS)
+        if is_heads:
+            await asyncio.to_thread(self._tell_heads, labels=True)
 
 
 async def _together(*starts: Coroutine[Any, Any, object]) -> None:

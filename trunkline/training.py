@@ -121,7 +121,7 @@ def train_head(
             reports=paths.home() / "reports",
             export=export,
         )
-    say(f"head {name}: {_said_of(result)}; {time.monotonic() - started:.0f} s")
+    say(f"head {name}: {_said_of(result, data.task)}; {time.monotonic() - started:.0f} s")
     if result.report is not None:
         say(f"head {name}: report {result.report}")
     return result
@@ -137,9 +137,13 @@ def _said_of_labels(data: Dataset) -> str:
     return "numbers" if data.task == "regression" else f"{len(data.label_names)} labels"
 
 
-def _said_of(result: TrainingResult) -> str:
+def _said_of(result: TrainingResult, task: Task) -> str:
     metrics = result.metrics
-    what = f"accuracy {metrics.accuracy:.4f}, macro F1 {metrics.macro_f1:.4f} on {metrics.num_test} held-out texts"
+    if task == "regression":
+        scored = f"R² {metrics.accuracy:.4f}"
+    else:
+        scored = f"accuracy {metrics.accuracy:.4f}, macro F1 {metrics.macro_f1:.4f}"
+    what = f"{scored} on {metrics.num_test} held-out texts"
     if result.comparison is None or result.is_live:
         return f"version {result.version} is published; {what}"
     return f"version {result.version} is not live ({result.comparison.verdict}: {result.comparison.reason}); {what}"

@@ -1,17 +1,19 @@
 """The commands against the real API on a real port, in a thread of this process."""
 
 import contextlib
+import http.server
 import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import msgspec
 import pytest
 import uvicorn
 from typer.testing import CliRunner
 
-from clients import InvalidRequest, NotFound, Unavailable
+from clients import InvalidRequest, InvalidResponse, NotFound, Unavailable
 from clients.wire.catalogue import Catalogue, CatalogueHead, Manifest, TrunkRef, encode
 from head_service.control.app import create_app
 from head_service.control.keep import Kept, open_kept
@@ -102,3 +104,56 @@ def test_what_is_refused_is_told_by_the_tree_of_errors(tmp_path: Path, kept: Kep
     monkeypatch.setenv("TRUNKLINE_CONTROL_URL", nobody)
     with pytest.raises(Unavailable, match="does not answer"):
         trunkline("runs", "list")
+
+
+class Elsewhere(http.server.BaseHTTPRequestHandler):
+    """Not a control plane: a page for whatever is asked; it notes what that was."""
+
+    asked: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        self.send_response(200)
+        self.send_header("content-length", "6")
+        self.end_headers()
+        self.wfile.write(b"<html>")
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def elsewhere() -> Iterator[str]:
+    Elsewhere.asked.clear()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Elsewhere) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join(10)
+
+
+def test_what_is_no_control_plane_is_told_in_a_sentence(elsewhere: str):
+    with pytest.raises(InvalidResponse, match="no control plane"):
+        trunkline("runs", "list", "--control", elsewhere)
+
+
+@pytest.mark.parametrize("url", ["http://h:port", "control:8200", "127.0.0.1:8200", "ftp://control"])
+def test_a_url_that_makes_no_sense_is_told_in_a_sentence(url: str):
+    with pytest.raises(InvalidRequest, match="no URL"):
+        trunkline("runs", "list", "--control", url)
+
+
+def test_no_proxy_is_asked_for_a_control_plane_on_this_machine(kept: Kept, elsewhere: str, monkeypatch):
+    monkeypatch.setenv("HTTP_PROXY", elsewhere)
+    monkeypatch.setenv("ALL_PROXY", elsewhere)
+
+    assert "run" in trunkline("runs", "list")
+    assert not Elsewhere.asked
+
+
+def test_a_run_id_of_odd_characters_asks_for_no_other_path(elsewhere: str):
+    with pytest.raises(InvalidResponse):
+        trunkline("runs", "show", "../feedback/counts?head=spam", "--control", elsewhere)
+
+    assert ["/v1/runs/..%2Ffeedback%2Fcounts%3Fhead%3Dspam"] == Elsewhere.asked

@@ -94,3 +94,20 @@ async def test_last_words_are_those_before_blank_lines(tmp_path: Path) -> None:
 
     with pytest.raises(StackError, match="port 1 is taken"):
         await process.start(30)
+
+
+async def test_a_child_is_read_on_where_its_log_takes_nothing(tmp_path: Path) -> None:
+    code = f"""
+import time, pathlib
+print('ready 1')
+while not pathlib.Path({str(tmp_path / "go")!r}).exists(): time.sleep(0.01)
+print('x' * 1_000_000)
+"""
+    process = child(tmp_path, code)
+    await process.start(30)
+    (tmp_path / "fake.log").unlink()
+    (tmp_path / "fake.log").mkdir()
+    (tmp_path / "go").touch()
+
+    async with asyncio.timeout(10):
+        assert 0 == await process.ended()

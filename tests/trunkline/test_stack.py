@@ -5,7 +5,9 @@ import pytest
 from pydantic_settings import CliApp
 
 from head_service.control.settings import ServeSettings, WorkerSettings
+from head_service.errors import HeadServiceError
 from trunkline import stack as stack_module
+from trunkline.processes import StackError
 from trunkline.stack import Addresses, Stack, StackSettings, record, recorded
 
 
@@ -90,3 +92,38 @@ async def test_an_embedding_service_elsewhere_is_used_and_none_is_started(tmp_pa
     assert not stack.children
     command = stack._gateway_command()
     assert "gpu:8101" == command[command.index("--embedding-address") + 1]
+
+
+class Flighty:
+    """In a child's place: it ends at once, and what starts it again meets each of *failures* before it stays."""
+
+    name = "gateway"
+
+    def __init__(self, *failures: Exception) -> None:
+        self._failures = list(failures)
+        self._is_back = asyncio.Event()
+
+    async def ended(self) -> int:
+        if self._is_back.is_set():
+            await asyncio.Event().wait()
+        return 1
+
+    async def start(self, timeout: float) -> None:
+        if self._failures:
+            raise self._failures.pop(0)
+        self._is_back.set()
+
+
+async def test_a_service_is_started_again_until_it_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(stack_module, "RESTART_PAUSE_SECONDS", 0.001)
+    failures = (StackError("its port is taken"), OSError(28, "No space left on device"), HeadServiceError("a folder is gone"))
+    stack = Stack(StackSettings(tmp_path, tmp_path, tmp_path), said.append)
+    watching = asyncio.create_task(stack._watch(Flighty(*failures)))
+    async with asyncio.timeout(10):
+        while "gateway is back" not in said:
+            await asyncio.sleep(0.001)
+    watching.cancel()
+
+    told = [line for line in said if "starting it again" not in line]
+    assert ["its port is taken", "gateway could not start: [Errno 28] No space left on device", "a folder is gone"] == told[:3]

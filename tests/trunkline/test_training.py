@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from clients.wire.catalogue import Metrics, Task
+from head_service.training.run import TrainingResult
 from trunkline import training
 from trunkline.cli import app
 from trunkline.stack import Stack, StackSettings
@@ -66,3 +68,10 @@ def test_ctrl_c_ends_a_training_at_once_and_what_was_started_for_it(tmp_path: Pa
 
     assert (["embedded"], 1) == (done, stack.num_stops)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize(("task", "said"), [("single_label", "accuracy 0.7500, macro F1 0.5000"), ("regression", "R² 0.7500")])
+def test_what_came_of_a_training_is_told_in_the_words_of_its_task(task: Task, said: str) -> None:
+    result = TrainingResult(3, Metrics(0.75, 0.5, 4, 8, "sha256:0"), None, None)
+
+    assert f"version 3 is published; {said} on 8 held-out texts" == training._said_of(result, task)
