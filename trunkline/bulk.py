@@ -1,19 +1,19 @@
 """Classify a file: texts in, one JSON line a text out, in order, resumable after any interruption."""
 
 import asyncio
-import csv
 import hashlib
-import io
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from clients import AsyncClient, DeadlineExceeded, HeadError, HeadResult, InvalidRequest, NotFound, Result, Unavailable
+from head_service.errors import DataError
+from head_service.training.rows import TEXT_COLUMNS, column_of, read_text, separated_rows
 
-TEXT_COLUMNS: Final = ("text", "sentence", "review", "content", "body", "message")
+KINDS: Final = (".txt", ".csv", ".tsv", ".jsonl")
 TEXTS_A_REQUEST: Final = 64
 REQUESTS_IN_FLIGHT: Final = 4
 _LINE_END: Final = re.compile(r"\r\n|\r|\n")
@@ -40,23 +40,16 @@ def read_texts(path: Path, text_column: str | None = None) -> list[str]:
     Raises:
         BulkError: no such file, another kind of file, or no text in it where one was looked for.
     """
+    kind = path.suffix.lower()
+    if kind not in KINDS:
+        raise BulkError(f"{path} is of an unknown kind: texts are read from {', '.join(KINDS)}")
     try:
-        # Line ends as they are: within the quotes of a .csv they belong to the text.
-        content = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise BulkError(f"{path} is not UTF-8: line {line} has a byte that cannot be read") from None
-    except OSError as error:
-        raise BulkError(f"{path} cannot be read: {error.strerror}") from None
-    readers: dict[str, Callable[[str, str | None], Iterator[str]]] = {
-        ".txt": lambda text, _: iter(_lines(text)),
-        ".csv": lambda text, column: _from_csv(text, column, ","),
-        ".tsv": lambda text, column: _from_csv(text, column, "\t"),
-        ".jsonl": _from_jsonl,
-    }
-    if path.suffix.lower() not in readers:
-        raise BulkError(f"{path} is of an unknown kind: texts are read from {', '.join(readers)}")
-    return list(readers[path.suffix.lower()](content, text_column))
+        content = read_text(path)
+        if kind == ".txt":
+            return _lines(content)
+        return _from_jsonl(content, text_column) if kind == ".jsonl" else _from_cells(content, kind, text_column)
+    except DataError as error:
+        raise BulkError(str(error)) from None
 
 
 def _lines(content: str) -> list[str]:
@@ -65,21 +58,14 @@ def _lines(content: str) -> list[str]:
     return lines if lines[-1] else lines[:-1]
 
 
-def _from_csv(content: str, column: str | None, delimiter: str) -> Iterator[str]:
-    rows = csv.DictReader(io.StringIO(content, newline=""), delimiter=delimiter)
-    try:
-        names = rows.fieldnames or []
-        found = column or next((name for name in TEXT_COLUMNS if name in names), None)
-        if found is None or found not in names:
-            known = ", ".join(names)
-            raise BulkError(f"there is no column {column or 'text'!r}; the file has: {known}. Name one with --text-column")
-        for row in rows:
-            yield row[found] or ""
-    except csv.Error as error:
-        raise BulkError(f"line {rows.line_num + 1} is not a row: {error}") from None
+def _from_cells(content: str, kind: str, column: str | None) -> list[str]:
+    file = separated_rows(content, kind)
+    found = column_of(file.names, column, TEXT_COLUMNS, "text")
+    return [str(row.cells.get(found, "")) for row in file.rows]
 
 
-def _from_jsonl(content: str, column: str | None) -> Iterator[str]:
+def _from_jsonl(content: str, column: str | None) -> list[str]:
+    texts = []
     for number, line in enumerate(_lines(content), 1):
         try:
             value = json.loads(line)
@@ -88,7 +74,8 @@ def _from_jsonl(content: str, column: str | None) -> Iterator[str]:
             text = None
         if not isinstance(text, str):
             raise BulkError(f"line {number} is neither a JSON string nor an object with a string {column or 'text'!r}")
-        yield text
+        texts.append(text)
+    return texts
 
 
 def digest(text: str) -> str:

@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 from clients.wire.catalogue import Task
 from clients.wire.text import normalize_text
 from head_service.errors import DataError
-from head_service.training.rows import DataLimits, Row, read_rows
+from head_service.training.rows import TEXT_COLUMNS, DataLimits, Row, column_of, read_rows, shown
 from head_service.training.splitting import draws, held_out_by_group, held_out_by_labels, held_out_by_value
 
-TEXT_COLUMNS: Final = ("text", "sentence", "review", "content", "body", "message", "tweet")
 LABEL_COLUMNS: Final = ("label", "class", "category", "topic", "sentiment", "target")
 # What a column of lists or numbers is also called.
 MULTI_LABEL_COLUMNS: Final = ("labels", "tags", "classes", "categories", "topics", *LABEL_COLUMNS)
@@ -37,7 +36,6 @@ LABEL_SEPARATOR: Final = "|"
 """Between several labels in one cell, where nothing else is said."""
 
 MAX_COMPLAINTS: Final = 20
-MAX_NAMES_SHOWN: Final = 20
 MAX_LABEL_LENGTH: Final = 200
 MIN_PER_LABEL: Final = 2
 MIN_FOR_REGRESSION: Final = 10
@@ -125,7 +123,7 @@ class Dataset:
             for label in self._labels_of(example):
                 if label not in known:
                     strange[label].append(example.line)
-        _complain([f"the label {_shown(label)} in {_lines(lines)} is none the head knows" for label, lines in strange.items()])
+        _complain([f"the label {shown(label)} in {_lines(lines)} is none the head knows" for label, lines in strange.items()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +156,8 @@ def read_dataset(
     if not label_separator.strip() and task == "multi_label" and label_separator != "\t":
         raise DataError("the separator of labels is empty; name one that no label contains, such as |")
     file = read_rows(path, limits)
-    text = _column(file.names, text_column, TEXT_COLUMNS, "text")
-    label = _column(file.names, label_column, USUAL_COLUMNS[task], "label")
+    text = column_of(file.names, text_column, TEXT_COLUMNS, "text")
+    label = column_of(file.names, label_column, USUAL_COLUMNS[task], "label")
     examples, complaints = _examples(file.rows, text, label, task, label_separator)
     if file.overfull:
         complaints.append(
@@ -213,18 +211,6 @@ def problem_with(answer: str | tuple[str, ...], task: Task, level_separator: str
         return found.says
     labels = (found,) if isinstance(found, str) else found if isinstance(found, tuple) else ()
     return "" if all(has_levels(label, level_separator) for label in labels) else _EMPTY_LEVEL
-
-
-def _column(names: Sequence[str], asked: str | None, usual: Iterable[str], what: str) -> str:
-    lowered = {name.lower(): name for name in reversed(names) if name}
-    if asked is not None and asked not in names:
-        raise DataError(f"there is no column {asked!r}; the file has: {_listed(names)}")
-    found = asked if asked is not None else next((lowered[name] for name in usual if name in lowered), None)
-    if found is None:
-        raise DataError(f"which column is the {what}? Name it with --{what}-column; the file has: {_listed(names)}")
-    if names.count(found) > 1:
-        raise DataError(f"there are {names.count(found)} columns of one name, and one of them is the {what}; give each its own")
-    return found
 
 
 def _examples(
@@ -304,6 +290,8 @@ def _number(cell: object) -> float | _Problem:
 
 def _label(cell: object) -> str | _Problem:
     """One label, "" when the cell is empty. A label is one line: labels.txt holds one a line."""
+    if isinstance(cell, list):
+        return _Problem("a label is a list, which the task multi_label takes,")
     plain = _plain(cell)
     if plain is None:
         return _Problem("a label is neither a string nor a number")
@@ -393,7 +381,7 @@ def _too_few_or_many(sets: Sequence[tuple[str, ...]], max_labels: int) -> list[s
 def _rare(sets: Sequence[tuple[str, ...]], lines: Sequence[int]) -> list[str]:
     line_of = {label: line for line, labels in zip(lines, sets, strict=True) for label in labels}
     return [
-        f"the label {_shown(label)} has a single example (line {line_of[label]}); give it more or leave it out"
+        f"the label {shown(label)} has a single example (line {line_of[label]}); give it more or leave it out"
         for label in rare_labels(sets)
     ]
 
@@ -407,18 +395,6 @@ def _unlearnable_values(values: Sequence[float]) -> list[str]:
     if len(values) < MIN_FOR_REGRESSION:
         return [f"there are only {len(values)} numbers; a regression needs at least {MIN_FOR_REGRESSION}"]
     return ["all numbers are equal; there is nothing to learn"] if len(set(values)) == 1 else []
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Columns for a person: a header that is none may be of any length."""
-    more = len(names) - MAX_NAMES_SHOWN
-    return ", ".join(_shown(name).strip("'") for name in names[:MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
-
-
-def _shown(name: str) -> str:
-    """A name of a column or label in quotes, cut, and fit for any terminal."""
-    kept = "".join(character if character.isprintable() else "\ufffd" for character in name[:61])
-    return f"'{kept[:60]}…'" if len(kept) > 60 else f"'{kept}'"
 
 
 def _lines(lines: Sequence[int]) -> str:

@@ -106,7 +106,10 @@ def test_results_of_other_texts_are_not_continued(tmp_path: Path) -> None:
     [
         ("a.txt", "one\ntwo\n", ["one", "two"]),
         ("a.csv", 'label,text\nx,"one\ntwo"\ny,three\n', ["one\ntwo", "three"]),
+        ("a.csv", "label;Text\nx;one, two\ny;three\n", ["one, two", "three"]),
+        ("a.csv", "label,text\nx\ny,two\n", ["", "two"]),
         ("a.tsv", "review\tstars\none\t5\n", ["one"]),
+        ("a.tsv", "id\tTweet\n1\tone, two; three\n", ["one, two; three"]),
         ("a.jsonl", '"one"\n{"text": "two"}\n', ["one", "two"]),
     ],
 )
@@ -137,8 +140,8 @@ def test_the_line_ends_within_a_text_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_an_empty_file_has_no_texts(tmp_path: Path) -> None:
-    for name in ("a.txt", "a.jsonl"):
-        (tmp_path / name).write_bytes(b"")
+    for name, content in {"a.txt": b"", "a.jsonl": b"", "a.csv": b"text,label\n", "a.tsv": b"text\tlabel\n"}.items():
+        (tmp_path / name).write_bytes(content)
         assert [] == read_texts(tmp_path / name)
 
 
@@ -146,9 +149,11 @@ def test_an_empty_file_has_no_texts(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", b"text\n" + 200_000 * b"x" + b"\n", "line 2 is not a row"),
-        ("a.csv", b"", "no column 'text'"),
+        ("a.csv", b"", "which column is the text"),
+        ("a.csv", b'text\none\n"two\nthree\n', "line 3 is not a row"),
+        ("a.csv", b"text,text\none,two\n", "2 columns of one name"),
         ("a.jsonl", 100_000 * b"[" + b"\n", "line 1 is neither"),
-        ("a.csv", b"x,y\n1,2\n", "no column 'text'; the file has: x, y"),
+        ("a.csv", b"x,y\n1,2\n", "which column is the text\\? .*; the file has: x, y"),
         ("a.jsonl", b'"one"\n{"t": 1}\n', "line 2"),
         ("a.jsonl", b'"one"\n{"text": null}\n', "line 2"),
         ("a.jsonl", b"null\n", "line 1"),

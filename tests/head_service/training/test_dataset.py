@@ -48,6 +48,33 @@ def test_a_tab_separated_and_a_jsonl_file_say_the_same(tmp_path: Path) -> None:
     assert [1, 2, 3, 4] == [example.line for example in read_dataset(jsonl).examples]
 
 
+@pytest.mark.parametrize("start", ["", "\ufeff", "\r\n"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_the_semicolons_and_tabs_of_spreadsheets_are_seen(tmp_path: Path, separator: str, end: str, start: str) -> None:
+    lines = [line.replace(",", separator) for line in GOOD.splitlines()]
+    lines[1] = f"good, one{separator}a"
+
+    data = read_dataset(written(tmp_path, start + end.join([*lines, ""])))
+
+    assert ["good, one", "good two", "bad one", "bad two"] == data.texts
+    assert ["a", "a", "b", "b"] == data.labels
+
+
+def test_a_semicolon_beside_commas_is_part_of_a_name(tmp_path: Path) -> None:
+    path = written(tmp_path, GOOD.replace("text,label", "text;prose,label"))
+
+    assert 4 == len(read_dataset(path, text_column="text;prose").examples)
+
+
+def test_lists_of_labels_are_told_which_task_takes_them(tmp_path: Path) -> None:
+    rows = "".join(f'{{"text": "text {n}", "labels": ["a"]}}\n' for n in range(4))
+
+    told = complaint(written(tmp_path, rows, "d.jsonl"), label_column="labels")
+
+    assert "a label is a list, which the task multi_label takes, in lines 1, 2, 3, 4" in told
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     assert 4 == len(read_dataset(written(tmp_path, b"\xef\xbb\xbf" + GOOD.encode())).examples)
 
@@ -121,7 +148,7 @@ def test_many_empty_rows_are_counted_after_ten(tmp_path: Path) -> None:
 def test_a_byte_that_is_not_utf_8_is_named_by_line(tmp_path: Path) -> None:
     path = written(tmp_path, GOOD.encode() + b"caf\xe9,a\n")
 
-    assert "data.csv is not UTF-8: line 6 has a byte that cannot be read" == complaint(path)
+    assert "data.csv is not UTF-8: line 6 has a byte that cannot be read; save it as UTF-8" == complaint(path)
 
 
 def test_an_unknown_kind_of_file_is_told_with_the_known_ones(tmp_path: Path) -> None:
