@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 
 from clients import HeadClient, TrunklineError
-from clients.wire.catalogue import MANIFEST_PATH, Catalogue, Manifest, bundles_of, members_of, views_of
+from clients.wire.catalogue import MANIFEST_PATH, BundleMember, Catalogue, Manifest, bundles_of, members_of, views_of
 from clients.wire.credentials import NO_CREDENTIALS, Credentials
 from clients.wire.decoding import NOT_DECODED
 from head_service import configuration
@@ -36,7 +36,7 @@ from head_service.store import BUNDLE_PREFIX, is_bundle
 
 MIN_MEMBERS: Final = 2
 TOLERANCE: Final = 1e-6
-"""How far a bundle's score may lie from its head's; of scores beyond one, in parts of the score."""
+"""How far a bundle's score may lie from its head's; of a head with scores beyond one, in parts of the largest of them."""
 
 PROBE_ROWS: Final = 32
 ASK_SECONDS: Final = 30.0
@@ -92,8 +92,8 @@ def _answers_for(bundle: Manifest, members: Sequence[Manifest]) -> bool:
     return {(one.name, one.version) for one in members_of(bundle)} == set(map(_version, members))
 
 
-def _version(manifest: Manifest) -> Version:
-    return manifest.name, manifest.version
+def _version(head: Manifest | BundleMember) -> Version:
+    return head.name, head.version
 
 
 @dataclass(slots=True)
@@ -127,26 +127,43 @@ class Bundler:
         with tempfile.TemporaryDirectory() as scratch:
             members = wanted_bundles(self._catalogue(), unfit_in(self._repository)).get(name, ())
             parts = list(self._parts(name, members, Path(scratch)))
-        if len(parts) < MIN_MEMBERS:
-            self.say(f"{name} is not made: of its heads {len(parts)} can be in it")
-            return
-        groups = laid_out(parts)
-        version = self._publish(name, members[0], groups)
+        while len(parts) >= MIN_MEMBERS:
+            apart = self._go_live(name, members[0], laid_out(parts))
+            if not apart:
+                return
+            parts = [part for part in parts if _version(part.member) not in apart]
+        self.say(f"{name} is not made: of its heads {len(parts)} can be in it")
+
+    def _go_live(self, name: str, like: Manifest, groups: Sequence[Sequence[Part]]) -> frozenset[Version]:
+        """Make a bundle of *groups* live, if it answers what its heads answer; if not, the heads of which it does not.
+
+        Raises:
+            RepositoryError: it does so for none of them.
+        """
+        version = self._publish(name, like, groups)
         manifest = self.lifecycle.load_candidate(name, version)
         try:
-            self._check(manifest, groups)
-            self.lifecycle.promote_bundle(name, version)
+            apart = self._apart(manifest, groups)
+            if not apart:
+                self.lifecycle.promote_bundle(name, version)
         except BaseException:
             self.lifecycle.drop_candidate(name, version)
             raise
-        self.say(f"{name} version {version} answers for {len(parts)} heads")
+        if not apart:
+            self.say(f"{name} version {version} answers for {len(members_of(manifest))} heads")
+            return frozenset()
+        self.lifecycle.drop_candidate(name, version)
+        for head, head_version in sorted(apart):
+            self._remember_unfit(name, (head, head_version))
+            self.say(f"{head} version {head_version} is served alone: together with others it answers otherwise")
+        return apart
 
     def _parts(self, name: str, members: Sequence[Manifest], scratch: Path) -> Iterator[Part]:
         for manifest in members:
             try:
                 yield self._part(manifest, scratch)
             except UnfitError as error:
-                self._remember_unfit(name, manifest)
+                self._remember_unfit(name, _version(manifest))
                 self.say(str(error))
 
     def _part(self, manifest: Manifest, scratch: Path) -> Part:
@@ -190,21 +207,25 @@ class Bundler:
     def _labels(self, name: str, version: int) -> tuple[str, ...]:
         return self._repository.manifest(name, version).labels
 
-    def _check(self, manifest: Manifest, groups: Sequence[Sequence[Part]]) -> None:
-        """Whether the bundle, where it is served, answers what its heads answer.
+    def _apart(self, manifest: Manifest, groups: Sequence[Sequence[Part]]) -> frozenset[Version]:
+        """The heads that answer otherwise than the bundle of *manifest* does, where it is served.
 
         Raises:
-            RepositoryError: it does not.
+            RepositoryError: all of them do.
         """
         rows = self._probe(manifest)
         scores = self.ask(manifest, rows)
         if scores.shape != (len(rows), len(manifest.labels)):
             raise RepositoryError(f"{manifest.name} version {manifest.version} does not answer with a score a label")
-        for part in (part for group in groups for part in group):
-            member = part.member
-            head = self._repository.manifest(member.name, member.version)
-            if not is_same(scores[:, member.offset : member.offset + member.count], self.ask(head, rows)):
-                raise RepositoryError(f"{manifest.name} version {manifest.version} does not answer what {member.name} answers")
+        members = [part.member for group in groups for part in group]
+        apart = frozenset(_version(member) for member in members if not self._says_the_same(member, scores, rows))
+        if len(apart) == len(members):
+            raise RepositoryError(f"{manifest.name} version {manifest.version} does not answer what its heads answer")
+        return apart
+
+    def _says_the_same(self, member: BundleMember, scores: FloatArray, rows: FloatArray) -> bool:
+        head = self._repository.manifest(member.name, member.version)
+        return is_same(scores[:, member.offset : member.offset + member.count], self.ask(head, rows))
 
     def _probe(self, manifest: Manifest) -> FloatArray:
         """Vectors of length one, and where the view does not make them so, also longer ones."""
@@ -215,10 +236,10 @@ class Bundler:
             self._rows[manifest.width] = known
         return known if manifest.view.normalize else np.concatenate([known, known * np.float32(manifest.width**0.5 / 4)])
 
-    def _remember_unfit(self, name: str, manifest: Manifest) -> None:
+    def _remember_unfit(self, name: str, version: Version) -> None:
         """So that it is not tried again at every change of another head."""
         with self._repository.locked():
-            known = [*_unfit_of(self._repository, name), _version(manifest)]
+            known = [*_unfit_of(self._repository, name), version]
             configuration.replace_if_other(self._repository.store, f"{name}/{_UNFIT}", msgspec.json.encode(known) + b"\n")
 
     def _catalogue(self) -> Catalogue:
@@ -268,10 +289,14 @@ def bundle_manifest(
 
 
 def is_same(scores: FloatArray, others: FloatArray) -> bool:
-    """Whether both are the same numbers to `TOLERANCE`."""
+    """Whether both are the same numbers to `TOLERANCE`.
+
+    A sum of large terms that comes out small has the rounding of the terms, whoever adds them up; so the largest score of all
+    texts is what a difference is held against.
+    """
     if scores.shape != others.shape or not np.isfinite(others).all():
         return False
-    return bool((np.abs(scores - others) <= TOLERANCE * np.maximum(1.0, np.abs(others))).all())
+    return bool((np.abs(scores - others) <= TOLERANCE * max(1.0, float(np.abs(others).max(initial=0.0)))).all())
 
 
 @contextlib.contextmanager

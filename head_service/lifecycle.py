@@ -21,7 +21,7 @@ from head_service.configuration import MODELS_CONFIG, ServedHead, bundle_entry, 
 from head_service.errors import ConflictError, RefusedError, RepositoryError
 from head_service.gate import Comparison
 from head_service.history import Event
-from head_service.repository import Repository, check_name
+from head_service.repository import Repository, check_name, no_version
 from head_service.states import Mark, describe, expendable, is_over, loaded
 from head_service.states import roles as roles_of
 from head_service.store import Clock, Stored, is_bundle
@@ -226,7 +226,7 @@ class Lifecycle:
         state = self.state(name)
         doomed = state.versions if version is None else (version,)
         if version is not None and version not in state.versions:
-            raise RepositoryError(f"{name} has no version {version}; there are {_listed(state.versions)}")
+            raise no_version(name, version, state.versions)
         with self.repository.locked():
             self._settle_locked()
             state = self._state(name, self._catalogue()[0])
@@ -415,7 +415,3 @@ def _known(
 
 def _gate_key(name: str, version: int) -> str:
     return f"{name}/{version}.gate.json"
-
-
-def _listed(versions: tuple[int, ...]) -> str:
-    return ", ".join(map(str, versions)) or "none"

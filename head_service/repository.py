@@ -8,7 +8,7 @@ may lie where it will be.
 import contextlib
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -81,8 +81,11 @@ class Repository:
 
         Raises:
             ManifestError: it says nothing, or not that it is this version.
+            RepositoryError: it is not there.
         """
         stored = self.store.read(f"{check_name(name)}/{version}/{MANIFEST_PATH}")
+        if stored is None and version not in (known := self.versions(name)):
+            raise no_version(name, version, known)
         manifest = parse_manifest(stored.content if stored else None)
         _check_number(manifest, name, version)
         return manifest
@@ -238,6 +241,11 @@ def check_name(name: str) -> str:
     if not NAME.fullmatch(name):
         raise RepositoryError(f"{name!r} cannot name a head: use 1 to 64 of a-z, 0-9, _ and -, a letter or digit first")
     return name
+
+
+def no_version(name: str, version: int, known: Sequence[int]) -> RepositoryError:
+    """Says that head *name* has no *version*, only those that are *known*."""
+    return RepositoryError(f"{name} has no version {version}; there are {', '.join(map(str, known)) or 'none'}")
 
 
 def _check_number(manifest: Manifest, name: str, version: int) -> None:

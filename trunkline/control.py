@@ -18,6 +18,7 @@ from rich.table import Table
 from clients import InvalidRequest, InvalidResponse, Unavailable, error_for_http
 from clients._channel import is_loopback
 from trunkline import paths
+from trunkline.measured import headline
 
 runs_app = typer.Typer(help="Training runs, done by workers.", no_args_is_help=True)
 feedback_app = typer.Typer(help="What people said the labels are.", no_args_is_help=True)
@@ -148,10 +149,9 @@ def list_runs(
     given = {"head": head, "state": state, "limit": limit}
     with _control(control) as service:
         found = service.ask("GET", "/v1/runs", params={name: value for name, value in given.items() if value is not None})
-    table = Table("run", "head", "state", "attempt", "progress", "version", "accuracy", "message")
+    table = Table("run", "head", "state", "attempt", "progress", "version", "metric", "message")
     for run in found["runs"]:
         result = run["result"]
-        accuracy = result.get("metrics", {}).get("accuracy")
         cells = (
             run["id"],
             run["head"],
@@ -159,7 +159,7 @@ def list_runs(
             run["attempt"],
             _progress(run),
             result.get("version") or "",
-            "" if accuracy is None else f"{accuracy:.4f}",
+            headline(run["order"].get("task", ""), result.get("metrics") or {}),
             run["message"],
         )
         table.add_row(*(escape(str(cell)) for cell in cells))

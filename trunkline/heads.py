@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -18,6 +19,7 @@ from rich.table import Table
 from clients import Client
 from trunkline import paths
 from trunkline.keys import key_from_environment
+from trunkline.measured import headline
 
 if TYPE_CHECKING:
     from clients.wire.catalogue import CatalogueHead, Manifest
@@ -55,13 +57,12 @@ def heads(
 def _list_offered(gateway: str | None) -> None:
     with Client(gateway or _running().gateway, api_key=key_from_environment()) as client:
         rows = client.heads()
-    table = Table("head", "version", "task", "labels", "accuracy", "trunk", "state")
+    table = Table("head", "version", "task", "labels", "metric", "trunk", "state")
     for row in rows:
-        metrics = row.get("metrics") or {}
-        accuracy = f"{metrics['accuracy']:.4f}" if "accuracy" in metrics else ""
+        metric = headline(row["task"], row.get("metrics") or {})
         state = row.get("refused") or ("default" if row.get("default") else "on request")
         trunk = row.get("trunk") or {}
-        cells = (row["name"], row["version"], row["task"], len(row["labels"]), accuracy, trunk.get("name", ""), state)
+        cells = (row["name"], row["version"], row["task"], len(row["labels"]), metric, trunk.get("name", ""), state)
         table.add_row(*(escape(str(cell)) for cell in cells))
     out.print(table)
 
@@ -410,12 +411,9 @@ def _missing(states: Sequence["HeadState"]) -> list[tuple[str, int]]:
 
 
 def _metric(manifest: "Manifest | None") -> str:
-    from head_service.gate import metric_of  # noqa: PLC0415
-
     if manifest is None or manifest.metrics is None:
         return ""
-    metric = metric_of(manifest)
-    return f"{metric} {getattr(manifest.metrics, metric):.4f}"
+    return headline(manifest.task, msgspec.structs.asdict(manifest.metrics))
 
 
 def _age(manifest: "Manifest | None") -> str:

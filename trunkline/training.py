@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from clients import EmbeddingClient
 from clients.wire.catalogue import LongText, Task
 from clients.wire.credentials import Credentials
@@ -18,13 +20,14 @@ from head_service.lifecycle import Lifecycle
 from head_service.pieces import named_steps
 from head_service.release import release
 from head_service.repository import Repository
-from head_service.training.dataset import LABEL_SEPARATOR, Dataset, read_dataset
+from head_service.training.dataset import LABEL_SEPARATOR, read_dataset
 from head_service.training.embeddings import EmbeddingCache
 from head_service.training.fit import FitOptions
 from head_service.training.linear_head import LinearHead
 from head_service.training.run import TrainingRequest, TrainingResult, train
 from trunkline import paths
 from trunkline.keys import key_from_environment
+from trunkline.measured import headline
 from trunkline.stack import Addresses, Stack, recorded
 
 SHOW_EVERY_TEXTS: Final = 500
@@ -88,8 +91,7 @@ def train_head(
     read = partial(read_dataset, task=wanted.task, label_separator=wanted.label_separator)
     data = read(file, text_column, label_column)
     held_out = read(test_file, text_column, label_column, for_training=False) if test_file else None
-    repeated = f", {data.num_repeated} repeated rows left out" if data.num_repeated else ""
-    say(f"head {name}: {len(data.examples)} texts, {_said_of_labels(data)}{repeated}")
+    say(f"head {name}: {data}")
     started = time.monotonic()
     repository = Repository(live.repository)
     shown = Credentials(key_from_environment())
@@ -133,14 +135,10 @@ def _brought(file: Path) -> LinearHead:
     return read_weights(file)
 
 
-def _said_of_labels(data: Dataset) -> str:
-    return "numbers" if data.task == "regression" else f"{len(data.label_names)} labels"
-
-
 def _said_of(result: TrainingResult, task: Task) -> str:
     metrics = result.metrics
     if task == "regression":
-        scored = f"R² {metrics.accuracy:.4f}"
+        scored = headline(task, msgspec.structs.asdict(metrics))
     else:
         scored = f"accuracy {metrics.accuracy:.4f}, macro F1 {metrics.macro_f1:.4f}"
     what = f"{scored} on {metrics.num_test} held-out texts"

@@ -40,7 +40,7 @@ def train_head(order: TrainingOrder, run: RunContext) -> Outcome:
             return with_bundles(run, _ended(order, run, run.published, comparison))
         options = _options(order)
         data = _rows(order, run)
-        run.say(f"{len(data.examples)} texts, {len(data.label_names)} labels, {data.num_repeated} repeated rows left out")
+        run.say(str(data))
         with _exporting(order) as export:
             result = train(
                 TrainingRequest(

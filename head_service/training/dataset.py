@@ -70,6 +70,11 @@ class Dataset:
     num_repeated: int = 0
     task: Task = "single_label"
 
+    def __str__(self) -> str:
+        answers = "numbers" if self.task == "regression" else f"{len(self.label_names)} labels"
+        repeated = f", {self.num_repeated} repeated rows left out" if self.num_repeated else ""
+        return f"{len(self.examples)} texts, {answers}{repeated}"
+
     @property
     def texts(self) -> list[str]:
         """In order."""

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from clients.wire.catalogue import BundleMember, Catalogue, CatalogueHead, Manifest, Task, TrunkRef, bundles_of, members_of
-from head_service.bundling import Ask, Bundler, asking, bundle_name, needs_of, out_of_date, wanted_bundles
+from head_service.bundling import Ask, Bundler, asking, bundle_name, is_same, needs_of, out_of_date, wanted_bundles
 from head_service.catalogue import ensure_layout, read_catalogue
 from head_service.configuration import MODELS_CONFIG, parse_config
 from head_service.errors import RepositoryError
@@ -235,6 +235,69 @@ def test_a_bundle_that_does_not_answer_what_its_heads_answer_is_never_told_of(wo
 
     assert [] == world.bundles
     assert {"one", "two"} == world.catalogue.heads.keys()
+
+
+def test_a_head_that_answers_otherwise_among_others_is_left_out_for_good(world: World) -> None:
+    for name in ("one", "two", "odd"):
+        world.go_live(name, drawn_head(len(name)))
+
+    def odd_together(ask: Ask) -> Ask:
+        def asked(manifest: Manifest, rows: FloatArray) -> FloatArray:
+            scores = ask(manifest, rows).copy()
+            for member in members_of(manifest):
+                if member.name == "odd":
+                    scores[:, member.offset] += np.float32(1e-4)
+            return scores
+
+        return asked
+
+    world.bundle(odd_together)
+
+    [bundle] = world.bundles
+    assert {"one", "two"} == {member.name for member in members_of(bundle)}
+    assert [bundle.version] == world.repository.versions(bundle.name), "the one with it was dropped"
+    assert any("odd version 1 is served alone" in said for said in world.said)
+    assert ([], []) == needs_of(world.repository, world.catalogue)
+    world.check_equal()
+
+
+def test_of_two_heads_one_alone_makes_no_bundle(world: World) -> None:
+    world.go_live("one", drawn_head(1))
+    world.go_live("two", drawn_head(2))
+
+    def first_differs(ask: Ask) -> Ask:
+        shift = np.array([1e-4, *[0.0] * 5], np.float32)
+        return lambda manifest, rows: ask(manifest, rows) + (shift if members_of(manifest) else np.float32(0.0))
+
+    world.bundle(first_differs)
+
+    assert [] == world.bundles
+    assert any("is not made: of its heads 1 can be in it" in said for said in world.said)
+    assert ([], []) == needs_of(world.repository, world.catalogue)
+
+
+def test_the_rounding_of_large_terms_with_a_small_sum_is_no_difference() -> None:
+    scores = np.array([[14.0], [0.5], [0.0]], np.float32)
+
+    assert is_same(scores + np.float32(5e-6), scores)
+    assert not is_same(scores + np.float32(5e-5), scores)
+    assert not is_same(scores / 14 + np.float32(5e-6), scores / 14), "of scores up to one it is the absolute difference"
+    assert not is_same(scores, np.full_like(scores, np.nan))
+
+
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(scale=st.sampled_from([1.0, 50.0, 3_000.0]), bias=st.sampled_from([0.0, 7.4, -2_000.0]))
+def test_numbers_of_any_size_are_answered_together(tmp_path_factory: pytest.TempPathFactory, scale: float, bias: float) -> None:
+    world = World(tmp_path_factory.mktemp("repository"))
+    for seed, name in enumerate(("one", "two", "three")):
+        head = drawn_head(seed, "regression", 1)
+        head.weights["weights"] *= np.float32(scale)
+        head.weights["bias"] += np.float32(bias)
+        world.go_live(name, head)
+
+    world.bundle()
+
+    assert 3 == len(members_of(world.bundles[0]))
 
 
 def entry(name: str, version: int = 1, fingerprint: str = FINGERPRINT, **fields: object) -> CatalogueHead:
