@@ -13,12 +13,12 @@ import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from clients import InvalidRequest, InvalidResponse, Unavailable, error_for_http
 from clients._channel import is_loopback
 from trunkline import paths
 from trunkline.measured import headline
+from trunkline.tables import print_table
 
 runs_app = typer.Typer(help="Training runs, done by workers.", no_args_is_help=True)
 feedback_app = typer.Typer(help="What people said the labels are.", no_args_is_help=True)
@@ -149,21 +149,8 @@ def list_runs(
     given = {"head": head, "state": state, "limit": limit}
     with _control(control) as service:
         found = service.ask("GET", "/v1/runs", params={name: value for name, value in given.items() if value is not None})
-    table = Table("run", "head", "state", "attempt", "progress", "version", "metric", "message")
-    for run in found["runs"]:
-        result = run["result"]
-        cells = (
-            run["id"],
-            run["head"],
-            run["state"],
-            run["attempt"],
-            _progress(run),
-            result.get("version") or "",
-            headline(run["order"].get("task", ""), result.get("metrics") or {}),
-            run["message"],
-        )
-        table.add_row(*(escape(str(cell)) for cell in cells))
-    out.print(table)
+    columns = ("run", "head", "state", "attempt", "progress", "version", "metric", "message")
+    print_table(out, columns, map(_cells, found["runs"]))
 
 
 @runs_app.command()
@@ -292,6 +279,13 @@ def _print_lines(service: Control, run_id: str, *, until_complete: bool) -> None
             return
         if not page["lines"]:
             time.sleep(FOLLOW_SECONDS)
+
+
+def _cells(run: dict[str, Any]) -> tuple[object, ...]:
+    result = run["result"]
+    metric = headline(run["order"].get("task", ""), result.get("metrics") or {})
+    version = result.get("version") or ""
+    return run["id"], run["head"], run["state"], run["attempt"], _progress(run), version, metric, run["message"]
 
 
 def _progress(run: dict[str, Any]) -> str:

@@ -4,7 +4,7 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -14,12 +14,12 @@ import msgspec
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from clients import Client
 from trunkline import paths
 from trunkline.keys import key_from_environment
 from trunkline.measured import headline
+from trunkline.tables import print_table
 
 if TYPE_CHECKING:
     from clients.wire.catalogue import CatalogueHead, Manifest
@@ -57,14 +57,13 @@ def heads(
 def _list_offered(gateway: str | None) -> None:
     with Client(gateway or _running().gateway, api_key=key_from_environment()) as client:
         rows = client.heads()
-    table = Table("head", "version", "task", "labels", "metric", "trunk", "state")
+    offered = []
     for row in rows:
         metric = headline(row["task"], row.get("metrics") or {})
         state = row.get("refused") or ("default" if row.get("default") else "on request")
         trunk = row.get("trunk") or {}
-        cells = (row["name"], row["version"], row["task"], len(row["labels"]), metric, trunk.get("name", ""), state)
-        table.add_row(*(escape(str(cell)) for cell in cells))
-    out.print(table)
+        offered.append((row["name"], row["version"], row["task"], len(row["labels"]), metric, trunk.get("name", ""), state))
+    print_table(out, ("head", "version", "task", "labels", "metric", "trunk", "state"), offered)
 
 
 @app.command("list")
@@ -93,7 +92,7 @@ def list_heads() -> None:
                 " ".join(entry.tags) if entry else "",
             )
         )
-    _print_table(("head", "stable", "canary", "shadow", "versions", "metric", "age", "asked", "tags"), rows)
+    print_table(out, ("head", "stable", "canary", "shadow", "versions", "metric", "age", "asked", "tags"), rows)
 
 
 @app.command()
@@ -104,12 +103,13 @@ def show(name: Name) -> None:
     lifecycle = _lifecycle()
     state = lifecycle.state(name)
     rows = [_version_row(lifecycle, state, version) for version in state.versions]
-    _print_table(("version", "state", "metric", "test texts", "age", "gate"), rows)
+    print_table(out, ("version", "state", "metric", "test texts", "age", "gate"), rows)
     if state.entry:
         _say(f"previous version: {state.entry.previous or 'none'}; {_asked(state.entry)}")
         _say(_reads(state.entry.versions[state.entry.stable]))
     events = history.events(lifecycle.repository.store, name)[-SHOWN_EVENTS:]
-    _print_table(
+    print_table(
+        out,
         ("when", "who", "what", "version", "from", "to", "reason"),
         [(e.when, e.who, e.what, *(str(n or "") for n in (e.version, e.before, e.after)), e.reason) for e in events],
     )
@@ -430,15 +430,3 @@ def _age(manifest: "Manifest | None") -> str:
 
 def _say(line: str) -> None:
     out.print(escape(line))
-
-
-def _print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    """A table on a terminal; for a program that reads it, one line a row, with tabs between."""
-    if not out.is_terminal:
-        for row in (columns, *rows):
-            typer.echo("\t".join(" ".join(cell.split()) for cell in row))
-        return
-    table = Table(*columns)
-    for row in rows:
-        table.add_row(*map(escape, row))
-    out.print(table)

@@ -7,11 +7,10 @@ from typing import Annotated, get_args
 
 import typer
 from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
 from clients import InvalidRequest
 from clients.wire.keys import KeyEntry, KeysError, Scope, add_key, read_keys, revoke_keys
+from trunkline.tables import print_table
 
 app = typer.Typer(help="Who may use the services.", no_args_is_help=True)
 out = Console(highlight=False, soft_wrap=True)
@@ -55,10 +54,8 @@ def add(
 @app.command("list")
 def list_keys(file: KeysPath) -> None:
     """List the keys, without what makes them keys."""
-    table = Table("id", "name", "scopes", "expires", "texts a second")
-    for entry in _read(file):
-        table.add_row(*(escape(cell) for cell in _cells(entry, datetime.now(UTC).timestamp())))
-    out.print(table)
+    rows = (_cells(entry, datetime.now(UTC).timestamp()) for entry in _read(file))
+    print_table(out, ("id", "name", "scopes", "expires", "texts a second"), rows)
 
 
 @app.command()

@@ -1,14 +1,14 @@
 """`trunkline models`: which encoders are prepared here, whether they are whole, and what each engine would cost and give."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Annotated, Any, Final, cast, get_args
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
 
 from trunkline import paths
+from trunkline.tables import print_table
 
 app = typer.Typer(help="Prepare, list, verify and compare encoders.", no_args_is_help=True)
 out: Final = Console(highlight=False, soft_wrap=True)
@@ -54,7 +54,7 @@ def list_kept() -> None:
         )
         for graph in kept_graphs(paths.cache_dir())
     )
-    _print_table(("trunk", "engine", "MB", "cosine to float32", "fingerprint", ""), rows)
+    print_table(out, ("trunk", "engine", "MB", "cosine to float32", "fingerprint", ""), rows)
 
 
 @app.command()
@@ -90,7 +90,7 @@ def compare(
         )
         speed = f"{row.texts_per_second:.0f}" if quality else ""
         rows.append((row.label, _megabytes(row.size_bytes) if quality else "", speed, *measured))
-    _print_table(("engine", "MB", "texts/s", "mean cosine", "least cosine", "equal labels", ""), rows)
+    print_table(out, ("engine", "MB", "texts/s", "mean cosine", "least cosine", "equal labels", ""), rows)
 
 
 @app.command()
@@ -109,11 +109,3 @@ def _known(name: str, names: Iterable[Any]) -> str:
 
 def _megabytes(size_bytes: int) -> str:
     return f"{size_bytes / 1e6:.0f}"
-
-
-def _print_table(columns: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> None:
-    table = Table(*columns)
-    escaped: Callable[[str], str] = escape
-    for row in rows:
-        table.add_row(*map(escaped, row))
-    out.print(table)
