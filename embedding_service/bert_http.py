@@ -16,7 +16,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from clients.wire.decoding import NOT_DECODED
+from clients.wire.decoding import NOT_DECODED, told_of_shape
 from clients.wire.http_server import Endpoint
 from embedding_service.backend import FloatArray
 from embedding_service.bert_as_service import PROTOCOL_VERSION, BertAsService, Texts, checked_texts
@@ -99,7 +99,7 @@ def _parse(body: bytes) -> EncodeBody:
     try:
         return msgspec.json.decode(body, type=EncodeBody)
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"the body has the wrong shape: {str(error)[:200]}") from None
+        raise InvalidInput(f"the body has the wrong shape: {told_of_shape(error, EncodeBody)}") from None
     except NOT_DECODED:
         raise InvalidInput("the body is not valid JSON in UTF-8") from None
 

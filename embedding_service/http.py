@@ -20,7 +20,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from clients.wire.decoding import NOT_DECODED
+from clients.wire.decoding import NOT_DECODED, told_of_shape
 from clients.wire.http_server import Endpoint, Shortcuts, shortcuts
 from embedding_service.edge import (
     INLINE_NUMBERS,
@@ -140,7 +140,7 @@ def parse_embeddings(body: bytes) -> EmbeddingsBody:
         return msgspec.json.decode(body, type=EmbeddingsBody)
     # msgspec bounds its recursion, also where it skips fields it does not know.
     except msgspec.ValidationError as error:
-        raise InvalidInput(f"the body has the wrong shape: {str(error)[:200]}") from None
+        raise InvalidInput(f"the body has the wrong shape: {told_of_shape(error, EmbeddingsBody)}") from None
     except NOT_DECODED:
         raise InvalidInput("the body is not valid JSON in UTF-8") from None
 

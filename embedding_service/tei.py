@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import Route
 
-from clients.wire.decoding import NOT_DECODED
+from clients.wire.decoding import NOT_DECODED, told_of_shape
 from clients.wire.http_server import Endpoint
 from clients.wire.text import Token
 from embedding_service.edge import (
@@ -248,7 +248,7 @@ class TeiEdge:
         try:
             return msgspec.json.decode(body, type=kind)
         except msgspec.ValidationError as error:
-            raise HTTPException(422, f"the body has the wrong shape: {str(error)[:200]}") from None
+            raise HTTPException(422, f"the body has the wrong shape: {told_of_shape(error, kind)}") from None
         except NOT_DECODED:
             raise HTTPException(400, "the body is not valid JSON in UTF-8") from None
 

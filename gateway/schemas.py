@@ -6,7 +6,7 @@ from typing import Annotated, Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from clients import InvalidRequest
-from clients.wire.decoding import NOT_DECODED
+from clients.wire.decoding import NOT_DECODED, told_of_shape
 from gateway.classification import Answer, Classification, HeadAnswer, HeadOutcome, StageTimings, Truncation
 from gateway.ports import PriorityName
 
@@ -203,7 +203,7 @@ def decode(decoder: "msgspec.json.Decoder[Body]", body: bytes) -> Body:
         return decoder.decode(body)
     # msgspec bounds its recursion, also where it skips.
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the body has the wrong shape: {_safe(str(error))}") from None
+        raise InvalidRequest(f"the body has the wrong shape: {told_of_shape(error, decoder.type)}") from None
     except NOT_DECODED:
         raise InvalidRequest("the body is not valid JSON in UTF-8") from None
 
@@ -247,16 +247,6 @@ def _asked(
         may_reuse,
     )
     return Asked(work, None if parsed.timeout_ms is None else parsed.timeout_ms / 1000, is_strict)
-
-
-def _safe(message: str) -> str:
-    """Msgspec's message tells types and places; what is the caller's own in it, an unknown field or choice, is left out."""
-    if "unknown field" in message:
-        return "it has an unknown field"
-    if message.startswith("Invalid enum value"):
-        _, at, place = message.rpartition(" - at ")
-        return f"a word is none of those to choose from{at}{place}"
-    return message[:200]
 
 
 def classify_answer(answer: Answer, notes: Sequence[Sequence[str]]) -> ClassifyAnswer:

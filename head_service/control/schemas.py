@@ -6,7 +6,7 @@ import msgspec
 
 from clients import InvalidRequest
 from clients.wire.chain import STEPS, UnknownStepError, with_versions
-from clients.wire.decoding import NOT_DECODED
+from clients.wire.decoding import NOT_DECODED, told_of_shape
 from clients.wire.text import normalize_text
 from head_service.control.feedback import FeedbackCounts
 from head_service.control.labelled import Given
@@ -151,7 +151,7 @@ def parse(body: bytes, kind: type[_Body]) -> _Body:
         return msgspec.json.decode(body, type=kind)
     # msgspec bounds its recursion, also where it skips.
     except msgspec.ValidationError as error:
-        raise InvalidRequest(f"the body has the wrong shape: {_safe(str(error))}") from None
+        raise InvalidRequest(f"the body has the wrong shape: {told_of_shape(error, kind)}") from None
     except NOT_DECODED:
         raise InvalidRequest("the body is not valid JSON in UTF-8") from None
 
@@ -244,12 +244,3 @@ def upload_answer(upload: Upload) -> UploadAnswer:
 def counts_answer(head: str, counts: FeedbackCounts) -> CountsAnswer:
     """Counts as they travel."""
     return CountsAnswer(head, counts.num_rows, counts.num_texts, counts.by_label, counts.num_conflicts, counts.num_ties)
-
-
-def _safe(message: str) -> str:
-    """Msgspec's message tells types and places; names and values that the caller made up are left out."""
-    if "unknown field" in message:
-        return "it has an unknown field"
-    if message.startswith("Invalid enum value"):
-        return f"a value is none of those that are known - at {message.rpartition(' - at ')[2]}"[:200]
-    return message[:200]
