@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Self
 
+import httpx
+
 
 @dataclass(frozen=True, slots=True)
 class Retry:
@@ -60,5 +62,8 @@ def _read(path: Path | str | None) -> bytes | None:
 GATEWAY_TIMEOUT: Final = 10.0
 EMBEDDING_TIMEOUT: Final = 10.0
 HEAD_TIMEOUT: Final = 5.0
+GATEWAY_CONNECTIONS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=100)
+"""All that are open are kept: of a hundred calls at once httpx by itself would keep twenty, and connect anew for the next ones.
+What is idle for five seconds goes, before the gateway ends it."""
 EMBED_ALL_RETRY: Final = Retry()
 STREAM_RETRY: Final = Retry()

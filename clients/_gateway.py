@@ -2,15 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from types import TracebackType
 from typing import Any, Final, Self, Unpack
 
 import httpx
 
 from clients._channel import bearer, is_loopback
-from clients._config import GATEWAY_TIMEOUT, STREAM_RETRY
+from clients._config import GATEWAY_CONNECTIONS, GATEWAY_TIMEOUT, STREAM_RETRY
 from clients._deadline import Deadline
 from clients._errors import DeadlineExceeded, Unavailable
 from clients._gateway_wire import (
@@ -82,7 +82,7 @@ def _trusts_environment(base_url: str) -> bool:
 
 
 class Client:
-    """The gateway, from threads. Calls share connections and may run at the same time.
+    """The gateway, from threads. Calls share connections and may run at the same time; beyond a hundred they wait for each other.
 
     Usage:
         with Client() as client:
@@ -112,6 +112,7 @@ class Client:
                 timeout=timeout,
                 headers={} if api_key is None else {AUTHORIZATION: bearer(api_key)},
                 transport=transport,
+                limits=GATEWAY_CONNECTIONS,
                 trust_env=_trusts_environment(base_url),
             )
 
@@ -164,8 +165,9 @@ class Client:
         while waiting:
             try:
                 for results in self._exchange(waiting, patience):
-                    attempts.succeeded()
                     yield from results
+                    # After that: what the caller does with them takes none of our time.
+                    attempts.succeeded()
             except Unavailable as error:
                 time.sleep(attempts.failed(error))
 
@@ -230,6 +232,7 @@ class AsyncClient:
                 timeout=timeout,
                 headers={} if api_key is None else {AUTHORIZATION: bearer(api_key)},
                 transport=transport,
+                limits=GATEWAY_CONNECTIONS,
                 trust_env=_trusts_environment(base_url),
             )
 
@@ -243,30 +246,33 @@ class AsyncClient:
 
     async def classify_stream(
         self, texts: Iterable[str] | AsyncIterable[str], *, timeout: float | None = None, **options: Unpack[StreamOptions]
-    ) -> AsyncIterator[Result | TextError]:
-        """See `Client.classify_stream`; *texts* may come by and by."""
+    ) -> AsyncGenerator[Result | TextError, None]:
+        """See `Client.classify_stream`; *texts* may come by and by. Who stops early closes it (`contextlib.aclosing`)."""
         waiting = Unanswered(options)
         async for text in _by_and_by(texts):
             waiting.add(text)
             if waiting.is_full:
-                async for result in self._answered(waiting, timeout):
-                    yield result
-        async for result in self._answered(waiting, timeout):
-            yield result
+                async with aclosing(self._answered(waiting, timeout)) as results:
+                    async for result in results:
+                        yield result
+        async with aclosing(self._answered(waiting, timeout)) as results:
+            async for result in results:
+                yield result
 
-    async def _answered(self, waiting: Unanswered, timeout: float | None) -> AsyncIterator[Result | TextError]:
+    async def _answered(self, waiting: Unanswered, timeout: float | None) -> AsyncGenerator[Result | TextError, None]:
         patience = patience_of(timeout, self._timeout)
         attempts = Attempts(patience)
         while waiting:
             try:
-                async for results in self._exchange(waiting, patience):
-                    attempts.succeeded()
-                    for result in results:
-                        yield result
+                async with aclosing(self._exchange(waiting, patience)) as exchange:
+                    async for results in exchange:
+                        for result in results:
+                            yield result
+                        attempts.succeeded()
             except Unavailable as error:
                 await asyncio.sleep(attempts.failed(error))
 
-    async def _exchange(self, waiting: Unanswered, patience: float) -> AsyncIterator[list[Result | TextError]]:
+    async def _exchange(self, waiting: Unanswered, patience: float) -> AsyncGenerator[list[Result | TextError], None]:
         """See `Client._exchange`."""
         with _our_errors():
             content, headers = waiting.body(), request_headers(patience)

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import json
 import math
 
@@ -248,6 +249,29 @@ async def test_an_async_call_ends_with_its_timeout_even_where_bytes_keep_trickli
         await asyncio.wait_for(asyncio.gather(*handlers), 10)
 
 
+async def test_calls_at_once_keep_their_connections_for_the_next_ones():
+    num_calls, connections = 40, []
+    here = asyncio.Barrier(num_calls)
+
+    async def answer(reader, writer):
+        connections.append(writer)
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while await reader.readuntil(b"\r\n\r\n"):
+                await here.wait()
+                writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{"heads":[]}')
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        async with AsyncClient(f"http://127.0.0.1:{port}") as client:
+            for _ in range(3):
+                await asyncio.gather(*(client.heads() for _ in range(num_calls)))
+        await asyncio.gather(*(writer.wait_closed() for writer in connections))
+
+    assert num_calls == len(connections)
+
+
 async def test_a_timeout_that_is_spent_already_sends_nothing():
     gateway = FakeGateway(body=ANSWER)
     with gateway.client() as client, pytest.raises(DeadlineExceeded):
@@ -381,6 +405,39 @@ async def test_a_stream_that_breaks_goes_on_with_the_first_line_that_was_not_ans
         assert [result.num_tokens for result in found] == [len(text) for text in texts]
         for start, sent in zip(gateway.starts, gateway.texts, strict=True):
             assert texts[start : start + len(sent)] == sent
+
+
+@pytest.mark.parametrize("twin", [False, True])
+async def test_the_time_that_the_caller_takes_for_an_answer_is_not_the_gateways(twin):
+    transport = httpx.MockTransport(StreamedGateway(1))
+    found = []
+    if twin:
+        async with AsyncClient(transport=transport, timeout=0.3) as client:
+            async for result in client.classify_stream(["a", "ab"]):
+                found.append(result.num_tokens)
+                await asyncio.sleep(0.4)
+    else:
+        with Client(transport=transport, timeout=0.3) as client:
+            for result in client.classify_stream(["a", "ab"]):
+                found.append(result.num_tokens)
+                await asyncio.sleep(0.4)
+
+    assert [1, 2] == found
+
+
+async def test_who_stops_reading_a_stream_gives_its_connection_back_at_once():
+    closed = []
+
+    class Pieces(_Pieces):
+        async def aclose(self):
+            closed.append(True)
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Pieces(0, ["a", "ab"], None)))
+    async with AsyncClient(transport=transport) as client:
+        async with contextlib.aclosing(client.classify_stream(["a", "ab"])) as results:
+            async for _ in results:
+                break
+        assert [True] == closed
 
 
 def test_answers_that_come_together_with_the_streams_early_end_are_given():
