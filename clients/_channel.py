@@ -215,6 +215,9 @@ def sync_method(channel: grpc.Channel, service: str, name: str, always: Metadata
             response: bytes = call(request, timeout=timeout, metadata=metadata)
         except grpc.RpcError as error:
             raise error_for_rpc(error, request_id) from error
+        except ValueError as error:
+            # What grpc makes of a call on a channel that was closed, or that is a parent's, in a forked process.
+            raise Cancelled(f"the client is closed: {error}", request_id=request_id) from None
         return response
 
     return invoke

@@ -10,7 +10,7 @@
   - Unavailable          the service could not be reached, is starting, draining or broken; trying again may help
     - Overloaded         it is full; *retry_after* says when to come back
   - DeadlineExceeded     no answer within the timeout
-  - Cancelled            the call was cancelled before it ended
+  - Cancelled            the call was cancelled before it ended, or its client is closed
   - ServerFault          the service failed in a way it should not
   - InvalidResponse      the service answered something that is not its contract
 """
@@ -88,7 +88,7 @@ class DeadlineExceeded(TrunklineError):
 
 
 class Cancelled(TrunklineError):
-    """The call was cancelled before it ended."""
+    """The call was cancelled before it ended, or its client is closed."""
 
     code = "cancelled"
 

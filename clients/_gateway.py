@@ -12,7 +12,7 @@ import httpx
 from clients._channel import bearer, is_loopback
 from clients._config import GATEWAY_CONNECTIONS, GATEWAY_TIMEOUT, STREAM_RETRY
 from clients._deadline import Deadline
-from clients._errors import DeadlineExceeded, Unavailable
+from clients._errors import Cancelled, DeadlineExceeded, Unavailable
 from clients._gateway_wire import (
     ClassifyOptions,
     HeadError,
@@ -38,7 +38,9 @@ DEFAULT_URL: Final = "http://127.0.0.1:8080"
 
 
 @contextmanager
-def _our_errors() -> Iterator[None]:
+def _our_errors(http: httpx.Client | httpx.AsyncClient | None = None) -> Iterator[None]:
+    if http is not None and http.is_closed:
+        raise Cancelled("the client is closed")
     try:
         yield
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -173,7 +175,7 @@ class Client:
 
     def _exchange(self, waiting: Unanswered, patience: float) -> Iterator[list[Result | TextError]]:
         """Send all that waits, and read what comes back; Unavailable where that is not all."""
-        with _our_errors():
+        with _our_errors(self._http):
             content, headers = waiting.body(), request_headers(patience)
             with self._http.stream("POST", waiting.path, content=content, headers=headers, timeout=patience) as response:
                 if response.status_code != httpx.codes.OK:
@@ -200,7 +202,7 @@ class Client:
     ) -> httpx.Response:
         patience = patience_of(timeout, self._timeout)
         headers = request_headers(patience, reuse=reuse)
-        with _our_errors():
+        with _our_errors(self._http):
             return self._http.request(method, path, content=body, headers=headers, timeout=patience)
 
     def close(self) -> None:
@@ -274,7 +276,7 @@ class AsyncClient:
 
     async def _exchange(self, waiting: Unanswered, patience: float) -> AsyncGenerator[list[Result | TextError], None]:
         """See `Client._exchange`."""
-        with _our_errors():
+        with _our_errors(self._http):
             content, headers = waiting.body(), request_headers(patience)
             async with self._http.stream("POST", waiting.path, content=content, headers=headers, timeout=patience) as response:
                 if response.status_code != httpx.codes.OK:
@@ -303,7 +305,7 @@ class AsyncClient:
         patience = patience_of(timeout, self._timeout)
         headers = request_headers(patience, reuse=reuse)
         try:
-            with _our_errors():
+            with _our_errors(self._http):
                 async with asyncio.timeout(patience):
                     return await self._http.request(method, path, content=body, headers=headers, timeout=patience)
         except TimeoutError:

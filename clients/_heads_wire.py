@@ -62,13 +62,20 @@ def build_predict(
     output_filter: Sequence[str],
 ) -> bytes:
     """A serialised PredictRequest, or InvalidRequest where the arguments cannot be one."""
-    request = pb.PredictRequest(output_filter=output_filter)
+    if isinstance(output_filter, str):
+        raise InvalidRequest("output_filter is a list: give one name as [name]")
+    try:
+        request = pb.PredictRequest(output_filter=output_filter)
+    except (TypeError, ValueError):
+        raise InvalidRequest("output_filter is a list of names") from None
     _fill_spec(request.model_spec, head, version, label, signature_name)
     for name, array in inputs.items():
         try:
             fill_tensor(request.inputs[name], np.asarray(array))
         except TensorError as error:
             raise InvalidRequest(f"input {name!r}: {error}") from None
+        except (TypeError, UnicodeEncodeError):
+            raise InvalidRequest(f"{name!r} cannot be the name of an input") from None
     return request.SerializeToString()
 
 

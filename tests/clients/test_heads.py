@@ -124,6 +124,20 @@ async def test_an_array_without_a_wire_form_is_refused_here_by_its_input(client)
         await client.predict("double", {"embedding": np.array([object()])})
 
 
+@pytest.mark.parametrize("name", [1, "\ud800", None])
+async def test_what_cannot_name_an_input_is_refused_here(client, server, name):
+    with pytest.raises(InvalidRequest, match="the name of an input"):
+        await client.predict("double", {name: EMBEDDING})
+    assert server.predicts == []
+
+
+@pytest.mark.parametrize("output_filter", ["scores", [1], ["\ud800"]])
+async def test_outputs_are_asked_for_by_a_list_of_names(client, server, output_filter):
+    with pytest.raises(InvalidRequest, match="output_filter is a list"):
+        await client.predict("double", {"embedding": EMBEDDING}, output_filter=output_filter)
+    assert server.predicts == []
+
+
 async def test_a_version_that_is_no_64_bit_integer_is_refused_here(client):
     with pytest.raises(InvalidRequest, match="64-bit"):
         await client.predict("double", {"embedding": EMBEDDING}, version=2**63)
