@@ -79,7 +79,7 @@ def test_a_version_that_is_not_its_manifest_is_not_promoted(repository: Reposito
 
 
 def test_a_version_that_is_not_there_is_not_promoted(repository: Repository) -> None:
-    with pytest.raises(ManifestError, match="there is no"):
+    with pytest.raises(RepositoryError, match="spam has no version 3; there are 1, 2"):
         promote(repository, "spam", 3)
 
 
