@@ -72,13 +72,14 @@ async def wait_until_live(client: AsyncClient, names: Sequence[str]) -> None:
 
 
 async def show_examples(gateway: str, heads: Sequence[DemoHead], console: Console, api_key: str | None = None) -> None:
-    """POST a few held-out texts, one request each, and print label and score of every head with the stage timings."""
+    """POST a few held-out texts, one request each, and print label and score of each of *heads* with the stage timings."""
     shown = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     async with httpx.AsyncClient(base_url=gateway, headers=shown, timeout=30.0, trust_env=False) as http:
         for head in heads:
             texts, labels = read_labelled(head.test_csv)
             for text, label in list(zip(texts, labels, strict=True))[:SHOWN_A_HEAD]:
-                answer = (await http.post("/v1/classify", json={"text": text})).raise_for_status().json()
+                asked = {"text": text, "heads": [one.name for one in heads]}
+                answer = (await http.post("/v1/classify", json=asked)).raise_for_status().json()
                 console.print(_example(text, f"{head.name}: {label}", answer))
 
 
@@ -93,11 +94,18 @@ def _example(text: str, truth: str, answer: dict[str, Any]) -> Table:
     for column in ("head", "label", "score"):
         table.add_column(column, min_width=12)
     for name, said in result["heads"].items():
-        if "error" in said:
-            table.add_row(name, f"error: {said['error']['message']}", "")
-        else:
-            table.add_row(name, said["label"], f"{said['score']:.3f}")
+        table.add_row(name, *_said(said))
     return table
+
+
+def _said(head: dict[str, Any]) -> tuple[str, str]:
+    """Label and score, whatever the task of a head that somebody put in the place of the demo's."""
+    if "error" in head:
+        return f"error: {head['error']['message']}", ""
+    if "value" in head:
+        return f"{head['value']:.4f}", ""
+    labels = [head["label"]] if head.get("label") else head.get("labels") or ()
+    return ", ".join(labels) or "no label", f"{head['score']:.3f}"
 
 
 async def measure(client: AsyncClient, head: DemoHead) -> Accuracy:
