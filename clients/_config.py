@@ -62,8 +62,8 @@ def _read(path: Path | str | None) -> bytes | None:
 GATEWAY_TIMEOUT: Final = 10.0
 EMBEDDING_TIMEOUT: Final = 10.0
 HEAD_TIMEOUT: Final = 5.0
-GATEWAY_CONNECTIONS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=100)
+GATEWAY_CONNECTIONS: Final = httpx.Limits(max_connections=100, max_keepalive_connections=100, keepalive_expiry=5.0)
 """All that are open are kept: of a hundred calls at once httpx by itself would keep twenty, and connect anew for the next ones.
-What is idle for five seconds goes, before the gateway ends it."""
+What is idle for five seconds goes, long before the gateway ends it (`http_server.KEEP_ALIVE_SECONDS`)."""
 EMBED_ALL_RETRY: Final = Retry()
 STREAM_RETRY: Final = Retry()

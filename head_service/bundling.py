@@ -128,10 +128,10 @@ class Bundler:
             members = wanted_bundles(self._catalogue(), unfit_in(self._repository)).get(name, ())
             parts = list(self._parts(name, members, Path(scratch)))
         while len(parts) >= MIN_MEMBERS:
-            apart = self._go_live(name, members[0], laid_out(parts))
-            if not apart:
+            differing = self._go_live(name, members[0], laid_out(parts))
+            if not differing:
                 return
-            parts = [part for part in parts if _version(part.member) not in apart]
+            parts = [part for part in parts if _version(part.member) not in differing]
         self.say(f"{name} is not made: of its heads {len(parts)} can be in it")
 
     def _go_live(self, name: str, like: Manifest, groups: Sequence[Sequence[Part]]) -> frozenset[Version]:
@@ -143,20 +143,20 @@ class Bundler:
         version = self._publish(name, like, groups)
         manifest = self.lifecycle.load_candidate(name, version)
         try:
-            apart = self._apart(manifest, groups)
-            if not apart:
+            differing = self._differing(manifest, groups)
+            if not differing:
                 self.lifecycle.promote_bundle(name, version)
         except BaseException:
             self.lifecycle.drop_candidate(name, version)
             raise
-        if not apart:
+        if not differing:
             self.say(f"{name} version {version} answers for {len(members_of(manifest))} heads")
             return frozenset()
         self.lifecycle.drop_candidate(name, version)
-        for head, head_version in sorted(apart):
+        for head, head_version in sorted(differing):
             self._remember_unfit(name, (head, head_version))
             self.say(f"{head} version {head_version} is served alone: together with others it answers otherwise")
-        return apart
+        return differing
 
     def _parts(self, name: str, members: Sequence[Manifest], scratch: Path) -> Iterator[Part]:
         for manifest in members:
@@ -207,7 +207,7 @@ class Bundler:
     def _labels(self, name: str, version: int) -> tuple[str, ...]:
         return self._repository.manifest(name, version).labels
 
-    def _apart(self, manifest: Manifest, groups: Sequence[Sequence[Part]]) -> frozenset[Version]:
+    def _differing(self, manifest: Manifest, groups: Sequence[Sequence[Part]]) -> frozenset[Version]:
         """The heads that answer otherwise than the bundle of *manifest* does, where it is served.
 
         Raises:
@@ -218,10 +218,10 @@ class Bundler:
         if scores.shape != (len(rows), len(manifest.labels)):
             raise RepositoryError(f"{manifest.name} version {manifest.version} does not answer with a score a label")
         members = [part.member for group in groups for part in group]
-        apart = frozenset(_version(member) for member in members if not self._says_the_same(member, scores, rows))
-        if len(apart) == len(members):
+        differing = frozenset(_version(member) for member in members if not self._says_the_same(member, scores, rows))
+        if len(differing) == len(members):
             raise RepositoryError(f"{manifest.name} version {manifest.version} does not answer what its heads answer")
-        return apart
+        return differing
 
     def _says_the_same(self, member: BundleMember, scores: FloatArray, rows: FloatArray) -> bool:
         head = self._repository.manifest(member.name, member.version)

@@ -5,7 +5,7 @@ worse than the live version by more than a tolerance. Two numbers are compared o
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, Literal
 
 import msgspec
@@ -20,6 +20,9 @@ METRIC_TOLERANCE: Final = 0.005
 
 Verdict = Literal["passed", "refused", "incomparable"]
 MetricName = Literal["accuracy", "macro_f1"]
+
+METRICS: Final[Mapping[str, MetricName]] = {"single_label": "accuracy", "multi_label": "macro_f1", "regression": "accuracy"}
+"""By task, what versions of a head are compared by; a regression's accuracy is its R²."""
 
 Scorer = Callable[[Manifest, Sequence[str]], Sequence[Sequence[float]]]
 """(manifest, texts): the scores that this version, on the head server, gives now: a row a text, in the order of the labels."""
@@ -76,8 +79,8 @@ def check_golden(
 
 
 def metric_of(manifest: Manifest) -> MetricName:
-    """What versions of a head are compared by: macro F1 with several labels a text, else accuracy (R² of a regression)."""
-    return "macro_f1" if manifest.task == "multi_label" else "accuracy"
+    """What versions of *manifest*'s head are compared by."""
+    return METRICS[manifest.task]
 
 
 def decide(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from clients import AsyncClient, DeadlineExceeded, HeadError, HeadResult, InvalidRequest, NotFound, Result, Unavailable
 from head_service.errors import DataError
-from head_service.training.rows import TEXT_COLUMNS, column_of, read_text, separated_rows
+from head_service.training.rows import TEXT_COLUMNS, column_of, delimited_rows, read_text
 
 KINDS: Final = (".txt", ".csv", ".tsv", ".jsonl")
 TEXTS_A_REQUEST: Final = 64
@@ -59,7 +59,7 @@ def _lines(content: str) -> list[str]:
 
 
 def _from_cells(content: str, kind: str, column: str | None) -> list[str]:
-    file = separated_rows(content, kind)
+    file = delimited_rows(content, kind)
     found = column_of(file.names, column, TEXT_COLUMNS, "text")
     return [str(row.cells.get(found, "")) for row in file.rows]
 

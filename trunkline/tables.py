@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 
-import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
@@ -13,7 +12,7 @@ def print_table(out: Console, columns: Sequence[str], rows: Iterable[Sequence[ob
     cells = ([str(cell) for cell in row] for row in rows)
     if not out.is_terminal:
         for line in (columns, *cells):
-            typer.echo("\t".join(" ".join(cell.split()) for cell in line))
+            print("\t".join(" ".join(cell.split()) for cell in line), file=out.file)
         return
     table = Table(Column(columns[0], no_wrap=True), *columns[1:])
     for line in cells:

@@ -17,7 +17,7 @@ TEXT_COLUMNS: Final = ("text", "sentence", "review", "content", "body", "message
 """What a column of texts is usually called."""
 
 _MAX_NAMES_SHOWN: Final = 20
-_SEPARATORS: Final = (",", ";", "\t")
+_DELIMITERS: Final = (",", ";", "\t")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def read_rows(path: Path, limits: DataLimits) -> Rows:
     if kind not in KINDS:
         raise DataError(f"{path.name} is of an unknown kind: training data is read from .csv, .tsv and .jsonl")
     content = read_text(path, limits.max_bytes)
-    file = _jsonl_rows(content, limits) if kind == ".jsonl" else separated_rows(content, kind, limits)
+    file = _jsonl_rows(content, limits) if kind == ".jsonl" else delimited_rows(content, kind, limits)
     if not file.rows:
         raise DataError("there are no rows")
     return file
@@ -108,13 +108,13 @@ def read_text(path: Path, max_bytes: int | None = None) -> str:
         raise DataError(f"{path.name} is not UTF-8: line {line} has a byte that cannot be read; save it as UTF-8") from None
 
 
-def separated_rows(content: str, kind: str, limits: DataLimits | None = None) -> Rows:
+def delimited_rows(content: str, kind: str, limits: DataLimits | None = None) -> Rows:
     """The rows of a file of *kind* .csv or .tsv, perhaps none.
 
     Raises:
         DataError: it has more than *limits* allow, or one of them is broken.
     """
-    delimiter = "\t" if kind == ".tsv" else _separator_of(content)
+    delimiter = "\t" if kind == ".tsv" else _delimiter_of(content)
     reader = csv.reader(io.StringIO(content, newline=""), delimiter=delimiter, strict=True)
     names: list[str] | None = None
     rows: list[Row] = []
@@ -142,13 +142,13 @@ def _listed(names: Sequence[str]) -> str:
     return ", ".join(shown(name).strip("'") for name in names[:_MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _separator_of(content: str) -> str:
+def _delimiter_of(content: str) -> str:
     """What stands between the cells of a .csv: spreadsheets write semicolons where a comma is part of a number.
 
     The names of the columns tell it, commas before all else.
     """
     names = re.match(r"[\r\n]*([^\r\n]*)", content)
-    return next((each for each in _SEPARATORS if names and each in names[1]), ",")
+    return next((each for each in _DELIMITERS if names and each in names[1]), ",")
 
 
 def _jsonl_rows(content: str, limits: DataLimits) -> Rows:

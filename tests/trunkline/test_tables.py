@@ -9,14 +9,16 @@ ID = "75091a76801b408888c7efb3b14d2fdc"
 ROWS = [(ID, "a head of a long name", "a message that is long\nand of two lines [bold]"), ("b", 2, "")]
 
 
-def test_a_program_reads_a_line_a_row_with_tabs_between(capsys: pytest.CaptureFixture[str]) -> None:
-    print_table(Console(file=io.StringIO(), force_terminal=False), ("run", "head", "message"), ROWS)
+def test_a_program_reads_a_line_a_row_with_tabs_between() -> None:
+    shown = io.StringIO()
+
+    print_table(Console(file=shown, force_terminal=False), ("run", "head", "message"), ROWS)
 
     assert [
         "run\thead\tmessage",
         f"{ID}\ta head of a long name\ta message that is long and of two lines [bold]",
         "b\t2\t",
-    ] == capsys.readouterr().out.splitlines()
+    ] == shown.getvalue().splitlines()
 
 
 @pytest.mark.parametrize("width", [44, 80, 200])
